@@ -1,0 +1,271 @@
+"""The whole error tree.
+
+Every error has a stable kebab-case ``code``, an ``exit_status`` of the command
+line, ``retryable`` (the same call may succeed later without anybody mending
+anything), a message that says what happened to what, and a ``hint`` that says
+what to do. Third-party exceptions are wrapped at the edge of their room with
+``raise ... from``.
+
+Exit statuses stay below 126: PostgreSQL restarts the archiver when an archive
+command ends with a larger one. 64 is reserved: ``wal fetch`` says with it that
+a file is *proven* absent from every repository, and nothing else may use it.
+"""
+
+EXIT_OK = 0
+EXIT_PROVEN_ABSENT = 64
+
+
+class PgrecallError(Exception):
+    """Root of all errors that pgrecall raises on purpose."""
+
+    code = "internal"
+    exit_status = 1
+    retryable = False
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class UsageError(PgrecallError):
+    """The command line is wrong: an option is missing, unknown or contradicts another."""
+
+    code = "usage"
+    exit_status = 2
+
+
+class SettingsError(PgrecallError):
+    """The configuration file, an environment variable or a flag holds bad settings."""
+
+    code = "settings"
+    exit_status = 3
+
+
+# --- store -----------------------------------------------------------------
+
+
+class StoreError(PgrecallError):
+    """A store did not do what was asked; whether the object exists is unknown."""
+
+    code = "store"
+    exit_status = 4
+    retryable = True
+
+
+class StoreRefusedError(StoreError):
+    """The store refuses: wrong credentials, missing permission, read-only."""
+
+    code = "store-refused"
+    exit_status = 5
+    retryable = False
+
+
+class StoreFullError(StoreError):
+    """The store has no space left."""
+
+    code = "store-full"
+    exit_status = 6
+    retryable = False
+
+
+class ObjectMissingError(StoreError):
+    """The store answered: there is no object under this key."""
+
+    code = "object-missing"
+    exit_status = 7
+    retryable = False
+
+
+class UnsafeStoreError(StoreError):
+    """The store does not honour what pgrecall needs (put-if-absent, durable writes)."""
+
+    code = "store-unsafe"
+    exit_status = 8
+    retryable = False
+
+
+# --- repository --------------------------------------------------------------
+
+
+class RepositoryError(PgrecallError):
+    """The repository is missing, of a newer format, or not what was expected."""
+
+    code = "repository"
+    exit_status = 10
+
+
+class CorruptObjectError(RepositoryError):
+    """Stored bytes do not match their digest, or do not parse."""
+
+    code = "corrupt-object"
+    exit_status = 11
+
+
+class BackupNotFoundError(RepositoryError):
+    """No complete backup has this id, or there is no backup at all."""
+
+    code = "backup-not-found"
+    exit_status = 12
+
+
+# --- PostgreSQL --------------------------------------------------------------
+
+
+class PostgresError(PgrecallError):
+    """PostgreSQL answered with an error."""
+
+    code = "postgres"
+    exit_status = 20
+
+
+class PostgresUnreachableError(PostgresError):
+    """No connection to the server can be made, or it was lost."""
+
+    code = "postgres-unreachable"
+    exit_status = 21
+    retryable = True
+
+
+class PostgresRightsError(PostgresError):
+    """The role or the operating system user may not do what is needed."""
+
+    code = "postgres-rights"
+    exit_status = 22
+
+
+class UnsupportedServerError(PostgresError):
+    """The server's version or configuration cannot be served."""
+
+    code = "server-unsupported"
+    exit_status = 23
+
+
+class DataDirectoryError(PostgresError):
+    """PGDATA is missing, unreadable, or not what the server says it is."""
+
+    code = "data-directory"
+    exit_status = 24
+
+
+class ToolMissingError(PostgresError):
+    """A PostgreSQL program that is needed was not found."""
+
+    code = "tool-missing"
+    exit_status = 25
+
+
+# --- identity and WAL ----------------------------------------------------------
+
+
+class IdentityError(PgrecallError):
+    """System identifier, segment size, page address or timeline belong to another server."""
+
+    code = "identity"
+    exit_status = 30
+
+
+class NotOwnerError(IdentityError):
+    """A restored copy, or a server that was replaced, tried to write to the archive."""
+
+    code = "not-owner"
+    exit_status = 31
+
+
+class WalConflictError(PgrecallError):
+    """The archive already holds other content under the same name."""
+
+    code = "wal-conflict"
+    exit_status = 32
+
+
+class WalFormatError(PgrecallError):
+    """A WAL file is truncated, not WAL, or has a name that PostgreSQL does not use."""
+
+    code = "wal-format"
+    exit_status = 33
+
+
+class WalMissingError(PgrecallError):
+    """WAL that is needed is not in the archive."""
+
+    code = "wal-missing"
+    exit_status = 34
+
+
+# --- backup, restore, check ------------------------------------------------------
+
+
+class BackupError(PgrecallError):
+    """A backup could not be completed; the server and the catalog are as before."""
+
+    code = "backup"
+    exit_status = 40
+
+
+class ArchiveTimeoutError(BackupError):
+    """The WAL that a backup needs did not reach the archive in time."""
+
+    code = "archive-timeout"
+    exit_status = 41
+    retryable = True
+
+
+class RestoreError(PgrecallError):
+    """A restore could not be completed."""
+
+    code = "restore"
+    exit_status = 50
+
+
+class TargetUnreachableError(RestoreError):
+    """The recovery target lies outside the recoverable range."""
+
+    code = "target-unreachable"
+    exit_status = 51
+
+
+class DestinationError(RestoreError):
+    """The restore destination is not empty, is in use, or cannot be written."""
+
+    code = "destination"
+    exit_status = 52
+
+
+class SpaceError(RestoreError):
+    """There is not enough space."""
+
+    code = "space"
+    exit_status = 53
+
+
+class RecoveryError(RestoreError):
+    """PostgreSQL did not reach the end of recovery."""
+
+    code = "recovery"
+    exit_status = 54
+
+
+class CheckFailedError(PgrecallError):
+    """At least one finding of a check is a failure."""
+
+    code = "check-failed"
+    exit_status = 60
+
+
+class ConfirmationError(PgrecallError):
+    """Something that needs confirmation was not confirmed; nothing was changed."""
+
+    code = "not-confirmed"
+    exit_status = 61
+
+
+class InterruptedRunError(PgrecallError):
+    """The run was ended by a signal; what it had begun was put back."""
+
+    code = "interrupted"
+    exit_status = 62
+    retryable = True

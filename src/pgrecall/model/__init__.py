@@ -1,0 +1,1 @@
+"""Immutable values: no I/O, no clock, no logging."""

@@ -1,0 +1,39 @@
+"""Identities of backups and runs: sortable by UTC time, with a random tail, and telling their kind."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from datetime import UTC, datetime
+
+from pgrecall.errors import UsageError
+
+BACKUP = "b"
+RUN = "r"
+RESTORE = "x"
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_PATTERN = re.compile(r"^([a-z])-(\d{8}T\d{6}Z)-([0-9a-hjkmnp-tv-z]{4})$")
+
+
+def new_id(kind: str, now: datetime) -> str:
+    """A fresh identity such as ``b-20261122T201637Z-7k3q`` for the aware moment ``now``."""
+    tail = "".join(secrets.choice(_ALPHABET) for _ in range(4))
+    return f"{kind}-{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{tail}"
+
+
+def check_id(text: str, kind: str) -> str:
+    """Return ``text`` if it is an identity of that kind; raises UsageError otherwise."""
+    match = _PATTERN.match(text)
+    if match is None or match.group(1) != kind:
+        raise UsageError(
+            f"{text!r} is not an identity of this kind",
+            hint=f"it looks like {kind}-20261122T201637Z-7k3q; the list command shows them",
+        )
+    return text
+
+
+def created_at(identity: str) -> datetime:
+    """The UTC moment inside an identity."""
+    stamp = identity.split("-")[1]
+    return datetime.strptime(stamp, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
