@@ -1,0 +1,207 @@
+"""What a backup holds: the completion record, the manifest's root, its packs and its files.
+
+All of them are stored records (docs/format.md). Fields that later formats add
+have defaults, and unknown fields are ignored by readers.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+import msgspec
+
+from pgrecall.model.findings import Finding
+
+FORMAT_VERSION = 1
+
+BackupKind = Literal["full", "incremental"]
+BackupSource = Literal["local", "stream"]
+
+
+class PackEntry(msgspec.Struct, frozen=True, array_like=True):
+    """One pack: its number, stored size in bytes, and the digest of its footer (hex).
+
+    ``owner`` is the id of the backup under which the pack lies; empty means
+    this one (an incremental refers to packs of older backups).
+    """
+
+    number: int
+    stored_bytes: int
+    footer_digest: str
+    owner: str = ""
+
+
+class Run(msgspec.Struct, frozen=True, array_like=True):
+    """``length`` bytes of a file from ``file_offset``.
+
+    They begin ``frame_offset`` bytes into the raw bytes of frame ``frame`` of
+    the pack at index ``pack`` of the manifest's pack list, and go on through
+    the following frames of that pack. Bytes of a file that no run covers are
+    zeros.
+    """
+
+    pack: int
+    frame: int
+    frame_offset: int
+    file_offset: int
+    length: int
+
+
+class FileEntry(msgspec.Struct, frozen=True, array_like=True):
+    """A file or directory, ``path`` relative to PGDATA with ``/`` (tablespaces: pg_tblspc/OID/...).
+
+    ``path`` is text where the name is UTF-8; otherwise ``raw_path`` holds its
+    bytes in hexadecimal and ``path`` a readable replacement. ``kind`` is "f" or
+    "d"; ``mode`` the permission bits; ``owner`` and ``group`` index into the
+    root's owners and groups; ``modified_at`` seconds since 1970 UTC;
+    ``crc32c`` that of the whole file (the server manifest's checksum);
+    ``bad_blocks`` the blocks that failed their page checksum.
+    """
+
+    path: str
+    kind: str
+    mode: int
+    owner: int
+    group: int
+    modified_at: int
+    size: int = 0
+    crc32c: int = 0
+    runs: tuple[Run, ...] = ()
+    bad_blocks: tuple[int, ...] = ()
+    raw_path: str = ""
+
+    def path_bytes(self) -> bytes:
+        """The path as the file system has it."""
+        return bytes.fromhex(self.raw_path) if self.raw_path else self.path.encode()
+
+
+class PartEntry(msgspec.Struct, frozen=True, array_like=True):
+    """One part of a manifest: number, what it lists, entries, stored bytes and digest (hex)."""
+
+    number: int
+    kind: Literal["files", "packs"]
+    entries: int
+    stored_bytes: int
+    digest: str
+
+
+class TablespaceEntry(msgspec.Struct, frozen=True):
+    """A tablespace at backup time; ``location`` is where its link points, empty when in place."""
+
+    oid: int
+    name: str
+    location: str
+    is_in_place: bool = False
+
+
+class ExternalFile(msgspec.Struct, frozen=True):
+    """A configuration file outside PGDATA (base64 of its bytes): Debian keeps them in /etc."""
+
+    role: Literal["config", "hba", "ident", "include"]
+    path: str
+    content: bytes
+
+
+class ServerFactsRecord(msgspec.Struct, frozen=True):
+    """What a restore must know of the server that was copied.
+
+    Sizes in bytes; ``settings`` holds the values of pg_settings that restore
+    needs (shared_preload_libraries, locale and directory settings...);
+    ``collations`` the versions of glibc and ICU that indexes depend on.
+    """
+
+    version_num: int
+    version: str
+    catalog_version: int
+    block_bytes: int
+    relation_segment_bytes: int
+    segment_bytes: int
+    data_checksums: int
+    data_directory: str
+    max_connections: int
+    max_worker_processes: int
+    max_wal_senders: int
+    max_prepared_transactions: int
+    max_locks_per_transaction: int
+    settings: dict[str, str] = {}
+    collations: dict[str, str] = {}
+
+
+class WalRange(msgspec.Struct, frozen=True):
+    """WAL that a backup needs to become consistent, on one timeline; LSNs as text."""
+
+    timeline: int
+    start: str
+    end: str
+
+
+class ManifestRoot(msgspec.Struct, frozen=True, kw_only=True):
+    """The small head of a manifest; ``parts`` hold the packs and the files."""
+
+    format: int = FORMAT_VERSION
+    backup_id: str
+    repository_id: str
+    digest: str
+    suite: str = "none"
+    kind: BackupKind
+    source: BackupSource
+    system_identifier: str
+    backup_label: bytes
+    tablespace_map: bytes
+    wal_range: WalRange
+    server: ServerFactsRecord
+    tablespaces: tuple[TablespaceEntry, ...] = ()
+    external_files: tuple[ExternalFile, ...] = ()
+    owners: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    parts: tuple[PartEntry, ...] = ()
+
+
+class Totals(msgspec.Struct, frozen=True, kw_only=True):
+    """Counts and bytes of a backup; ``bytes`` are raw, ``stored_bytes`` packs and manifest."""
+
+    files: int
+    directories: int
+    bytes: int
+    stored_bytes: int
+    packs: int
+    pages_checked: int = 0
+    pages_failed: int = 0
+    files_vanished: int = 0
+    wal_segments: int = 0
+
+
+class Completion(msgspec.Struct, frozen=True, kw_only=True):
+    """The record that makes a backup exist; written last. LSNs as text, times aware (server clock)."""
+
+    format: int = FORMAT_VERSION
+    backup_id: str
+    repository_id: str
+    server: str
+    generation: int
+    system_identifier: str
+    kind: BackupKind
+    source: BackupSource
+    version_num: int
+    segment_bytes: int
+    timeline: int
+    start_lsn: str
+    stop_lsn: str
+    started_at: datetime
+    stopped_at: datetime
+    completed_at: datetime
+    duration_seconds: float
+    label: str
+    compression: str
+    has_wal: bool
+    totals: Totals
+    manifest_bytes: int
+    manifest_digest: str
+    worst: str = "ok"
+    finding_count: int = 0
+    suite: str = "none"
+    tool_version: str = ""
+    restore_id: str = ""
+    annotations: dict[str, str] = {}
