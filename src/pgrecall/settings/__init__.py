@@ -1,1 +1,25 @@
-"""The settings room."""
+"""Settings: TOML in, checked values out; every setting is declared once (light)."""
+
+from pgrecall.settings.collection import Settings
+from pgrecall.settings.loading import load_settings
+from pgrecall.settings.references import resolve_secret
+from pgrecall.settings.sections import (
+    BackupSettings,
+    LogSettings,
+    RepositorySettings,
+    RestoreSettings,
+    ServerSettings,
+    WalSettings,
+)
+
+__all__ = [
+    "BackupSettings",
+    "LogSettings",
+    "RepositorySettings",
+    "RestoreSettings",
+    "ServerSettings",
+    "Settings",
+    "WalSettings",
+    "load_settings",
+    "resolve_secret",
+]

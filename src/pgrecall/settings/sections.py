@@ -1,0 +1,206 @@
+"""The sections of pgrecall.toml: every setting there is, declared once.
+
+Light (see declare.py). docs/settings.md, docs/settings.schema.json and the
+template that ``init`` writes are generated from here by ``make docs``.
+"""
+
+from __future__ import annotations
+
+from pgrecall.settings.declare import Section, setting
+
+_DAY = 86_400.0
+_GIB = 1 << 30
+
+
+class ServerSettings(Section):
+    """One PostgreSQL server to protect: ``[servers.NAME]``."""
+
+    name: str = setting(default="", is_key=False, doc="The NAME of the table.")
+    data_directory: str = setting(
+        default="", is_path=True, doc="PGDATA, as this host sees it. Empty: asked from the server."
+    )
+    host: str = setting(
+        default="",
+        doc="Socket directory (starts with /) or host name. Empty: the default of libpq.",
+    )
+    port: int = setting(default=5432, bounds=(1, 65535), doc="Port of the server.")
+    user: str = setting(
+        default="", doc="Role to connect as. Empty: the name of the operating system user."
+    )
+    database: str = setting(default="postgres", doc="Database to connect to.")
+    password: str = setting(
+        default="",
+        is_secret=True,
+        doc="Where the password is found. Empty: none, or what libpq finds (~/.pgpass).",
+    )
+    bin_directory: str = setting(
+        default="",
+        is_path=True,
+        doc="Directory of PostgreSQL's programs (pg_ctl, postgres). Empty: searched for.",
+    )
+    repositories: tuple[str, ...] = setting(
+        default=(), doc="Names of the repositories of this server. Empty: all of them."
+    )
+
+
+class RepositorySettings(Section):
+    """One place that keeps backups and WAL: ``[repositories.NAME]``."""
+
+    name: str = setting(default="", is_key=False, doc="The NAME of the table.")
+    store: str = setting(
+        default="local",
+        choices=("local", "s3", "gcs", "azure"),
+        doc="What keeps the bytes: a local directory, S3 and its likes, Google, or Azure.",
+    )
+    role: str = setting(
+        default="required",
+        choices=("required", "best-effort"),
+        doc="Whether a backup or a pushed segment counts only when it is in this repository.",
+    )
+    path: str = setting(default="", is_path=True, doc="Directory of a local store.")
+    bucket: str = setting(default="", doc="Bucket (S3, Google) or container (Azure).")
+    prefix: str = setting(default="", doc="What all keys in the bucket begin with.")
+    endpoint: str = setting(
+        default="", doc="URL of the service, for others than Amazon's, Google's and Microsoft's."
+    )
+    region: str = setting(default="", doc="Region of the bucket (S3).")
+    path_style: bool = setting(
+        default=False, doc="Put the bucket into the path of the URL, not into the host name (S3)."
+    )
+    ca_file: str = setting(
+        default="", is_path=True, doc="Certificates (PEM) to trust instead of the system's."
+    )
+    allow_http: bool = setting(default=False, doc="Accept an endpoint without TLS.")
+    access_key: str = setting(
+        default="",
+        is_secret=True,
+        doc="Where the access key id is found (S3). Empty: the credentials of the environment.",
+    )
+    secret_key: str = setting(
+        default="", is_secret=True, doc="Where the secret access key is found (S3)."
+    )
+    session_token: str = setting(
+        default="", is_secret=True, doc="Where the session token is found (S3), if there is one."
+    )
+    account: str = setting(default="", doc="Storage account (Azure).")
+    account_key: str = setting(
+        default="", is_secret=True, doc="Where the key of the account is found (Azure)."
+    )
+    credentials_file: str = setting(
+        default="",
+        is_secret=True,
+        doc="Where the JSON of the service account is found (Google), e.g. file:/etc/gcs.json.",
+    )
+    sse: str = setting(
+        default="",
+        choices=("", "AES256", "aws:kms"),
+        doc="Server-side encryption to ask for (S3). Empty: what the bucket does by itself.",
+    )
+    sse_kms_key: str = setting(default="", doc="Identity of the KMS key, with sse = aws:kms.")
+    timeout_seconds: float = setting(
+        default=120.0,
+        unit="seconds",
+        bounds=(0.1, _DAY),
+        doc="Bound of one request, body included.",
+    )
+    connect_timeout_seconds: float = setting(
+        default=5.0, unit="seconds", bounds=(0.1, 600), doc="Bound of making a connection."
+    )
+    retry_seconds: float = setting(
+        default=60.0,
+        unit="seconds",
+        bounds=(0, _DAY),
+        doc="Bound of all attempts of one operation together.",
+    )
+    retries: int = setting(
+        default=5, bounds=(0, 100), doc="How often an operation that failed is tried again."
+    )
+    pack_bytes: int = setting(
+        default=0,
+        unit="bytes",
+        bounds=(0, _GIB),
+        doc="Size at which a pack is closed. 0: the store's own (16 MiB on object stores).",
+    )
+
+
+class BackupSettings(Section):
+    """How backups are made: ``[backup]``."""
+
+    compression: str = setting(
+        default="zstd", choices=("zstd", "lz4", "none"), doc="Compression of the data."
+    )
+    level: int = setting(
+        default=1, bounds=(1, 19), doc="Level of the compression; 1 is the fastest."
+    )
+    workers: int = setting(
+        default=0, bounds=(0, 256), doc="Threads that read and compress. 0: one for each core."
+    )
+    checkpoint: str = setting(
+        default="fast",
+        choices=("fast", "spread"),
+        doc="Start with an immediate checkpoint, or wait for a gentle one.",
+    )
+    archive_timeout_seconds: float = setting(
+        default=300.0,
+        unit="seconds",
+        bounds=(1, _DAY),
+        doc="How long the WAL that a backup needs may take to arrive in the archive.",
+    )
+    page_rereads: int = setting(
+        default=5,
+        bounds=(0, 1000),
+        doc="How often a page whose checksum fails is read again before it is called corrupt.",
+    )
+
+
+class WalSettings(Section):
+    """How WAL is archived: ``[wal]``."""
+
+    compression: str = setting(
+        default="zstd", choices=("zstd", "lz4", "none"), doc="Compression of the segments."
+    )
+    level: int = setting(
+        default=1, bounds=(1, 19), doc="Level of the compression; 1 is the fastest."
+    )
+    retry_seconds: float = setting(
+        default=30.0,
+        unit="seconds",
+        bounds=(0, 3600),
+        doc="How long one wal push or wal fetch tries again before it gives up.",
+    )
+
+
+class RestoreSettings(Section):
+    """How backups are restored: ``[restore]``."""
+
+    workers: int = setting(
+        default=0, bounds=(0, 256), doc="Threads that fetch and write. 0: two for each core."
+    )
+
+
+class LogSettings(Section):
+    """What is said on standard error: ``[log]``."""
+
+    level: str = setting(
+        default="info",
+        choices=("debug", "info", "warning", "error"),
+        doc="The least important kind of message that is written.",
+    )
+    format: str = setting(
+        default="text", choices=("text", "json"), doc="Lines of key=value, or of JSON."
+    )
+
+
+#: Tables that exist once.
+SINGLE_SECTIONS: dict[str, type[Section]] = {
+    "backup": BackupSettings,
+    "wal": WalSettings,
+    "restore": RestoreSettings,
+    "log": LogSettings,
+}
+
+#: Tables of named tables.
+NAMED_SECTIONS: dict[str, type[Section]] = {
+    "servers": ServerSettings,
+    "repositories": RepositorySettings,
+}
