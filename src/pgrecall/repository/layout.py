@@ -1,0 +1,237 @@
+"""Where everything lies in a repository: pure functions from names to keys and back.
+
+Nothing here reads or writes. Numbers are decimal with at least four digits
+(they widen beyond 9999, so nothing may rely on the order of keys to order
+numbers), timelines and logs are eight upper-case hexadecimal digits.
+"""
+
+from __future__ import annotations
+
+from pgrecall.errors import RepositoryError, UsageError
+from pgrecall.model.wal_files import HISTORY, WalFile
+
+REPOSITORY_KEY = "repository.json"
+SERVERS_PREFIX = "servers/"
+
+PACK = "pack"
+MANIFEST = "manifest"
+MANIFEST_PART = "manifest-part"
+COMPLETE = "complete"
+
+_PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
+_UPPER_HEX = frozenset("0123456789ABCDEF")
+
+
+def encode_server(name: str) -> str:
+    """The key part of a server name: each UTF-8 byte outside ``[A-Za-z0-9_-]`` becomes ``%XX``.
+
+    Raises UsageError when the name is empty or cannot be written as UTF-8.
+    """
+    if not name:
+        raise UsageError("a server needs a name", hint="name it in the section [servers.NAME]")
+    try:
+        encoded = name.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"the server name {name!a} is not valid Unicode",
+            hint="use the name as it is written in the configuration file, in UTF-8",
+        ) from None
+    return "".join(chr(byte) if chr(byte) in _PLAIN else f"%{byte:02X}" for byte in encoded)
+
+
+def decode_server(part: str) -> str:
+    """The server name of a key part; raises RepositoryError when pgrecall writes no such part."""
+    raw = bytearray()
+    position = 0
+    while position < len(part):
+        character = part[position]
+        if character == "%":
+            digits = part[position + 1 : position + 3]
+            if len(digits) != 2 or not _UPPER_HEX.issuperset(digits):
+                raise _bad_part(part)
+            raw.append(int(digits, 16))
+            position += 3
+        elif character in _PLAIN:
+            raw.append(ord(character))
+            position += 1
+        else:
+            raise _bad_part(part)
+    try:
+        name = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raise _bad_part(part) from None
+    if not name or encode_server(name) != part:
+        raise _bad_part(part)
+    return name
+
+
+def server_prefix(server: str) -> str:
+    """Prefix of everything that belongs to one server, with its final slash."""
+    return f"{SERVERS_PREFIX}{encode_server(server)}/"
+
+
+# --- numbered records ----------------------------------------------------------
+
+
+def generations_prefix(server: str) -> str:
+    """Prefix of the generation records of a server."""
+    return f"{server_prefix(server)}generations/"
+
+
+def generation_key(server: str, number: int) -> str:
+    """Key of generation record ``number`` (1 and up)."""
+    return f"{generations_prefix(server)}{_number(number)}.json"
+
+
+def owners_prefix(server: str) -> str:
+    """Prefix of the owner records of a server."""
+    return f"{server_prefix(server)}owners/"
+
+
+def owner_key(server: str, number: int) -> str:
+    """Key of owner record ``number`` (1 and up)."""
+    return f"{owners_prefix(server)}{_number(number)}.json"
+
+
+def record_number(name: str) -> int:
+    """The number of a record named ``NNNN.json``; raises RepositoryError for any other name."""
+    stem, dot, suffix = name.partition(".")
+    if not dot or suffix != "json":
+        raise RepositoryError(f"{name!r} is not the name of a numbered record")
+    return _parse_number(stem, name)
+
+
+# --- backups ---------------------------------------------------------------------
+
+
+class BackupKey:
+    """A parsed key below a backup: ``kind`` is PACK, MANIFEST, MANIFEST_PART or COMPLETE.
+
+    ``number`` counts packs and manifest parts; 0 for the two kinds that are single.
+    """
+
+    __slots__ = ("backup_id", "kind", "number", "server")
+
+    def __init__(self, server: str, backup_id: str, kind: str, number: int = 0) -> None:
+        self.server = server
+        self.backup_id = backup_id
+        self.kind = kind
+        self.number = number
+
+    def __repr__(self) -> str:
+        return f"BackupKey({self.server!r}, {self.backup_id!r}, {self.kind!r}, {self.number})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BackupKey) and repr(other) == repr(self)
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+
+def backups_prefix(server: str) -> str:
+    """Prefix of all backups of a server."""
+    return f"{server_prefix(server)}backups/"
+
+
+def backup_prefix(server: str, backup_id: str) -> str:
+    """Prefix of one backup's objects, with its final slash."""
+    return f"{backups_prefix(server)}{backup_id}/"
+
+
+def pack_key(server: str, backup_id: str, number: int) -> str:
+    """Key of pack ``number`` of a backup."""
+    return f"{backup_prefix(server, backup_id)}pack-{_number(number)}"
+
+
+def manifest_key(server: str, backup_id: str) -> str:
+    """Key of a backup's manifest root."""
+    return f"{backup_prefix(server, backup_id)}manifest"
+
+
+def manifest_part_key(server: str, backup_id: str, number: int) -> str:
+    """Key of part ``number`` of a backup's manifest."""
+    return f"{backup_prefix(server, backup_id)}manifest-{_number(number)}"
+
+
+def complete_key(server: str, backup_id: str) -> str:
+    """Key of the completion record, written last: without it there is no backup."""
+    return f"{backup_prefix(server, backup_id)}complete.json"
+
+
+def parse_backup_key(key: str) -> BackupKey:
+    """Take a backup object's key apart; raises RepositoryError when it is none."""
+    parts = key.split("/")
+    if len(parts) != 5 or parts[0] != "servers" or parts[2] != "backups" or not parts[3]:
+        raise _bad_key(key, "a backup's object")
+    server, backup_id, name = decode_server(parts[1]), parts[3], parts[4]
+    if name == "manifest":
+        return BackupKey(server, backup_id, MANIFEST)
+    if name == "complete.json":
+        return BackupKey(server, backup_id, COMPLETE)
+    for stem, kind in (("pack-", PACK), ("manifest-", MANIFEST_PART)):
+        if name.startswith(stem):
+            return BackupKey(server, backup_id, kind, _parse_number(name[len(stem) :], key))
+    raise _bad_key(key, "a backup's object")
+
+
+# --- the WAL archive ---------------------------------------------------------------
+
+
+def wal_prefix(
+    server: str, generation: int, timeline: int | None = None, log: int | None = None
+) -> str:
+    """Prefix of a generation's archive, narrowed to a timeline and to one log (LSN >> 32) of it."""
+    prefix = f"{server_prefix(server)}wal/{_number(generation)}/"
+    if timeline is None:
+        return prefix
+    prefix += f"{timeline:08X}/"
+    return prefix if log is None else f"{prefix}{log:08X}/"
+
+
+def wal_key(server: str, generation: int, file: WalFile) -> str:
+    """Key of a file of pg_wal."""
+    log = None if file.kind == HISTORY else file.log
+    return wal_prefix(server, generation, file.timeline, log) + file.name
+
+
+def parse_wal_key(key: str) -> tuple[str, int, WalFile]:
+    """Server, generation and file of a key of the archive.
+
+    Raises RepositoryError when the key is not one that pgrecall writes,
+    WalFormatError when its last part is no name of PostgreSQL's.
+    """
+    parts = key.split("/")
+    if len(parts) not in (6, 7) or parts[0] != "servers" or parts[2] != "wal":
+        raise _bad_key(key, "a file of the WAL archive")
+    server = decode_server(parts[1])
+    generation = _parse_number(parts[3], key)
+    file = WalFile(parts[-1])
+    if wal_key(server, generation, file) != key:
+        raise _bad_key(key, "a file of the WAL archive")
+    return server, generation, file
+
+
+def _number(number: int) -> str:
+    if number < 0:
+        raise ValueError(f"numbers in keys are not negative: {number}")
+    return f"{number:04d}"
+
+
+def _parse_number(text: str, whole: str) -> int:
+    if not (text.isascii() and text.isdigit()) or _number(int(text)) != text:
+        raise RepositoryError(f"{whole!r} has no number where one belongs")
+    return int(text)
+
+
+def _bad_part(part: str) -> RepositoryError:
+    return RepositoryError(
+        f"{part!r} is not a server's directory as pgrecall writes them",
+        hint="something else wrote below servers/; move it out of the repository",
+    )
+
+
+def _bad_key(key: str, what: str) -> RepositoryError:
+    return RepositoryError(
+        f"{key!r} is not the key of {what}",
+        hint="something else wrote into the repository; move it out",
+    )

@@ -1,0 +1,74 @@
+"""Frames: what goes in comes out, nothing else does, and nothing more than was promised."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pgrecall.codec.compression import (
+    CODEC_LZ4,
+    CODEC_NONE,
+    CODEC_NUMBERS,
+    CODEC_ZSTD,
+    decompress,
+    make_compressor,
+    make_frame_encoder,
+)
+from pgrecall.errors import CorruptObjectError, UsageError
+
+CODECS = [("zstd", 1), ("zstd", 3), ("zstd", -5), ("lz4", 0), ("lz4", 9), ("none", 0)]
+
+
+@pytest.mark.parametrize(("codec", "level"), CODECS)
+@given(data=st.binary(max_size=4000), repeat=st.integers(1, 20))
+def test_round_trip(codec: str, level: int, data: bytes, repeat: int) -> None:
+    compress = make_compressor(codec, level)
+    encode = make_frame_encoder(codec, level)
+    for raw in (data * repeat, data, b""):  # one compressor, several independent frames
+        number = CODEC_NUMBERS[codec]
+        assert bytes(decompress(number, compress(memoryview(raw)), len(raw))) == raw
+        number, stored = encode(bytearray(raw))
+        assert len(stored) <= len(raw)
+        assert bytes(decompress(number, stored, len(raw))) == raw
+
+
+@pytest.mark.parametrize("codec", ["zstd", "lz4"])
+def test_incompressible_data_is_kept_as_it_is(codec: str) -> None:
+    raw = os.urandom(1 << 16)
+    number, stored = make_frame_encoder(codec, 1)(raw)
+    assert number == CODEC_NONE
+    assert stored is raw
+
+
+@pytest.mark.parametrize("codec", ["zstd", "lz4"])
+def test_a_frame_that_gives_more_or_less_is_refused(codec: str) -> None:
+    bomb = make_compressor(codec, 1)(bytes(64 << 20))
+    with pytest.raises(CorruptObjectError):
+        decompress(CODEC_NUMBERS[codec], bomb, 1 << 20)
+    with pytest.raises(CorruptObjectError):
+        decompress(CODEC_NUMBERS[codec], make_compressor(codec, 1)(b"x" * 1000), 1001)
+
+
+def test_a_frame_that_is_cut_or_followed_is_refused() -> None:
+    frame = make_compressor("zstd", 1)(b"pgrecall" * 1000)
+    for damaged in (frame[:-1], frame + b"x", frame + frame, b"", b"\0" * 20):
+        with pytest.raises(CorruptObjectError):
+            decompress(CODEC_ZSTD, damaged, 8000)
+    with pytest.raises(CorruptObjectError):
+        decompress(CODEC_LZ4, b"\xff" * 20, 8000)
+    with pytest.raises(CorruptObjectError):
+        decompress(CODEC_NONE, b"x", 2)
+    with pytest.raises(CorruptObjectError, match="codec number 99"):
+        decompress(99, b"x", 1)
+
+
+def test_unknown_codecs_and_levels_are_refused() -> None:
+    with pytest.raises(UsageError, match="'gzip'"):
+        make_compressor("gzip", 1)
+    with pytest.raises(UsageError, match="no level 99"):
+        make_compressor("zstd", 99)
+    with pytest.raises(UsageError, match="no level 13"):
+        make_compressor("lz4", 13)
