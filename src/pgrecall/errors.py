@@ -88,6 +88,22 @@ class UnsafeStoreError(StoreError):
     retryable = False
 
 
+class StoreAbsentError(StoreError):
+    """The store itself is not there (not mounted, no bucket): nothing is known of its objects."""
+
+    code = "store-absent"
+    exit_status = 9
+    retryable = False
+
+
+class InvalidKeyError(StoreError):
+    """A key that no store may be asked for: nothing was sent to the store."""
+
+    code = "invalid-key"
+    exit_status = 13
+    retryable = False
+
+
 # --- repository --------------------------------------------------------------
 
 

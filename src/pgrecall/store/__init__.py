@@ -1,1 +1,1 @@
-"""Dumb bytes by key: local directories, object storage, memory; wrappers that retry and that fail."""
+"""Dumb bytes by key: local directories, object storage, memory; wrappers."""

@@ -1,8 +1,9 @@
 """What is asked of a store: put-if-absent, get (range), head, list by prefix, delete.
 
 Keys are ``/``-separated and relative, made of ASCII letters, digits and
-``-_.=%+~``; no part is empty or begins with a dot. Objects are immutable:
-nothing is renamed, appended or overwritten.
+``-_.=%+~``; no part is empty or begins with a dot, and no key is the beginning
+of another's path (``a`` beside ``a/b``). Objects are immutable: nothing is
+renamed, appended or overwritten.
 
 Every method raises StoreError or a subclass when it cannot tell: an error
 never looks like an absent object or an empty list (invariant 13). All methods
@@ -21,7 +22,10 @@ Buffer = bytes | bytearray | memoryview
 
 
 class ObjectInfo:
-    """What a listing or a head tells: ``size`` in bytes, ``stored_at`` aware UTC (the store's clock)."""
+    """What a listing or a head tells.
+
+    ``size`` in bytes, ``stored_at`` aware UTC by the store's clock.
+    """
 
     __slots__ = ("key", "size", "stored_at")
 
@@ -46,12 +50,22 @@ class ObjectReader(Protocol):
         """
         ...
 
+    def read_into(self, start: int, buffer: bytearray | memoryview) -> None:
+        """Fill ``buffer`` (writable, contiguous) with the bytes from ``start``.
+
+        Raises as ``read``; what the buffer holds after an error is undefined.
+        """
+        ...
+
     def close(self) -> None: ...
 
     def __enter__(self) -> Self: ...
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None: ...
 
 
@@ -71,7 +85,8 @@ class ObjectWriter(Protocol):
         """Publish durably if the key is free.
 
         True: created, durable (file and directory synced, or the put
-        acknowledged). False: the key was taken; nothing of it was changed.
+        acknowledged). False: the key was taken; nothing of it was changed, and
+        what holds it is durable. The writer is used up either way.
         """
         ...
 
@@ -82,7 +97,10 @@ class ObjectWriter(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None: ...
 
 
@@ -104,7 +122,8 @@ class Store(Protocol):
 
         Durable when it returns. True: created. False: the key was taken and
         was not touched (also when an earlier, cut-off try of ours took it:
-        callers compare content).
+        callers compare content); what holds the key is durable too, so that
+        a caller who finds its own content there may report success.
         """
         ...
 
