@@ -250,7 +250,7 @@ def _decode(content: bytes, origin: str) -> ControlData:
 
 def _read_file(path: str) -> bytes:
     try:
-        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - pathlib costs start-up time
+        with open(path, "rb", buffering=0) as file:
             return file.read(CONTROL_FILE_BYTES)
     except FileNotFoundError as error:
         raise DataDirectoryError(
