@@ -1,0 +1,91 @@
+"""Which files of PGDATA belong into a backup; pure.
+
+Source: PostgreSQL documentation, "Making a Base Backup Using the Low Level API"
+and the lists in src/backend/backup/basebackup.c (versions 13 to 18), which
+pg_basebackup follows. Names are bytes: nothing promises that they are UTF-8.
+"""
+
+from __future__ import annotations
+
+import re
+
+# The directories are kept, empty; the server fills them itself.
+EMPTIED_DIRECTORIES = frozenset(
+    {
+        b"pg_dynshmem",
+        b"pg_notify",
+        b"pg_replslot",
+        b"pg_serial",
+        b"pg_snapshots",
+        b"pg_stat_tmp",
+        b"pg_subtrans",
+    }
+)
+# pg_wal is kept with these below it, each empty.
+WAL_DIRECTORIES = (b"archive_status", b"summaries")
+
+COPY_MARKER = b"pgrecall_copy.json"
+CONTROL_FILE = b"global/pg_control"
+
+_EXCLUDED_FILES = frozenset(
+    {
+        b"backup_label",
+        b"backup_manifest",
+        b"current_logfiles.tmp",
+        b"postgresql.auto.conf.tmp",
+        b"postmaster.opts",
+        b"postmaster.pid",
+        b"tablespace_map",
+        b"recovery.signal",
+        b"standby.signal",
+        COPY_MARKER,
+    }
+)
+_EXCLUDED_ANYWHERE = (b"pg_internal.init", b"pgsql_tmp")
+
+_TEMPORARY_RELATION = re.compile(rb"^t\d+_\d+(_(fsm|vm|init))?(\.\d+)?$")
+_RELATION_FILE = re.compile(rb"^(\d+)(_(fsm|vm|init))?(\.(\d+))?$")
+_RELATION_DIRECTORY = re.compile(rb"^(global|base/\d+|pg_tblspc/\d+/PG_[^/]+/\d+)$")
+
+
+def is_excluded_file(directory: bytes, name: bytes) -> bool:
+    """True for a file that no backup holds: process state, temporary files, caches."""
+    if name.startswith(_EXCLUDED_ANYWHERE):
+        return True
+    return not directory and name in _EXCLUDED_FILES
+
+
+def is_relation_directory(directory: bytes) -> bool:
+    """True for a directory that holds relation files."""
+    return _RELATION_DIRECTORY.match(directory) is not None
+
+
+def is_temporary_relation(name: bytes) -> bool:
+    """True for a file of a temporary relation (``t3_16384``)."""
+    return _TEMPORARY_RELATION.match(name) is not None
+
+
+def unlogged_nodes(names: list[bytes]) -> frozenset[bytes]:
+    """The relfilenodes of a directory that have an init fork: unlogged relations."""
+    nodes = set()
+    for name in names:
+        match = _RELATION_FILE.match(name)
+        if match is not None and match.group(3) == b"init":
+            nodes.add(match.group(1))
+    return frozenset(nodes)
+
+
+def is_unlogged_content(name: bytes, unlogged: frozenset[bytes]) -> bool:
+    """True for a file of an unlogged relation other than its init fork: recovery resets it."""
+    match = _RELATION_FILE.match(name)
+    return match is not None and match.group(1) in unlogged and match.group(3) != b"init"
+
+
+def relation_segment_number(directory: bytes, name: bytes) -> int | None:
+    """The number of a relation file within its fork (``16384.2`` is 2); None for other files."""
+    if not is_relation_directory(directory):
+        return None
+    match = _RELATION_FILE.match(name)
+    if match is None:
+        return None
+    return int(match.group(5) or 0)

@@ -1,0 +1,109 @@
+"""The catalog: which backups exist. A backup exists when its completion record does (invariant 5)."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+
+from pgrecall.errors import BackupNotFoundError, CorruptObjectError, RepositoryError
+from pgrecall.model.findings import Finding
+from pgrecall.model.ids import BACKUP, check_id
+from pgrecall.model.manifest import FORMAT_VERSION, Completion
+from pgrecall.repository import layout
+from pgrecall.repository.documents import sealed, unsealed
+from pgrecall.repository.manifests import ManifestReader
+from pgrecall.store.base import Store
+
+_COMPLETIONS = msgspec.json.Decoder(Completion)
+_READERS = 8
+
+
+class Catalog:
+    """The backups of one server in one store."""
+
+    def __init__(self, store: Store, server: str) -> None:
+        self.store = store
+        self.server = server
+
+    def ids(self) -> list[str]:
+        """Ids of all backups that were begun, complete or not, oldest first."""
+        names = self.store.children(layout.backups_prefix(self.server))
+        return sorted(name.rstrip("/") for name in names if name.endswith("/"))
+
+    def survey(self) -> tuple[list[Completion], list[Finding]]:
+        """All complete backups, oldest first, and findings on those that cannot be read.
+
+        One damaged completion record must not hide the other backups: it
+        becomes a finding. A store that fails raises.
+        """
+        ids = self.ids()
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="catalog") as pool:
+            results = list(pool.map(self._examine, ids))
+        complete = [result for result in results if isinstance(result, Completion)]
+        findings = [result for result in results if isinstance(result, Finding)]
+        return complete, findings
+
+    def complete(self) -> list[Completion]:
+        """All complete backups, oldest first, without the findings."""
+        return self.survey()[0]
+
+    def get(self, backup_id: str) -> Completion:
+        """One complete backup.
+
+        Raises BackupNotFoundError when it was never completed or does not
+        exist, CorruptObjectError when its record is damaged.
+        """
+        check_id(backup_id, BACKUP)
+        completion = self._load(backup_id)
+        if completion is None:
+            raise BackupNotFoundError(
+                f"there is no complete backup {backup_id} of server {self.server!r}"
+                f" in {self.store.name}",
+                hint="'pgrecall backups list' shows those there are",
+            )
+        return completion
+
+    def manifest(self, completion: Completion) -> ManifestReader:
+        """Open the manifest of a backup, checked against its completion record."""
+        return ManifestReader(
+            self.store, self.server, completion.backup_id, completion.manifest_digest
+        )
+
+    def add(self, completion: Completion) -> None:
+        """Write the completion record: from here on the backup exists."""
+        key = layout.complete_key(self.server, completion.backup_id)
+        if not self.store.put(key, [sealed(completion)]):
+            raise RepositoryError(f"{key} exists already in {self.store.name}")
+
+    def _examine(self, backup_id: str) -> Completion | Finding | None:
+        try:
+            return self._load(backup_id)
+        except (CorruptObjectError, RepositoryError) as error:
+            return Finding(
+                severity="fail",
+                code=error.code,
+                subject=backup_id,
+                message=error.message,
+                hint=error.hint,
+            )
+
+    def _load(self, backup_id: str) -> Completion | None:
+        key = layout.complete_key(self.server, backup_id)
+        if self.store.head(key) is None:
+            return None
+        try:
+            completion = _COMPLETIONS.decode(unsealed(key, self.store.read(key)))
+        except msgspec.DecodeError as error:
+            raise CorruptObjectError(f"the object {key} does not parse: {error}") from error
+        if completion.format > FORMAT_VERSION:
+            raise RepositoryError(
+                f"backup {backup_id} has format {completion.format},"
+                f" this pgrecall knows formats up to {FORMAT_VERSION}",
+                hint="use a newer pgrecall",
+            )
+        if completion.backup_id != backup_id or completion.server != self.server:
+            raise CorruptObjectError(
+                f"{key} is the record of backup {completion.backup_id} of {completion.server!r}"
+            )
+        return completion

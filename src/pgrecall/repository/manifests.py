@@ -1,0 +1,146 @@
+"""Writing and reading manifests in parts, so that a million files fit in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+import msgspec
+
+from pgrecall.codec.digests import stored_digest
+from pgrecall.errors import CorruptObjectError, RepositoryError
+from pgrecall.model.manifest import FileEntry, ManifestRoot, PackEntry, PartEntry
+from pgrecall.repository import layout
+from pgrecall.repository.documents import decode_document, encode_document
+from pgrecall.store.base import Store
+
+PART_ENTRIES = 20_000
+ROOT_KIND = "manifest"
+PART_KINDS = {"files": "manifest-files", "packs": "manifest-packs"}
+
+_Entry = TypeVar("_Entry")
+
+_ENCODER = msgspec.json.Encoder()
+_ROOTS = msgspec.json.Decoder(ManifestRoot)
+_FILES = msgspec.json.Decoder(list[FileEntry])
+_PACKS = msgspec.json.Decoder(list[PackEntry])
+
+
+class ManifestWriter:
+    """Stores the parts of one manifest as their entries come, then the root."""
+
+    def __init__(self, store: Store, server: str, backup_id: str, repository_id: str) -> None:
+        self.stored_bytes = 0
+        self._store = store
+        self._server = server
+        self._backup_id = backup_id
+        self._repository_id = repository_id
+        self._parts: list[PartEntry] = []
+
+    @property
+    def parts(self) -> tuple[PartEntry, ...]:
+        """The parts stored so far."""
+        return tuple(self._parts)
+
+    def add_packs(self, packs: Iterable[PackEntry]) -> None:
+        """List the packs; their order is what runs refer to."""
+        self._add("packs", packs)
+
+    def add_files(self, files: Iterable[FileEntry]) -> None:
+        """List files and directories, sorted; read once, never held whole."""
+        self._add("files", files)
+
+    def _add(self, kind: str, entries: Iterable[FileEntry] | Iterable[PackEntry]) -> None:
+        batch: list[FileEntry | PackEntry] = []
+        for entry in entries:
+            batch.append(entry)
+            if len(batch) == PART_ENTRIES:
+                self._store_part(kind, batch)
+                batch = []
+        if batch:
+            self._store_part(kind, batch)
+
+    def _store_part(self, kind: str, batch: list[FileEntry | PackEntry]) -> None:
+        number = len(self._parts)
+        # One entry a line: whoever reads a manifest by hand has lines to look at.
+        body = bytearray(b"[")
+        for place, entry in enumerate(batch):
+            body += b",\n" if place else b"\n"
+            body += _ENCODER.encode(entry)
+        body += b"\n]\n"
+        data = encode_document(PART_KINDS[kind], self._repository_id, body)
+        self._put(layout.manifest_part_key(self._server, self._backup_id, number), data)
+        self._parts.append(
+            PartEntry(
+                number=number,
+                kind="files" if kind == "files" else "packs",
+                entries=len(batch),
+                stored_bytes=len(data),
+                digest=stored_digest(data).hex(),
+            )
+        )
+
+    def finish(self, root: ManifestRoot) -> tuple[int, str]:
+        """Store the root (its ``parts`` must be ours); returns its size and digest (hex)."""
+        data = encode_document(ROOT_KIND, self._repository_id, _ENCODER.encode(root))
+        self._put(layout.manifest_key(self._server, self._backup_id), data)
+        return len(data), stored_digest(data).hex()
+
+    def _put(self, key: str, data: bytes) -> None:
+        if not self._store.put(key, [data]):
+            raise RepositoryError(
+                f"{key} exists already in {self._store.name}",
+                hint="two runs used one backup id; run the backup again",
+            )
+        self.stored_bytes += len(data)
+
+
+class ManifestReader:
+    """Reads one manifest; parts are fetched one at a time and checked against the root."""
+
+    def __init__(self, store: Store, server: str, backup_id: str, digest: str) -> None:
+        """Fetch the root; ``digest`` (hex) is the completion record's."""
+        self._store = store
+        self._server = server
+        self._backup_id = backup_id
+        key = layout.manifest_key(server, backup_id)
+        body = decode_document(key, ROOT_KIND, store.read(key), digest=digest)
+        try:
+            self.root = _ROOTS.decode(body)
+        except msgspec.DecodeError as error:
+            raise _damaged(key, error) from error
+        if self.root.backup_id != backup_id:
+            raise CorruptObjectError(f"{key} is the manifest of {self.root.backup_id}")
+
+    def packs(self) -> list[PackEntry]:
+        """All packs, in the order that runs refer to."""
+        packs: list[PackEntry] = []
+        for part in self.root.parts:
+            if part.kind == "packs":
+                packs.extend(self._part(part, _PACKS))
+        return packs
+
+    def files(self) -> Iterator[FileEntry]:
+        """All files and directories, in order, one part in memory at a time."""
+        for part in self.root.parts:
+            if part.kind == "files":
+                yield from self._part(part, _FILES)
+
+    def _part(self, part: PartEntry, decoder: msgspec.json.Decoder[list[_Entry]]) -> list[_Entry]:
+        key = layout.manifest_part_key(self._server, self._backup_id, part.number)
+        data = self._store.read(key)
+        body = decode_document(key, PART_KINDS[part.kind], data, digest=part.digest)
+        try:
+            entries = decoder.decode(body)
+        except msgspec.DecodeError as error:
+            raise _damaged(key, error) from error
+        if len(entries) != part.entries:
+            raise CorruptObjectError(f"{key} lists {len(entries)} entries, not {part.entries}")
+        return entries
+
+
+def _damaged(key: str, error: Exception) -> CorruptObjectError:
+    return CorruptObjectError(
+        f"the object {key} does not parse: {error}",
+        hint="the digest is right, so a newer pgrecall may have written it: use that version",
+    )
