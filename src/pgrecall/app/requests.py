@@ -1,0 +1,92 @@
+"""What the edges (command line, later web and agent) ask the application for.
+
+Empty text and None mean: not given, find out or take the setting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from pgrecall.model.targets import Action, Latest, RecoveryTarget
+
+
+class InitRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``init``: write the configuration file ``config_path`` and make the repository.
+
+    ``server`` and ``repository`` are the names of the tables; ``server_values`` and
+    ``repository_values`` are settings by key, given by options; what is missing is
+    found out. ``overwrite``: an existing file may be replaced.
+    """
+
+    config_path: str
+    server: str = "main"
+    repository: str = "main"
+    server_values: Mapping[str, str | int] = {}
+    repository_values: Mapping[str, str | bool] = {}
+    overwrite: bool = False
+    dry_run: bool = False
+
+
+class CheckRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``check``: probe server, archive and repository; ``switch_wal`` False: change nothing."""
+
+    switch_wal: bool = True
+
+
+class BackupRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``backup``: a full backup; overrides of [backup] are in the settings already."""
+
+    with_wal: bool = False
+    dry_run: bool = False
+
+
+class RestoreRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``restore``. ``tablespace_map`` maps old directories to new ones.
+
+    ``timeline`` None: chosen by the plan. ``backup_id`` empty: the newest that
+    serves the target. ``reuse``: the destination may hold the same system, stopped.
+    ``take_over``: the copy becomes the owner of the archive. ``port`` None: with
+    ``start``, any free one.
+    """
+
+    target: RecoveryTarget = Latest()
+    timeline: int | None = None
+    action: Action = "promote"
+    backup_id: str = ""
+    target_dir: str = ""
+    tablespace_map: Mapping[str, str] = {}
+    standby: bool = False
+    start: bool = False
+    port: int | None = None
+    reuse: bool = False
+    take_over: bool = False
+    verify_wal: bool = False
+    dry_run: bool = False
+
+
+class RecoveryRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``recovery status|resume|promote`` of the instance in ``target_dir``.
+
+    Empty: the server's own data directory. ``wait_seconds``: how long a promotion
+    or the end of recovery is waited for.
+    """
+
+    target_dir: str = ""
+    wait_seconds: float = 60.0
+    dry_run: bool = False
+
+
+class UpgradeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``server upgrade``: open a new generation for the system that runs now."""
+
+    dry_run: bool = False
+
+
+class DemoRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``demo``: everything in a directory of its own, removed afterwards unless ``keep``."""
+
+    directory: str = ""
+    scale: int = 10
+    keep: bool = False

@@ -1,0 +1,1 @@
+"""One module for each command; tree.py imports a module when its command is called."""

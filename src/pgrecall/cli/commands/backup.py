@@ -1,0 +1,40 @@
+"""``backup``: a physical backup."""
+
+from __future__ import annotations
+
+import click
+
+from pgrecall.app.backing_up import run_backup
+from pgrecall.app.requests import BackupRequest
+from pgrecall.cli.frame import Example, framed_command
+from pgrecall.cli.invocation import Invocation
+from pgrecall.settings.sections import BackupSettings
+
+_FIELDS = BackupSettings.fields
+
+
+@framed_command(
+    "backup",
+    changes=True,
+    examples=(
+        Example("pgrecall backup", "a full backup of the only server"),
+        Example("pgrecall backup --server shop --checkpoint spread", "without a burst of writes"),
+        Example("pgrecall backup --with-wal", "can be restored without the WAL archive"),
+        Example("pgrecall backup --dry-run", "what would be copied, and where to"),
+    ),
+)
+@click.option("--checkpoint", type=click.Choice(_FIELDS["checkpoint"].choices), help="[backup]")
+@click.option("--compression", type=click.Choice(_FIELDS["compression"].choices), help="[backup]")
+@click.option("--level", type=int, help="Level of the compression. [backup]")
+@click.option("--workers", type=int, help="Threads; 0: one for each core. [backup]")
+@click.option("--with-wal", is_flag=True, help="Copy the WAL that it needs into the backup.")
+def command(invocation: Invocation, *, with_wal: bool, **overrides: str | int | None) -> None:
+    """Back the server up, while it runs.
+
+    The backup counts as complete when all of its files and the WAL that makes
+    them consistent are in the repository. Options marked [backup] override the
+    setting of the same name.
+    """
+    context = invocation.context({f"backup.{key}": value for key, value in overrides.items()})
+    request = BackupRequest(with_wal=with_wal, dry_run=invocation.flag("dry_run"))
+    invocation.emit(run_backup(context, request), "backup/1")

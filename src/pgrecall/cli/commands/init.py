@@ -1,0 +1,87 @@
+"""``init``: a configuration file and a repository."""
+
+from __future__ import annotations
+
+import click
+
+from pgrecall.app.initialize import run_init
+from pgrecall.app.requests import InitRequest
+from pgrecall.cli.frame import Example, framed_command
+from pgrecall.cli.invocation import Invocation
+from pgrecall.errors import UsageError
+from pgrecall.settings.sections import RepositorySettings
+
+_SERVER_KEYS = (
+    "data_directory", "host", "port", "user", "database", "password", "bin_directory",
+)  # fmt: skip
+
+
+@framed_command(
+    "init",
+    changes=True,
+    examples=(
+        Example("pgrecall init --path /backup/main", "find the server; keep backups in /backup"),
+        Example(
+            "pgrecall init --server shop --host /run/postgresql --port 5433 --path /backup/shop",
+            "name the server, and say which one",
+        ),
+        Example(
+            "pgrecall init --store s3 --bucket backups --endpoint https://s3.example.com "
+            "--access-key env:S3_KEY --secret-key file:/etc/pgrecall/s3",
+            "keep backups in S3; secrets are named, never written",
+        ),
+        Example("pgrecall init --path /backup/main --dry-run", "show what would be written"),
+    ),
+)
+@click.option("--data-directory", type=click.Path(), help="PGDATA. [default: asked]")
+@click.option("--host", help="Socket directory or host. [default: searched for]")
+@click.option("--port", type=click.IntRange(1, 65535), help="Port. [default: searched for]")
+@click.option("--user", help="Role to connect as.")
+@click.option("--database", help="Database to connect to.")
+@click.option("--password", help="Where the password is: env:NAME or file:/path.")
+@click.option("--bin-directory", type=click.Path(), help="PostgreSQL's programs.")
+@click.option("--store", type=click.Choice(RepositorySettings.fields["store"].choices))
+@click.option("--path", type=click.Path(), help="Directory of a local repository.")
+@click.option("--bucket", help="Bucket or container.")
+@click.option("--prefix", help="What keys in the bucket begin with.")
+@click.option("--endpoint", help="URL of the object store.")
+@click.option("--region", help="Region of the bucket.")
+@click.option("--path-style", is_flag=True, help="Bucket in the path of the URL.")
+@click.option("--ca-file", type=click.Path(), help="Certificates to trust.")
+@click.option("--allow-http", is_flag=True, help="Accept an endpoint without TLS.")
+@click.option("--access-key", help="Where the access key is: env:NAME or file:/path.")
+@click.option("--secret-key", help="Where the secret key is: env:NAME or file:/path.")
+@click.option("--account", help="Storage account (Azure).")
+@click.option("--account-key", help="Where the account's key is: env:NAME or file:/path.")
+@click.option("--credentials-file", help="Where Google's JSON is: file:/path.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing configuration file.")
+def command(invocation: Invocation, *, overwrite: bool, **options: str | int | bool | None) -> None:
+    """Write a commented pgrecall.toml and make the repository.
+
+    Asks nothing that it can find out: data directory, port, socket and version
+    are asked from the server that runs on this host. --server and --repository
+    are the names that both get (main), --config is the file to write.
+    """
+    given = {name: value for name, value in options.items() if value not in {None, False}}
+    server_values: dict[str, str | int] = {}
+    repository_values: dict[str, str | bool] = {}
+    for name, value in given.items():
+        if name in _SERVER_KEYS:
+            server_values[name] = value if isinstance(value, int) else str(value)
+        else:
+            repository_values[name] = value if isinstance(value, bool) else str(value)
+    if repository_values.get("store", "local") == "local" and "path" not in repository_values:
+        raise UsageError(
+            "where shall backups be kept?",
+            hint="--path DIRECTORY, best on another disk or host; or --store s3 --bucket NAME",
+        )
+    request = InitRequest(
+        config_path=invocation.text("config") or "pgrecall.toml",
+        server=invocation.text("server") or "main",
+        repository=invocation.text("repository") or "main",
+        server_values=server_values,
+        repository_values=repository_values,
+        overwrite=overwrite,
+        dry_run=invocation.flag("dry_run"),
+    )
+    invocation.emit(run_init(invocation.surroundings(), request), "init/1")

@@ -1,0 +1,130 @@
+"""``restore``: a backup and WAL back into a data directory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from pgrecall.app.requests import RestoreRequest
+from pgrecall.app.restoring import run_restore
+from pgrecall.cli.frame import Example, framed_command
+from pgrecall.cli.invocation import Invocation
+from pgrecall.errors import UsageError
+from pgrecall.model.lsn import Lsn
+from pgrecall.model.targets import (
+    Immediate,
+    Latest,
+    RecoveryTarget,
+    ToLsn,
+    ToName,
+    ToTime,
+    ToXid,
+    parse_time,
+)
+
+_HIGHEST_XID = (1 << 32) - 1
+_HIGHEST_TIMELINE = (1 << 32) - 1
+
+
+@framed_command(
+    "restore",
+    changes=True,
+    examples=(
+        Example("pgrecall restore --dry-run", "the plan: which backup, which WAL, how much"),
+        Example("pgrecall restore", "all there is, into the empty data directory"),
+        Example(
+            "pgrecall restore --to-time '2026-11-22 20:16:37+00' --target-dir /restore --start",
+            "a moment, beside production, and start it",
+        ),
+        Example(
+            "pgrecall restore --to-name before_migration --action pause --start",
+            "a restore point; look around, then pgrecall recovery promote",
+        ),
+        Example("pgrecall restore --to-xid 7301 --exclusive", "just before that transaction"),
+    ),
+)
+@click.option("--to-time", metavar="TIME", help="Stop at this moment; it must name its zone.")
+@click.option("--to-lsn", metavar="LSN", help="Stop at this position.")
+@click.option("--to-xid", metavar="XID", type=click.IntRange(3, _HIGHEST_XID))
+@click.option("--to-name", metavar="NAME", help="Stop at this restore point.")
+@click.option("--immediate", is_flag=True, help="Stop where the backup is consistent.")
+@click.option("--exclusive", is_flag=True, help="Stop just before the target.")
+@click.option("--timeline", type=click.IntRange(1, _HIGHEST_TIMELINE), help="[default: planned]")
+@click.option("--action", type=click.Choice(("promote", "pause", "shutdown")), default="promote")
+@click.option("--backup", "backup_id", default="", metavar="ID", help="[default: planned]")
+@click.option("--target-dir", default="", type=click.Path(), help="[default: data_directory]")
+@click.option("--tablespace-map", multiple=True, metavar="OLD=NEW", help="For each tablespace.")
+@click.option("--standby", is_flag=True, help="Make a standby: standby.signal.")
+@click.option("--start", is_flag=True, help="Start it, wait for the end of recovery, report.")
+@click.option("--port", type=click.IntRange(1, 65535), help="With --start. [default: a free one]")
+@click.option("--reuse", is_flag=True, help="The directory holds the same system, stopped.")
+@click.option("--take-over", is_flag=True, help="The copy becomes the owner of the archive.")
+@click.option("--verify-wal", is_flag=True, help="Read all WAL that is needed before writing.")
+@click.option("--workers", type=int, help="Threads; 0: two for each core. [restore]")
+def command(
+    invocation: Invocation,
+    *,
+    tablespace_map: Sequence[str],
+    workers: int | None,
+    **options: str | int | bool | None,
+) -> None:
+    """Bring a server back to a moment: the latest, or the target that is named.
+
+    The plan is shown first. A target that cannot be reached is refused with the
+    reason and the nearest one that can, before a byte is written.
+    """
+    target = _target(options)
+    values = {
+        name: value
+        for name, value in options.items()
+        if name in RestoreRequest.__struct_fields__ and value is not None
+    }
+    request = RestoreRequest(
+        target=target,
+        tablespace_map=_mapping(tablespace_map),
+        dry_run=invocation.flag("dry_run"),
+        **values,  # type: ignore[arg-type]
+    )
+    context = invocation.context({"restore.workers": workers})
+    invocation.emit(run_restore(context, request), "restore/1")
+
+
+def _target(options: dict[str, str | int | bool | None]) -> RecoveryTarget:
+    names = ("to_time", "to_lsn", "to_xid", "to_name", "immediate")
+    given = [name for name in names if options[name] not in {None, False}]
+    shown = " and ".join("--" + name.replace("_", "-") for name in given)
+    if len(given) > 1:
+        raise UsageError(f"{shown} are different targets", hint="name one")
+    is_inclusive = not options["exclusive"]
+    chosen = given[0] if given else "latest"
+    if not is_inclusive and chosen not in {"to_time", "to_lsn", "to_xid"}:
+        raise UsageError("--exclusive needs --to-time, --to-lsn or --to-xid")
+    text = str(options.get(chosen))
+    match chosen:
+        case "to_time":
+            return ToTime(parse_time(text), is_inclusive)
+        case "to_lsn":
+            return ToLsn(Lsn.parse(text), is_inclusive)
+        case "to_xid":
+            return ToXid(int(text), is_inclusive)
+        case "to_name":
+            return ToName(text)
+        case "immediate":
+            return Immediate()
+        case _:
+            return Latest()
+
+
+def _mapping(pairs: Sequence[str]) -> dict[str, str]:
+    mapping: dict[str, str] = {}
+    for pair in pairs:
+        old, equals, new = pair.partition("=")
+        if not equals or not old or not new:
+            raise UsageError(
+                f"{pair!r} maps no tablespace", hint="write --tablespace-map /old/dir=/new/dir"
+            )
+        if old in mapping:
+            raise UsageError(f"the tablespace {old!r} is mapped twice")
+        mapping[old] = new
+    return mapping

@@ -1,0 +1,36 @@
+"""How errors look at the edge: text with a HINT line, or a JSON object (light)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+
+from pgrecall.errors import PgrecallError
+
+
+def wants_json(arguments: Sequence[str]) -> bool:
+    """Whether --json is among the options, known even when the rest does not parse."""
+    words = list(arguments)
+    options = words[: words.index("--")] if "--" in words else words
+    return "--json" in options
+
+
+def report_error(error: PgrecallError, *, as_json: bool) -> int:
+    """Write ``error`` to standard error, or as JSON to standard output; returns its exit status."""
+    if as_json:
+        content = {
+            "code": error.code,
+            "message": error.message,
+            "hint": error.hint,
+            "exit_status": error.exit_status,
+        }
+        sys.stdout.write(json.dumps({"error": content}, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+    else:
+        lines = f"pgrecall: {error.message}\n"
+        if error.hint:
+            lines += f"HINT: {error.hint}\n"
+        sys.stderr.write(lines)
+        sys.stderr.flush()
+    return error.exit_status

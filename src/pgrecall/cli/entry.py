@@ -1,0 +1,93 @@
+"""The first module that runs (light): sends a command line to the module that serves it.
+
+``wal push`` and ``wal fetch`` are run by PostgreSQL for every segment, so they
+go to a module of their own that imports nothing heavy; everything else goes to
+the tree of commands. Modules are named in a table and imported on demand: the
+layout makes the start fast.
+
+PostgreSQL reads exit statuses as orders. An archive_command that ends with more
+than 125 stops the archiver (documentation, "Setting Up WAL Archiving"), and a
+restore_command that says "absent" ends recovery. So whatever happens below,
+``wal push`` ends with 0 to 125 and never 64, and ``wal fetch`` says 0 or 64
+only when its module said so by returning it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from pgrecall.errors import EXIT_PROVEN_ABSENT, InterruptedRunError
+
+_TREE = "pgrecall.cli.tree"
+_TRANSFERS: dict[tuple[str, ...], str] = {
+    ("wal", "push"): "pgrecall.cli.wal_transfer",
+    ("wal", "fetch"): "pgrecall.cli.wal_transfer",
+}
+_OPTIONS_WITH_VALUE = frozenset({"--config", "--server", "--repository", "--log-level"})
+_HIGHEST_STATUS = 125
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (default: sys.argv) and return its exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    command = command_words(words)
+    module = _TRANSFERS.get(command)
+    if module is not None and "--help" not in words:
+        return _transfer(module, command, words)
+    status = importlib.import_module(_TREE).run(words)
+    return int(status)
+
+
+def command_words(words: Sequence[str]) -> tuple[str, ...]:
+    """The first two words that are neither options nor their values."""
+    found: list[str] = []
+    is_value = False
+    for word in words:
+        if is_value:
+            is_value = False
+        elif word.startswith("-"):
+            is_value = word in _OPTIONS_WITH_VALUE
+        else:
+            found.append(word)
+            if len(found) == 2:
+                break
+    return tuple(found)
+
+
+def _transfer(module: str, command: tuple[str, ...], words: Sequence[str]) -> int:
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, _end)
+        status = importlib.import_module(module).run(words)
+        sys.stdout.flush()
+    except BaseException as error:  # noqa: BLE001 (an exit status must never come from a crash)
+        return _crash_status(error)
+    if status == EXIT_PROVEN_ABSENT and command == ("wal", "fetch"):
+        return EXIT_PROVEN_ABSENT
+    return _failure_status(status) if status != 0 else 0
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    del frame
+    raise InterruptedRunError(f"ended by {signal.Signals(number).name}")
+
+
+def _crash_status(error: BaseException) -> int:
+    """Say what happened as far as that is possible still; a status from 1 to 125, not 64."""
+    try:
+        sys.stderr.write(f"pgrecall: {type(error).__name__}: {error}\n")
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        sys.stderr = None  # nobody listens; the interpreter must not try again at its end
+    if isinstance(error, BrokenPipeError):
+        sys.stdout = None
+    return _failure_status(getattr(error, "exit_status", 1))
+
+
+def _failure_status(status: object) -> int:
+    is_fit = isinstance(status, int) and 0 < status <= _HIGHEST_STATUS
+    return status if is_fit and status != EXIT_PROVEN_ABSENT else 1  # type: ignore[return-value]

@@ -1,0 +1,95 @@
+"""What one call of the command line carries: the options that exist everywhere, and the way out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+import msgspec
+
+from pgrecall.app.context import RunContext, Surroundings
+from pgrecall.app.logs import configure_logs
+from pgrecall.cli.approval import Approval
+from pgrecall.cli.progress import choose_progress
+from pgrecall.cli.rendering import render
+from pgrecall.errors import UsageError
+from pgrecall.model.ids import RUN, new_id
+from pgrecall.settings import load_settings
+
+Flags = Mapping[str, str | int | float | bool | None]
+
+
+class Invocation:
+    """The global options of one call, merged from before and after the command.
+
+    ``config``, ``server``, ``repository``, ``log_level``: None when not given.
+    """
+
+    def __init__(self, given: Mapping[str, object] | None = None, run_id: str = "") -> None:
+        self._given = dict(given or {})
+        self.run_id = run_id or new_id(RUN, datetime.now(UTC))
+
+    def merged(self, given: Mapping[str, object]) -> Invocation:
+        """A copy with options of a deeper command; those win."""
+        present = {key: value for key, value in given.items() if value not in {None, False}}
+        return Invocation({**self._given, **present}, self.run_id)
+
+    def text(self, name: str) -> str | None:
+        """A text option, or None."""
+        value = self._given.get(name)
+        return None if value is None else str(value)
+
+    def flag(self, name: str) -> bool:
+        """Whether a flag (``json``, ``dry_run``, ``yes``) was given."""
+        return bool(self._given.get(name))
+
+    def refuse_unless_changing(self, command: str) -> None:
+        """Raise UsageError when --dry-run was given before a command that has none."""
+        for name in ("dry_run", "yes"):
+            if self.flag(name):
+                option = "--" + name.replace("_", "-")
+                raise UsageError(f"{command} has no {option}", hint=f"leave {option} out")
+
+    def start_log(self, *, level: str = "info", output: str = "text") -> None:
+        """Log at the given level, unless --log-level says another."""
+        configure_logs(level=self.text("log_level") or level, output=output, run_id=self.run_id)
+
+    def surroundings(self, *, level: str = "info", output: str = "text") -> Surroundings:
+        """What a run without settings is given; starts the log."""
+        self.start_log(level=level, output=output)
+        approval = Approval(
+            as_json=self.flag("json"), dry_run=self.flag("dry_run"), is_approved=self.flag("yes")
+        )
+        return Surroundings(
+            environment=os.environ,
+            progress=choose_progress(as_json=self.flag("json")),
+            run_id=self.run_id,
+            approve=approval,
+        )
+
+    def context(self, flags: Flags | None = None) -> RunContext:
+        """Load settings, with ``flags`` (``"backup.level"``) that are not None on top."""
+        given = {key: value for key, value in (flags or {}).items() if value is not None}
+        level = self.text("log_level")
+        if level is not None:
+            given["log.level"] = level
+        settings = load_settings(self.text("config"), os.environ, given)
+        return RunContext(
+            settings,
+            self.surroundings(level=settings.log.level, output=settings.log.format),
+            server_name=self.text("server"),
+            repository_name=self.text("repository"),
+        )
+
+    def emit(self, result: msgspec.Struct, schema: str) -> None:
+        """Write a result: JSON with ``schema`` (``backup/1``), or for people.
+
+        A dry run for people has shown its plan already, and nothing else happened.
+        """
+        if self.flag("json"):
+            document = {"schema": f"pgrecall/{schema}", **msgspec.to_builtins(result)}
+            sys.stdout.write(msgspec.json.encode(document).decode() + "\n")
+        elif not self.flag("dry_run"):
+            render(result)

@@ -1,0 +1,120 @@
+"""The tree of commands, and what becomes of their errors."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+from click.exceptions import NoArgsIsHelpError
+
+from pgrecall.cli.diagnostics import report_error, wants_json
+from pgrecall.cli.frame import Example, LazyCommand, LazyGroup
+from pgrecall.errors import InterruptedRunError, PgrecallError, UsageError
+from pgrecall.system.signals import signals_as_errors
+
+_log = logging.getLogger(__name__)
+
+_BACKUPS = {
+    "list": LazyCommand("backups", "list_command", "List the complete backups of a server."),
+    "show": LazyCommand("backups", "show_command", "Show one backup."),
+}
+_WAL = {
+    "push": LazyCommand("wal", "push_command", "Archive one WAL file (archive_command)."),
+    "fetch": LazyCommand("wal", "fetch_command", "Deliver one archived file (restore_command)."),
+}
+_RECOVERY = {
+    "status": LazyCommand("recovery", "status_command", "Show how far it is."),
+    "resume": LazyCommand("recovery", "resume_command", "Go on after a pause."),
+    "promote": LazyCommand("recovery", "promote_command", "End recovery where it is."),
+}
+_SERVER = {
+    "upgrade": LazyCommand("server", "upgrade_command", "Open a new generation."),
+}
+
+COMMANDS: dict[str, LazyCommand | LazyGroup] = {
+    "init": LazyCommand("init", "command", "Write pgrecall.toml and make the repository."),
+    "check": LazyCommand("check", "command", "Prove that server, archive and repository work."),
+    "backup": LazyCommand("backup", "command", "Back a server up."),
+    "backups": LazyGroup("backups", table=_BACKUPS, help="List backups, or show one."),
+    "wal": LazyGroup("wal", table=_WAL, help="Archive WAL and fetch it back."),
+    "restore": LazyCommand("restore", "command", "Bring a server back to any moment."),
+    "recovery": LazyGroup("recovery", table=_RECOVERY, help="Follow, resume, promote a recovery."),
+    "server": LazyGroup("server", table=_SERVER, help="Follow a server through pg_upgrade."),
+    "demo": LazyCommand("demo", "command", "Watch a server lose a table and get it back."),
+    "version": LazyCommand("version", "command", "Show the versions of pgrecall and its parts."),
+    "completion": LazyCommand("completion", "command", "Print a shell's completion script."),
+}
+
+root = LazyGroup(
+    "pgrecall",
+    table=COMMANDS,
+    help="Bring a PostgreSQL server back to any moment, and prove that you can.",
+    examples=(
+        Example("pgrecall init --path /backup/main", "write pgrecall.toml and make a repository"),
+        Example("pgrecall check", "prove that everything works, before it is needed"),
+        Example("pgrecall backup", "make a full backup"),
+        Example(
+            "pgrecall restore --to-time '2026-11-22 20:16:37+00' --target-dir /restore",
+            "bring the server back to a moment, into another directory",
+        ),
+    ),
+    context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
+)
+
+
+def run(words: Sequence[str]) -> int:
+    """Carry out a command line; returns the exit status. Errors are written here."""
+    as_json = wants_json(words)
+    try:
+        with signals_as_errors():
+            status = root.main(
+                args=list(words),
+                prog_name="pgrecall",
+                complete_var="_PGRECALL_COMPLETE",
+                standalone_mode=False,
+            )
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _reader_is_gone()
+    except Exception as error:  # noqa: BLE001 (the edge: every error becomes a message and a status)
+        return _report(error, as_json=as_json)
+    return status if isinstance(status, int) else 0
+
+
+def _report(error: Exception, *, as_json: bool) -> int:
+    try:
+        if isinstance(error, NoArgsIsHelpError) and not as_json:
+            error.show()
+            return error.exit_code
+        return report_error(_as_own_error(error), as_json=as_json)
+    except BrokenPipeError:
+        return _reader_is_gone()
+
+
+def _as_own_error(error: Exception) -> PgrecallError:
+    if isinstance(error, PgrecallError):
+        _log.debug("the run failed", exc_info=error)
+        return error
+    if isinstance(error, NoArgsIsHelpError):
+        return UsageError("a command is missing", hint="pgrecall --help lists them")
+    if isinstance(error, click.UsageError):
+        command = error.ctx.command_path if error.ctx is not None else "pgrecall"
+        return UsageError(error.format_message(), hint=f"see {command} --help")
+    if isinstance(error, click.ClickException):
+        return UsageError(error.format_message())
+    if isinstance(error, click.Abort):
+        return InterruptedRunError("interrupted", hint="run the same command again")
+    _log.debug("a bug", exc_info=error)
+    return PgrecallError(
+        f"this is a bug in pgrecall: {type(error).__name__}: {error}",
+        hint="run the same command with --log-level debug and report what it writes",
+    )
+
+
+def _reader_is_gone() -> int:
+    """Standard output was closed (``| head``): nothing more can be said there, nor needs to be."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
