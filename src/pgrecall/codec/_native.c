@@ -1,0 +1,850 @@
+/*
+ * The two loops that Python is too slow for: PostgreSQL's page checksums, and
+ * the walk over the records of a WAL segment.
+ *
+ * Both read untrusted bytes: every access is bounded by the buffer's length,
+ * and no length found in the data is used before it was compared with what is
+ * left. The pure fallbacks are pages_numpy.py and wal_scan_python.py; tests
+ * hold them equal, on real WAL and on mutated bytes.
+ *
+ * Sources: PostgreSQL's storage/checksum_impl.h, access/xlog_internal.h,
+ * access/xlogrecord.h, access/xact.h, catalog/pg_control.h and xactdesc.c,
+ * versions 13 to 18. Integers are in the byte order of the machine, as
+ * PostgreSQL writes them.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__x86_64__) && defined(__GNUC__) && defined(__gnu_linux__) && defined(__GLIBC__)
+#define CLONES __attribute__((target_clones("avx2", "sse4.1", "default")))
+#define HARDWARE_CRC 1
+#else
+#define CLONES
+#endif
+
+static uint16_t load16(const uint8_t *p) { uint16_t v; memcpy(&v, p, sizeof v); return v; }
+static uint32_t load32(const uint8_t *p) { uint32_t v; memcpy(&v, p, sizeof v); return v; }
+static uint64_t load64(const uint8_t *p) { uint64_t v; memcpy(&v, p, sizeof v); return v; }
+
+/* ------------------------------------------------------------ page checksums */
+
+#define LANES 32
+#define ROW_BYTES (LANES * 4)
+#define FNV_PRIME 16777619u
+#define PD_CHECKSUM 8
+#define PD_UPPER 14
+
+enum { PAGE_GOOD = 0, PAGE_BAD_CHECKSUM = 1, PAGE_NOT_EMPTY = 2 };
+
+static const uint32_t base_offsets[LANES] = {
+    0x5B1F36E9, 0xB8525960, 0x02AB50AA, 0x1DE66D2A, 0x79FF467A, 0x9BB9F8A3, 0x217E7CD2, 0x83E13D2C,
+    0xF8D4474F, 0xE39EB970, 0x42C6AE16, 0x993216FA, 0x7B093B5D, 0x98DAFF3C, 0xF718902A, 0x0B1C9CDB,
+    0xE58F764B, 0x187636BC, 0x5D7B3BB1, 0xE73DE7DE, 0x92BEC979, 0xCCA6C0B2, 0x304A0979, 0x85AA43D4,
+    0x783125BB, 0x6CA8EAA2, 0xE407EAC6, 0x4B5CFC3E, 0x9FBF8C76, 0x15CA20BE, 0xF2CA9FD3, 0x959BD756,
+};
+
+/* The FNV-1a hash of a page with its checksum field taken as zero. */
+CLONES static uint32_t page_hash(const uint8_t *page, size_t page_bytes)
+{
+    uint32_t sums[LANES], row[LANES];
+    size_t offset;
+    int lane, round;
+    uint32_t result = 0;
+
+    memcpy(sums, base_offsets, sizeof sums);
+    memcpy(row, page, ROW_BYTES);
+    memset((uint8_t *)row + PD_CHECKSUM, 0, 2);
+    for (lane = 0; lane < LANES; lane++) {
+        uint32_t mixed = sums[lane] ^ row[lane];
+        sums[lane] = mixed * FNV_PRIME ^ (mixed >> 17);
+    }
+    for (offset = ROW_BYTES; offset < page_bytes; offset += ROW_BYTES) {
+        memcpy(row, page + offset, ROW_BYTES);
+        for (lane = 0; lane < LANES; lane++) {
+            uint32_t mixed = sums[lane] ^ row[lane];
+            sums[lane] = mixed * FNV_PRIME ^ (mixed >> 17);
+        }
+    }
+    for (round = 0; round < 2; round++)
+        for (lane = 0; lane < LANES; lane++)
+            sums[lane] = sums[lane] * FNV_PRIME ^ (sums[lane] >> 17);
+    for (lane = 0; lane < LANES; lane++)
+        result ^= sums[lane];
+    return result;
+}
+
+static int is_zero(const uint8_t *bytes, size_t length)
+{
+    return bytes[0] == 0 && memcmp(bytes, bytes + 1, length - 1) == 0;
+}
+
+static int page_state(const uint8_t *page, uint32_t block, size_t page_bytes)
+{
+    if (load16(page + PD_UPPER) == 0)
+        return is_zero(page, page_bytes) ? PAGE_GOOD : PAGE_NOT_EMPTY;
+    if ((page_hash(page, page_bytes) ^ block) % 65535 + 1 != load16(page + PD_CHECKSUM))
+        return PAGE_BAD_CHECKSUM;
+    return PAGE_GOOD;
+}
+
+static int check_page_size(Py_ssize_t length, unsigned int page_bytes)
+{
+    if (page_bytes < 1024 || page_bytes > 32768 || (page_bytes & (page_bytes - 1)) != 0) {
+        PyErr_SetString(PyExc_ValueError, "a page has 1024 to 32768 bytes, a power of two");
+        return -1;
+    }
+    if (length % page_bytes != 0) {
+        PyErr_SetString(PyExc_ValueError, "the buffer does not hold whole pages");
+        return -1;
+    }
+    return 0;
+}
+
+static PyObject *bad_page_list(const uint8_t *states, Py_ssize_t pages)
+{
+    PyObject *list = PyList_New(0);
+    Py_ssize_t i;
+
+    for (i = 0; list != NULL && i < pages; i++) {
+        PyObject *item;
+        if (states[i] == PAGE_GOOD)
+            continue;
+        item = Py_BuildValue("(ni)", i, (int)states[i]);
+        if (item == NULL || PyList_Append(list, item) < 0)
+            Py_CLEAR(list);
+        Py_XDECREF(item);
+    }
+    return list;
+}
+
+static PyObject *check_pages(PyObject *module, PyObject *args)
+{
+    Py_buffer buffer;
+    unsigned int first_block, page_bytes;
+    Py_ssize_t pages, i, bad = 0;
+    uint8_t *states;
+    PyObject *result;
+
+    (void)module;
+    if (!PyArg_ParseTuple(args, "y*II", &buffer, &first_block, &page_bytes))
+        return NULL;
+    if (check_page_size(buffer.len, page_bytes) < 0) {
+        PyBuffer_Release(&buffer);
+        return NULL;
+    }
+    pages = buffer.len / page_bytes;
+    states = malloc(pages > 0 ? (size_t)pages : 1);
+    if (states == NULL) {
+        PyBuffer_Release(&buffer);
+        return PyErr_NoMemory();
+    }
+    Py_BEGIN_ALLOW_THREADS
+    for (i = 0; i < pages; i++) {
+        const uint8_t *page = (const uint8_t *)buffer.buf + (size_t)i * page_bytes;
+        states[i] = (uint8_t)page_state(page, first_block + (uint32_t)i, page_bytes);
+        bad += states[i] != PAGE_GOOD;
+    }
+    Py_END_ALLOW_THREADS
+    result = bad_page_list(states, bad > 0 ? pages : 0);
+    free(states);
+    PyBuffer_Release(&buffer);
+    return result;
+}
+
+static PyObject *page_checksum(PyObject *module, PyObject *args)
+{
+    Py_buffer buffer;
+    unsigned int block;
+    long checksum;
+
+    (void)module;
+    if (!PyArg_ParseTuple(args, "y*I", &buffer, &block))
+        return NULL;
+    if (buffer.len > 32768 || check_page_size(buffer.len, (unsigned int)buffer.len) < 0) {
+        PyBuffer_Release(&buffer);
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_ValueError, "a page has 1024 to 32768 bytes, a power of two");
+        return NULL;
+    }
+    checksum = (page_hash(buffer.buf, (size_t)buffer.len) ^ block) % 65535 + 1;
+    PyBuffer_Release(&buffer);
+    return PyLong_FromLong(checksum);
+}
+
+/* ------------------------------------------------------------------- CRC-32C */
+
+static uint32_t crc_table[8][256];
+
+static void fill_crc_table(void)
+{
+    uint32_t i, k;
+
+    for (i = 0; i < 256; i++) {
+        uint32_t crc = i;
+        for (k = 0; k < 8; k++)
+            crc = crc & 1 ? (crc >> 1) ^ 0x82F63B78u : crc >> 1;
+        crc_table[0][i] = crc;
+    }
+    for (i = 0; i < 256; i++)
+        for (k = 1; k < 8; k++)
+            crc_table[k][i] = (crc_table[k - 1][i] >> 8) ^ crc_table[0][crc_table[k - 1][i] & 0xFF];
+}
+
+static uint32_t crc_by_table(uint32_t crc, const uint8_t *p, size_t length)
+{
+    for (; length >= 8; p += 8, length -= 8) {
+        crc ^= (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+        crc = crc_table[7][crc & 0xFF] ^ crc_table[6][(crc >> 8) & 0xFF] ^
+              crc_table[5][(crc >> 16) & 0xFF] ^ crc_table[4][crc >> 24] ^ crc_table[3][p[4]] ^
+              crc_table[2][p[5]] ^ crc_table[1][p[6]] ^ crc_table[0][p[7]];
+    }
+    for (; length > 0; p++, length--)
+        crc = (crc >> 8) ^ crc_table[0][(crc ^ *p) & 0xFF];
+    return crc;
+}
+
+#ifdef HARDWARE_CRC
+__attribute__((target("sse4.2"))) static uint32_t crc_by_hardware(uint32_t crc, const uint8_t *p,
+                                                                  size_t length)
+{
+    uint64_t wide = crc;
+
+    for (; length >= 8; p += 8, length -= 8)
+        wide = __builtin_ia32_crc32di(wide, load64(p));
+    crc = (uint32_t)wide;
+    for (; length > 0; p++, length--)
+        crc = __builtin_ia32_crc32qi(crc, *p);
+    return crc;
+}
+#endif
+
+static uint32_t (*crc_update)(uint32_t, const uint8_t *, size_t) = crc_by_table;
+
+static void choose_crc(void)
+{
+    fill_crc_table();
+#ifdef HARDWARE_CRC
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("sse4.2"))
+        crc_update = crc_by_hardware;
+#endif
+}
+
+/* ------------------------------------------------------------------ WAL walk */
+
+#define SHORT_HEADER 24u
+#define LONG_HEADER 40u
+#define FIRST_IS_CONTRECORD 0x0001
+#define IS_LONG_HEADER 0x0002
+#define FIRST_IS_OVERWRITE 0x0008
+#define ALL_FLAGS 0x000F
+
+#define RECORD_HEADER 24u
+#define RECORD_CRC 20u
+#define MAXIMUM_RECORD (1020u * 1024u * 1024u)
+
+#define RM_XLOG 0
+#define RM_XACT 1
+#define XLOG_SWITCH 0x40
+#define MAGIC_17 0xD116
+
+enum { STOP_END = 0, STOP_SWITCH = 1, STOP_INVALID = 2 };
+enum { CARRIED_NONE = 0, CARRIED_COMPLETED = 1, CARRIED_DISCARDED = 2, CARRIED_FOREIGN = 3 };
+enum { PAGE_INVALID, PAGE_FRESH, PAGE_CONTINUES, PAGE_OVERWRITES };
+enum { READ_WHOLE, READ_UNFINISHED, READ_INVALID, READ_OVERWRITTEN, READ_NO_MEMORY };
+
+typedef struct {
+    uint64_t lsn, end;
+    int64_t time;
+    uint32_t xid, is_commit;
+} Ended; /* 32 bytes: the layout that wal_scan.py unpacks */
+
+typedef struct {
+    uint64_t lsn, end;
+    uint32_t info;
+    size_t offset, length; /* in Walk.special_bytes */
+} Special;
+
+typedef struct {
+    void *items;
+    size_t count, capacity;
+} Growing;
+
+typedef struct {
+    const uint8_t *data;
+    size_t size, pos;
+    uint64_t start;
+    uint32_t page_bytes, timeline, first_timeline;
+    uint16_t magic;
+    int want_transactions;
+
+    uint8_t *record; /* bytes of a record that crosses pages */
+    size_t record_length, record_capacity;
+
+    int stop, carried_state;
+    uint64_t end_lsn, first_lsn, last_lsn, first_previous, previous;
+    uint32_t contrecord_bytes;
+    uint64_t unfinished_lsn;
+    uint32_t unfinished_total, unfinished_have;
+    uint64_t records, commits, aborts;
+    int64_t commit_times[4], end_times[4];
+    uint32_t least_xid, greatest_xid;
+    Growing transactions, specials, special_bytes;
+} Walk;
+
+static void *grow(Growing *array, size_t count, size_t item_bytes)
+{
+    void *place;
+
+    if (array->count + count > array->capacity) {
+        size_t capacity = (array->count + count) * 2 + 64;
+        void *items = realloc(array->items, capacity * item_bytes);
+        if (items == NULL)
+            return NULL;
+        array->items = items;
+        array->capacity = capacity;
+    }
+    place = (uint8_t *)array->items + array->count * item_bytes;
+    array->count += count;
+    return place;
+}
+
+/* Judge the page header at offset; *remaining is what it says is left of a record. */
+static int enter_page(Walk *w, size_t offset, uint32_t *remaining)
+{
+    const uint8_t *p = w->data + offset;
+    uint16_t info;
+    uint32_t timeline;
+
+    if (w->size - offset < w->page_bytes)
+        return PAGE_INVALID;
+    info = load16(p + 2);
+    timeline = load32(p + 4);
+    *remaining = load32(p + 16);
+    if (load16(p) != w->magic || (info & ~ALL_FLAGS) != 0 || load64(p + 8) != w->start + offset ||
+        timeline < w->timeline || ((info & IS_LONG_HEADER) != 0) != (offset == 0))
+        return PAGE_INVALID;
+    w->timeline = timeline;
+    if (info & FIRST_IS_CONTRECORD)
+        return *remaining != 0 ? PAGE_CONTINUES : PAGE_INVALID;
+    return info & FIRST_IS_OVERWRITE ? PAGE_OVERWRITES : PAGE_FRESH;
+}
+
+static int keep_bytes(Walk *w, const uint8_t *bytes, size_t length)
+{
+    if (w->record_length + length > w->record_capacity) {
+        size_t capacity = (w->record_length + length) * 2;
+        uint8_t *record = realloc(w->record, capacity);
+        if (record == NULL)
+            return -1;
+        w->record = record;
+        w->record_capacity = capacity;
+    }
+    if (length > 0)
+        memcpy(w->record + w->record_length, bytes, length);
+    w->record_length += length;
+    return 0;
+}
+
+static size_t left_on_page(const Walk *w) { return w->page_bytes - w->pos % w->page_bytes; }
+
+static void align_position(Walk *w) { w->pos = (w->pos + 7) & ~(size_t)7; }
+
+/*
+ * Move over need bytes of a record, across pages, and add them to w->record.
+ * w->pos is inside of a page, behind its header. On READ_UNFINISHED *need is
+ * what lies beyond the segment; on READ_OVERWRITTEN w->pos is the page's start.
+ */
+static int read_bytes(Walk *w, uint32_t *need)
+{
+    for (;;) {
+        size_t left = left_on_page(w), chunk = *need < left ? *need : left;
+        uint32_t remaining;
+
+        if (keep_bytes(w, w->data + w->pos, chunk) < 0)
+            return READ_NO_MEMORY;
+        w->pos += chunk;
+        *need -= (uint32_t)chunk;
+        if (*need == 0) {
+            align_position(w);
+            return READ_WHOLE;
+        }
+        if (w->pos == w->size)
+            return READ_UNFINISHED;
+        switch (enter_page(w, w->pos, &remaining)) {
+        case PAGE_CONTINUES:
+            if (remaining != *need)
+                return READ_INVALID;
+            break;
+        case PAGE_OVERWRITES:
+            return READ_OVERWRITTEN;
+        default:
+            return READ_INVALID;
+        }
+        w->pos += SHORT_HEADER;
+    }
+}
+
+static int is_whole_record(const uint8_t *record, uint32_t total)
+{
+    uint32_t crc = crc_update(0xFFFFFFFFu, record + RECORD_HEADER, total - RECORD_HEADER);
+
+    crc = crc_update(crc, record, RECORD_CRC);
+    return (crc ^ 0xFFFFFFFFu) == load32(record + RECORD_CRC);
+}
+
+/* The main data of a record without block references; NULL if it has another shape. */
+static const uint8_t *main_data(const uint8_t *record, uint32_t total, size_t *length)
+{
+    size_t at = RECORD_HEADER;
+
+    while (at < total) {
+        uint8_t id = record[at++];
+        if (id == 255 && total - at >= 1) {
+            *length = record[at];
+            return *length == total - at - 1 ? record + at + 1 : NULL;
+        }
+        if (id == 254 && total - at >= 4) {
+            *length = load32(record + at);
+            return *length == total - at - 4 ? record + at + 4 : NULL;
+        }
+        if (id == 253)
+            at += 2;
+        else if (id == 252)
+            at += 4;
+        else
+            return NULL;
+    }
+    return NULL;
+}
+
+/* The xid in the two-phase part of a commit or abort record (xactdesc.c); 0 if unreadable. */
+static uint32_t prepared_xid(const Walk *w, const uint8_t *data, size_t length, uint8_t info)
+{
+    static const uint32_t list_bits[] = {0x02, 0x04, 0x100, 0x08};
+    const uint32_t item_bytes[] = {4, 12, w->magic > MAGIC_17 ? 16 : 12, 16};
+    uint32_t xinfo;
+    size_t at = 12;
+    int i;
+
+    if (!(info & 0x80) || length < 12)
+        return 0;
+    xinfo = load32(data + 8);
+    if (xinfo & 0x01)
+        at += 8;
+    for (i = 0; i < 4; i++) {
+        uint64_t bytes;
+        if (!(xinfo & list_bits[i]))
+            continue;
+        if (at > length || length - at < 4)
+            return 0;
+        bytes = (uint64_t)load32(data + at) * item_bytes[i];
+        at += 4;
+        if (bytes > length - at)
+            return 0;
+        at += (size_t)bytes;
+    }
+    if (!(xinfo & 0x10) || at > length || length - at < 4)
+        return 0;
+    return load32(data + at);
+}
+
+static void note_time(int64_t times[4], int64_t time, int is_first)
+{
+    if (is_first)
+        times[0] = times[2] = times[3] = time;
+    times[1] = time;
+    if (time < times[2])
+        times[2] = time;
+    if (time > times[3])
+        times[3] = time;
+}
+
+static int note_transaction(Walk *w, const uint8_t *record, uint32_t total, uint64_t lsn)
+{
+    uint8_t info = record[16], operation = info & 0x70;
+    int is_commit = operation == 0x00 || operation == 0x30;
+    int is_prepared = operation == 0x30 || operation == 0x40;
+    size_t length;
+    const uint8_t *data;
+    uint32_t xid;
+    int64_t time;
+
+    if (!is_commit && operation != 0x20 && operation != 0x40)
+        return 0;
+    data = main_data(record, total, &length);
+    if (data == NULL || length < 8)
+        return 0;
+    time = (int64_t)load64(data);
+    xid = is_prepared ? prepared_xid(w, data, length, info) : load32(record + 4);
+    note_time(w->end_times, time, w->commits + w->aborts == 0);
+    if (is_commit)
+        note_time(w->commit_times, time, w->commits == 0);
+    if (xid != 0 && (w->least_xid == 0 || xid < w->least_xid))
+        w->least_xid = xid;
+    if (xid > w->greatest_xid)
+        w->greatest_xid = xid;
+    w->commits += (uint64_t)is_commit;
+    w->aborts += (uint64_t)!is_commit;
+    if (w->want_transactions) {
+        Ended *ended = grow(&w->transactions, 1, sizeof *ended);
+        if (ended == NULL)
+            return -1;
+        ended->lsn = lsn;
+        ended->end = w->start + w->pos;
+        ended->time = time;
+        ended->xid = xid;
+        ended->is_commit = (uint32_t)is_commit;
+    }
+    return 0;
+}
+
+static int is_special(uint8_t operation)
+{
+    return operation == 0x00 || operation == 0x10 || operation == 0x60 || operation == 0x70 ||
+           operation == 0x90;
+}
+
+/* Checkpoints, parameter changes, restore points and ends of recovery go to Python as bytes. */
+static int note_special(Walk *w, const uint8_t *record, uint32_t total, uint64_t lsn)
+{
+    uint8_t operation = record[16] & 0xF0;
+    size_t length;
+    const uint8_t *data;
+    Special *special;
+    uint8_t *bytes;
+
+    if (!is_special(operation))
+        return 0;
+    data = main_data(record, total, &length);
+    if (data == NULL)
+        return 0;
+    if (length > 256)
+        length = 256;
+    special = grow(&w->specials, 1, sizeof *special);
+    if (special == NULL)
+        return -1;
+    special->lsn = lsn;
+    special->end = w->start + w->pos;
+    special->info = operation;
+    special->offset = w->special_bytes.count;
+    special->length = length;
+    bytes = grow(&w->special_bytes, length, 1);
+    if (bytes == NULL)
+        return -1;
+    memcpy(bytes, data, length);
+    return 0;
+}
+
+/* Take a whole, valid record; w->pos is behind it. 1: it was a switch; -1: no memory. */
+static int take_record(Walk *w, const uint8_t *record, uint32_t total, uint64_t lsn)
+{
+    uint8_t manager = record[17];
+
+    w->end_lsn = w->start + w->pos;
+    w->previous = lsn;
+    if (lsn >= w->start) {
+        if (w->first_lsn == 0) {
+            w->first_lsn = lsn;
+            w->first_previous = load64(record + 8);
+        }
+        w->last_lsn = lsn;
+        w->records++;
+    }
+    if (manager == RM_XACT)
+        return note_transaction(w, record, total, lsn);
+    if (manager != RM_XLOG)
+        return 0;
+    if ((record[16] & 0xF0) == XLOG_SWITCH)
+        return 1;
+    return note_special(w, record, total, lsn);
+}
+
+/* May this record, of which only the beginning is there, matter to a recovery target? */
+static int may_matter(const uint8_t *record, size_t length)
+{
+    uint8_t operation;
+
+    if (length < RECORD_HEADER)
+        return 1;
+    operation = record[16] & 0x70;
+    if (record[17] == RM_XACT)
+        return operation == 0x00 || operation == 0x20 || operation == 0x30 || operation == 0x40;
+    return record[17] == RM_XLOG && is_special(record[16] & 0xF0);
+}
+
+static void keep_unfinished(Walk *w, uint64_t lsn, uint32_t total, uint32_t have)
+{
+    w->unfinished_lsn = lsn;
+    w->unfinished_total = total;
+    w->unfinished_have = have;
+    if (!may_matter(w->record, w->record_length))
+        w->record_length = RECORD_HEADER;
+}
+
+/* What the segment begins with when a record crosses its start. 0: go on, else stop or error. */
+static int walk_contrecord(Walk *w, uint64_t lsn, uint32_t total, uint32_t have, size_t head)
+{
+    uint32_t need = w->contrecord_bytes;
+    int known = lsn != 0 && total >= RECORD_HEADER && (uint64_t)have + need == total && head <= have;
+    int outcome;
+
+    if (lsn != 0 && !known)
+        w->carried_state = CARRIED_FOREIGN;
+    if (!known)
+        w->record_length = 0;
+    outcome = read_bytes(w, &need);
+    if (outcome == READ_NO_MEMORY)
+        return -1;
+    if (outcome == READ_INVALID) {
+        w->stop = STOP_INVALID;
+        return 1;
+    }
+    if (outcome == READ_OVERWRITTEN) {
+        w->carried_state = known ? CARRIED_DISCARDED : w->carried_state;
+        return 0;
+    }
+    if (outcome == READ_UNFINISHED) {
+        w->stop = STOP_END;
+        if (known) {
+            if (head < have)
+                w->record_length = head;
+            keep_unfinished(w, lsn, total, total - need);
+        }
+        return 1;
+    }
+    w->end_lsn = w->start + w->pos;
+    if (!known)
+        return 0;
+    w->carried_state = CARRIED_COMPLETED;
+    w->previous = lsn;
+    if (head < have)
+        return 0;
+    if (!is_whole_record(w->record, total)) {
+        w->carried_state = CARRIED_FOREIGN;
+        w->previous = 0;
+        return 0;
+    }
+    return take_record(w, w->record, total, lsn) < 0 ? -1 : 0;
+}
+
+static int has_plausible_header(const Walk *w, const uint8_t *header, uint64_t lsn)
+{
+    uint64_t previous = load64(header + 8);
+
+    return w->previous != 0 ? previous == w->previous : previous < lsn;
+}
+
+/* One record at w->pos (aligned, behind a page header). 0: go on, 1: stop, -1: no memory. */
+static int walk_record(Walk *w)
+{
+    uint64_t lsn = w->start + w->pos;
+    uint32_t total = load32(w->data + w->pos), need = total;
+    const uint8_t *record = w->data + w->pos;
+    int outcome = READ_WHOLE, taken;
+
+    w->stop = STOP_INVALID;
+    if (total < RECORD_HEADER || total > MAXIMUM_RECORD)
+        return 1;
+    if (left_on_page(w) >= RECORD_HEADER && !has_plausible_header(w, record, lsn))
+        return 1;
+    if (total <= left_on_page(w)) {
+        w->pos += total;
+        align_position(w);
+    } else {
+        w->record_length = 0;
+        outcome = read_bytes(w, &need);
+        record = w->record;
+    }
+    switch (outcome) {
+    case READ_NO_MEMORY:
+        return -1;
+    case READ_INVALID:
+        return 1;
+    case READ_OVERWRITTEN:
+        return 0;
+    case READ_UNFINISHED:
+        if (w->record_length >= RECORD_HEADER && !has_plausible_header(w, record, lsn))
+            return 1;
+        keep_unfinished(w, lsn, total, total - need);
+        w->stop = STOP_END;
+        return 1;
+    default:
+        break;
+    }
+    if (!has_plausible_header(w, record, lsn) || !is_whole_record(record, total))
+        return 1;
+    taken = take_record(w, record, total, lsn);
+    if (taken == 1)
+        w->stop = STOP_SWITCH;
+    return taken;
+}
+
+static int walk_records(Walk *w)
+{
+    for (;;) {
+        int outcome;
+
+        if (w->pos == w->size) {
+            w->stop = STOP_END;
+            return 0;
+        }
+        if (w->pos % w->page_bytes == 0) {
+            uint32_t remaining;
+            int page = enter_page(w, w->pos, &remaining);
+            if (page == PAGE_INVALID || page == PAGE_CONTINUES) {
+                w->stop = STOP_INVALID;
+                return 0;
+            }
+            w->pos += SHORT_HEADER;
+        }
+        outcome = walk_record(w);
+        if (outcome != 0)
+            return outcome < 0 ? -1 : 0;
+    }
+}
+
+/* 0, or -1 without memory. The carried record's bytes are in w->record. */
+static int walk_segment(Walk *w, uint64_t lsn, uint32_t total, uint32_t have)
+{
+    uint32_t remaining;
+    int page, outcome;
+
+    w->stop = STOP_INVALID;
+    w->end_lsn = w->start;
+    if (w->size < w->page_bytes)
+        return 0;
+    w->magic = load16(w->data);
+    w->timeline = load32(w->data + 4);
+    page = enter_page(w, 0, &remaining);
+    if (page == PAGE_INVALID)
+        return 0;
+    w->first_timeline = w->timeline;
+    w->pos = LONG_HEADER;
+    if (page == PAGE_CONTINUES) {
+        w->contrecord_bytes = remaining;
+        outcome = walk_contrecord(w, lsn, total, have, w->record_length);
+        if (outcome != 0)
+            return outcome < 0 ? -1 : 0;
+    } else if (lsn != 0) {
+        w->carried_state = CARRIED_DISCARDED;
+    }
+    return walk_records(w);
+}
+
+static PyObject *special_list(const Walk *w)
+{
+    PyObject *list = PyList_New((Py_ssize_t)w->specials.count);
+    const Special *specials = w->specials.items;
+    const char *bytes = w->special_bytes.items;
+    size_t i;
+
+    for (i = 0; list != NULL && i < w->specials.count; i++) {
+        PyObject *item = Py_BuildValue(
+            "(KKIy#)", (unsigned long long)specials[i].lsn, (unsigned long long)specials[i].end,
+            specials[i].info, specials[i].length > 0 ? bytes + specials[i].offset : "",
+            (Py_ssize_t)specials[i].length);
+        if (item == NULL || PyList_SetItem(list, (Py_ssize_t)i, item) < 0)
+            Py_CLEAR(list);
+    }
+    return list;
+}
+
+static PyObject *times_tuple(const int64_t times[4])
+{
+    return Py_BuildValue("(LLLL)", (long long)times[0], (long long)times[1], (long long)times[2],
+                         (long long)times[3]);
+}
+
+static PyObject *result_tuple(const Walk *w)
+{
+    const char *transactions = w->transactions.count > 0 ? w->transactions.items : "";
+    const char *unfinished = w->unfinished_lsn != 0 ? (const char *)w->record : "";
+    Py_ssize_t unfinished_length = w->unfinished_lsn != 0 ? (Py_ssize_t)w->record_length : 0;
+
+    return Py_BuildValue(
+        "(i(II)(KKKK)I(KIIy#)i(KKK)NN(II)Ny#)", w->stop, w->first_timeline, w->timeline,
+        (unsigned long long)w->end_lsn, (unsigned long long)w->first_lsn,
+        (unsigned long long)w->last_lsn, (unsigned long long)w->first_previous,
+        w->contrecord_bytes, (unsigned long long)w->unfinished_lsn, w->unfinished_total,
+        w->unfinished_have, unfinished, unfinished_length, w->carried_state,
+        (unsigned long long)w->records, (unsigned long long)w->commits,
+        (unsigned long long)w->aborts, times_tuple(w->commit_times), times_tuple(w->end_times),
+        w->least_xid, w->greatest_xid, special_list(w), transactions,
+        (Py_ssize_t)(w->transactions.count * sizeof(Ended)));
+}
+
+/* scan_wal(data, start, page_bytes, want_transactions, (lsn, total, have, head)) */
+static PyObject *scan_wal(PyObject *module, PyObject *args)
+{
+    Py_buffer buffer, head;
+    unsigned long long start, lsn;
+    unsigned int page_bytes, total, have;
+    int want_transactions, outcome;
+    Walk walk;
+    PyObject *result;
+
+    (void)module;
+    if (!PyArg_ParseTuple(args, "y*KIp(KIIy*)", &buffer, &start, &page_bytes, &want_transactions,
+                          &lsn, &total, &have, &head))
+        return NULL;
+    memset(&walk, 0, sizeof walk);
+    walk.data = buffer.buf;
+    walk.size = (size_t)buffer.len;
+    walk.start = start;
+    walk.page_bytes = page_bytes;
+    walk.want_transactions = want_transactions;
+    if (page_bytes < 512 || page_bytes > 65536 || (page_bytes & (page_bytes - 1)) != 0) {
+        PyErr_SetString(PyExc_ValueError, "a WAL page has 512 to 65536 bytes, a power of two");
+        result = NULL;
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        outcome = keep_bytes(&walk, head.buf, (size_t)head.len);
+        if (outcome == 0)
+            outcome = walk_segment(&walk, lsn, total, have);
+        Py_END_ALLOW_THREADS
+        result = outcome < 0 ? PyErr_NoMemory() : result_tuple(&walk);
+    }
+    free(walk.record);
+    free(walk.transactions.items);
+    free(walk.specials.items);
+    free(walk.special_bytes.items);
+    PyBuffer_Release(&buffer);
+    PyBuffer_Release(&head);
+    return result;
+}
+
+/* -------------------------------------------------------------------- module */
+
+static PyMethodDef methods[] = {
+    {"check_pages", check_pages, METH_VARARGS,
+     "check_pages(buffer, first_block, page_bytes) -> list of (index, kind)"},
+    {"page_checksum", page_checksum, METH_VARARGS, "page_checksum(page, block) -> int"},
+    {"scan_wal", scan_wal, METH_VARARGS,
+     "scan_wal(data, start, page_bytes, want_transactions, carried) -> tuple"},
+    {NULL, NULL, 0, NULL},
+};
+
+static int execute(PyObject *module)
+{
+    (void)module;
+    choose_crc();
+    return 0;
+}
+
+static PyModuleDef_Slot slots[] = {{Py_mod_exec, (void *)execute}, {0, NULL}};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "_native",
+    .m_doc = "Page checksums and the walk over WAL records, in C.",
+    .m_size = 0,
+    .m_methods = methods,
+    .m_slots = slots,
+};
+
+PyMODINIT_FUNC PyInit__native(void) { return PyModuleDef_Init(&definition); }

@@ -1,0 +1,28 @@
+from collections.abc import Sequence
+
+_Buffer = bytes | bytearray | memoryview
+_Times = tuple[int, int, int, int]
+
+def check_pages(buffer: _Buffer, first_block: int, page_bytes: int, /) -> list[tuple[int, int]]: ...
+def page_checksum(page: _Buffer, block: int, /) -> int: ...
+def scan_wal(
+    data: _Buffer,
+    start: int,
+    page_bytes: int,
+    want_transactions: bool,
+    carried: tuple[int, int, int, bytes],
+    /,
+) -> tuple[
+    int,
+    tuple[int, int],
+    tuple[int, int, int, int],
+    int,
+    tuple[int, int, int, bytes],
+    int,
+    tuple[int, int, int],
+    _Times,
+    _Times,
+    tuple[int, int],
+    Sequence[tuple[int, int, int, bytes]],
+    bytes,
+]: ...
