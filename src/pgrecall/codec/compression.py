@@ -45,7 +45,8 @@ def make_compressor(codec: str, level: int) -> Compressor:
     """A function that compresses one buffer into one independent frame; for one thread at a time.
 
     ``codec`` is ``zstd``, ``lz4`` or ``none``; ``level`` is zstd's (-100 to 22) or
-    lz4's (0 fast, up to 12 through its high compression mode), unused for none.
+    lz4's (below 3 its fast mode, up to 12 its high compression; more counts as 12),
+    unused for none.
     Raises UsageError for an unknown codec or a level that the codec has not.
     """
     if codec == "none":
@@ -133,14 +134,13 @@ def _zstd_decompress(data: Buffer, raw_bytes: int) -> bytes:
 
 def _lz4_compressor(level: int) -> Compressor:
     lz4_block: Any = import_module(_LZ4_BLOCK)
-    if not 0 <= level <= 12:
-        raise UsageError(f"lz4 has no level {level}", hint="use a level from 0 (fast) to 12")
     high = level >= 3
+    best = min(level, 12)
 
     def compress(data: Buffer) -> bytes:
         if high:
             stored: bytes = lz4_block.compress(
-                data, mode="high_compression", compression=level, store_size=False
+                data, mode="high_compression", compression=best, store_size=False
             )
         else:
             stored = lz4_block.compress(data, store_size=False)
