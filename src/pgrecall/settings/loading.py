@@ -278,10 +278,11 @@ def _missing_keys(repository: RepositorySettings) -> list[str]:
 
 def _dotted(table: Table) -> str:
     """A table's name as it is written in TOML."""
-    return ".".join(part if _is_bare(part) else quoted(part) for part in table)
+    return ".".join(part if is_bare(part) else quoted(part) for part in table)
 
 
-def _is_bare(word: str) -> bool:
+def is_bare(word: str) -> bool:
+    """Whether TOML takes ``word`` as a key without quotes."""
     return bool(word) and word.isascii() and all(c.isalnum() or c in "-_" for c in word)
 
 
