@@ -15,7 +15,7 @@ BATCH_FILES = 512
 
 
 class Unit:
-    """``length`` bytes of file ``files[0]`` from ``offset``; or, with ``is_batch``, whole small files."""
+    """A piece of the file ``files[0]``; or, with ``is_batch``, all of several small files."""
 
     __slots__ = ("files", "is_batch", "length", "offset")
 

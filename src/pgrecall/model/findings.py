@@ -10,7 +10,7 @@ Severity = Literal["ok", "warn", "fail"]
 
 
 class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One result: ``code`` is stable and kebab-case, ``subject`` names the thing, ``hint`` the cure."""
+    """One result: ``code`` is stable, ``subject`` names the thing, ``hint`` the cure."""
 
     severity: Severity
     code: str

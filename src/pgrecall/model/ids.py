@@ -1,4 +1,4 @@
-"""Identities of backups and runs: sortable by UTC time, with a random tail, and telling their kind."""
+"""Identities of backups and runs: kind, UTC time, random tail; they sort by time."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from pgrecall.errors import UsageError
 
 
 class Lsn(int):
-    """A byte position in the WAL, 0 to 2**64 - 1; printed as PostgreSQL's pg_lsn (``1/A0000028``)."""
+    """A byte position in the WAL, 0 to 2**64 - 1; printed as pg_lsn is (``1/A0000028``)."""
 
     __slots__ = ()
 
@@ -17,15 +17,12 @@ class Lsn(int):
         Raises UsageError when the text is no LSN.
         """
         high, slash, low = text.strip().partition("/")
-        try:
-            if not slash or not 1 <= len(high) <= 8 or not 1 <= len(low) <= 8:
-                raise ValueError(text)
-            return cls((_hexadecimal(high) << 32) | _hexadecimal(low))
-        except ValueError:
+        if not (slash and _is_hexadecimal(high) and _is_hexadecimal(low)):
             raise UsageError(
                 f"{text!r} is not an LSN",
                 hint="write it as PostgreSQL does, for example 0/3000028",
-            ) from None
+            )
+        return cls((int(high, 16) << 32) | int(low, 16))
 
     def __str__(self) -> str:
         return f"{self >> 32:X}/{self & 0xFFFFFFFF:X}"
@@ -34,7 +31,6 @@ class Lsn(int):
         return f"Lsn({str(self)!r})"
 
 
-def _hexadecimal(text: str) -> int:
-    if not all(character in "0123456789abcdefABCDEF" for character in text):
-        raise ValueError(text)
-    return int(text, 16)
+def _is_hexadecimal(text: str) -> bool:
+    digits = "0123456789abcdefABCDEF"
+    return 1 <= len(text) <= 8 and all(character in digits for character in text)

@@ -174,7 +174,10 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):
-    """The record that makes a backup exist; written last. LSNs as text, times aware (server clock)."""
+    """The record that makes a backup exist; written last.
+
+    LSNs are text; ``started_at`` and ``stopped_at`` are of the server's clock.
+    """
 
     format: int = FORMAT_VERSION
     backup_id: str

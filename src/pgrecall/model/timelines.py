@@ -17,9 +17,9 @@ class TimelineSwitch:
         self.reason = reason
 
     def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, TimelineSwitch)
-            and (self.timeline, self.end) == (other.timeline, other.end)
+        return isinstance(other, TimelineSwitch) and (self.timeline, self.end) == (
+            other.timeline,
+            other.end,
         )
 
     def __hash__(self) -> int:
@@ -40,7 +40,7 @@ class TimelineHistory:
 
     @classmethod
     def parse(cls, timeline: int, text: str) -> TimelineHistory:
-        """Read a history file (PostgreSQL's timeline.c); raises WalFormatError when it is damaged."""
+        """Read a history file (PostgreSQL's timeline.c); raises WalFormatError if damaged."""
         switches: list[TimelineSwitch] = []
         for line in text.splitlines():
             content = line.strip()
@@ -67,7 +67,7 @@ class TimelineHistory:
         return timeline == self.timeline or any(s.timeline == timeline for s in self.switches)
 
     def end_of(self, timeline: int) -> Lsn | None:
-        """Where this path leaves ``timeline``; None for its own (open) timeline or a foreign one."""
+        """Where this path leaves ``timeline``; None for its own (open) or a foreign one."""
         for switch in self.switches:
             if switch.timeline == timeline:
                 return switch.end

@@ -71,7 +71,7 @@ class WalFile:
         return kind
 
     def start(self, segment_bytes: int) -> Lsn:
-        """LSN of the segment's first byte; raises WalFormatError if the name does not fit the size."""
+        """LSN of the first byte; raises WalFormatError if the name does not fit the size."""
         if self.part >= (1 << 32) // segment_bytes:
             raise WalFormatError(
                 f"{self.name} is no segment of a server with {segment_bytes >> 20} MiB segments"

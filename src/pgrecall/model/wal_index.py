@@ -247,8 +247,9 @@ class Unfinished(_Value):
 class WalIndex(_Value):
     """Everything that is kept about one segment.
 
-    ``timeline`` and ``last_timeline`` come from the first and last valid page
-    header (they differ in the first segment after a promotion, fact 1).
+    ``magic`` numbers PostgreSQL's WAL format. ``timeline`` and
+    ``last_timeline`` come from the first and last valid page header (they
+    differ in the first segment after a promotion, fact 1).
     ``end_lsn`` is the end of the last record that ends here (``start_lsn`` if
     none does). ``first_record_lsn`` and ``last_record_lsn`` are of the records
     that begin and end here; None without any. ``first_previous_lsn`` is what
@@ -278,6 +279,7 @@ class WalIndex(_Value):
         "last_record_lsn",
         "last_timeline",
         "least_xid",
+        "magic",
         "page_bytes",
         "parameter_changes",
         "record_count",
@@ -293,6 +295,7 @@ class WalIndex(_Value):
         """An empty index; whoever scans fills in the rest."""
         self.start_lsn = Lsn(start_lsn)
         self.segment_bytes = segment_bytes
+        self.magic = 0
         self.page_bytes = 8192
         self.timeline = timeline
         self.last_timeline = timeline
@@ -358,6 +361,7 @@ _KEYS = {
     "end_lsn": "end",
     "segment_bytes": "segment_bytes",
     "page_bytes": "page_bytes",
+    "magic": "magic",
     "stopped_at": "stopped",
     "record_count": "records",
     "first_record_lsn": "first",
@@ -403,6 +407,7 @@ def _index_of(record: dict[str, Any]) -> WalIndex:
     index.last_timeline = record["last_timeline"]
     index.end_lsn = _lsn(record["end"])
     index.page_bytes = record["page_bytes"]
+    index.magic = record.get("magic", 0)
     index.stopped_at = record["stopped"]
     index.record_count = record.get("records", 0)
     for name in ("first_record_lsn", "last_record_lsn", "first_previous_lsn"):

@@ -1,4 +1,4 @@
-"""The catalog: which backups exist. A backup exists when its completion record does (invariant 5)."""
+"""The catalog: a backup exists when its completion record does (invariant 5)."""
 
 from __future__ import annotations
 

@@ -26,11 +26,19 @@ _FILES = msgspec.json.Decoder(list[FileEntry])
 _PACKS = msgspec.json.Decoder(list[PackEntry])
 
 
+class StoredManifest(msgspec.Struct, frozen=True):
+    """A manifest that is durable: size and digest (hex) of its root, and bytes with all parts."""
+
+    root_bytes: int
+    root_digest: str
+    all_bytes: int
+
+
 class ManifestWriter:
     """Stores the parts of one manifest as their entries come, then the root."""
 
     def __init__(self, store: Store, server: str, backup_id: str, repository_id: str) -> None:
-        self.stored_bytes = 0
+        self._stored_bytes = 0
         self._store = store
         self._server = server
         self._backup_id = backup_id
@@ -80,11 +88,11 @@ class ManifestWriter:
             )
         )
 
-    def finish(self, root: ManifestRoot) -> tuple[int, str]:
-        """Store the root (its ``parts`` must be ours); returns its size and digest (hex)."""
+    def finish(self, root: ManifestRoot) -> StoredManifest:
+        """Store the root; its ``parts`` must be ours."""
         data = encode_document(ROOT_KIND, self._repository_id, _ENCODER.encode(root))
         self._put(layout.manifest_key(self._server, self._backup_id), data)
-        return len(data), stored_digest(data).hex()
+        return StoredManifest(len(data), stored_digest(data).hex(), self._stored_bytes)
 
     def _put(self, key: str, data: bytes) -> None:
         if not self._store.put(key, [data]):
@@ -92,7 +100,7 @@ class ManifestWriter:
                 f"{key} exists already in {self._store.name}",
                 hint="two runs used one backup id; run the backup again",
             )
-        self.stored_bytes += len(data)
+        self._stored_bytes += len(data)
 
 
 class ManifestReader:

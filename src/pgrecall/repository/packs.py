@@ -5,7 +5,7 @@ Layout (docs/format.md), little endian::
     "PGRPACK1"  u32 header length  header (JSON)
     frames
     footer (JSON, zstd)
-    u32 stored footer length  u32 raw footer length  32 bytes digest of the stored footer  "PGRPEND1"
+    u32 stored footer length  u32 raw footer length  digest of the stored footer  "PGRPEND1"
 
 The header names repository, server, backup and pack, so that a pack that was
 moved or swapped is found out. The footer lists every frame: where it is, its
@@ -52,7 +52,7 @@ class PackHeader(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Slice(msgspec.Struct, frozen=True, array_like=True):
-    """``length`` bytes of the file ``path`` (index into the footer's paths) from ``file_offset``."""
+    """``length`` bytes from ``file_offset`` of a file; ``path`` indexes the footer's paths."""
 
     path: int
     file_offset: int
@@ -60,7 +60,7 @@ class Slice(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Frame(msgspec.Struct, frozen=True, array_like=True):
-    """One frame: position and size in the pack, raw size, codec number, digest, contents in order."""
+    """One frame: where it is, its sizes, codec number, digest (hex), and contents in order."""
 
     offset: int
     stored_bytes: int
@@ -105,7 +105,7 @@ class PackWriter:
         return len(self._frames)
 
     def add(self, raw: Buffer, slices: list[tuple[bytes, int, int]]) -> None:
-        """Add one frame: the raw bytes, and (path, file offset, length) of what they are, in order."""
+        """Add one frame; ``slices`` say what its raw bytes are: (path, file offset, length)."""
         raw_bytes = len(raw)
         codec, stored = self._encode(raw)
         frame = Frame(
@@ -142,7 +142,7 @@ class PackWriter:
 
 
 class PackReader:
-    """Reads one pack, each frame checked against its digest. Raises CorruptObjectError with names."""
+    """Reads one pack, each frame checked; raises CorruptObjectError naming what is damaged."""
 
     def __init__(self, key: str, reader: ObjectReader, footer_digest: str | None = None) -> None:
         """Open; with ``footer_digest`` (from a manifest) the footer must be exactly that one."""

@@ -1,0 +1,72 @@
+"""The copy: units of PGDATA through a pool of workers into packs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+
+from pgrecall.backup.pack_sink import PackFactory, PackSink
+from pgrecall.backup.units import Unit
+from pgrecall.backup.worker import CopySource, CopyWorker, WorkerResult
+from pgrecall.system.faults import reached
+from pgrecall.system.progress import Progress
+
+_WATCH_SECONDS = 1.0
+
+
+class CopyPool:
+    """Runs the workers, and stops all of them as soon as one fails or ``watch`` raises."""
+
+    def __init__(
+        self,
+        source: CopySource,
+        factory: PackFactory,
+        *,
+        workers: int,
+        progress: Progress,
+        watch: Callable[[], None],
+    ) -> None:
+        """``watch`` is called every second from the calling thread; it raises to end the copy."""
+        self._source = source
+        self._factory = factory
+        self._workers = workers
+        self._progress = progress
+        self._watch = watch
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+
+    def run(self, units: list[Unit]) -> list[WorkerResult]:
+        """Copy all units; returns what each worker did. Raises the first failure."""
+        queue = iter(units)
+        with ThreadPoolExecutor(self._workers, thread_name_prefix="copy") as pool:
+            futures = [pool.submit(self._work, queue) for _ in range(self._workers)]
+            try:
+                self._supervise(futures)
+            except BaseException:
+                self._stop.set()
+                raise
+        return [future.result() for future in futures]
+
+    def _supervise(self, futures: list[Future[WorkerResult]]) -> None:
+        pending = set(futures)
+        while pending:
+            done, pending = wait(pending, timeout=_WATCH_SECONDS, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+            self._watch()
+
+    def _work(self, queue: Iterator[Unit]) -> WorkerResult:
+        worker = CopyWorker(self._source, PackSink(self._factory))
+        try:
+            while not self._stop.is_set():
+                with self._lock:
+                    unit = next(queue, None)
+                if unit is None:
+                    break
+                self._progress.advance(worker.copy(unit))
+                reached("backup.copy")
+            worker.finish()
+            return worker.result
+        finally:
+            worker.close()

@@ -1,0 +1,122 @@
+"""Where workers put their frames: packs that are filled in turn and committed in the background."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from pgrecall.errors import RepositoryError
+from pgrecall.model.manifest import PackEntry
+from pgrecall.repository import layout
+from pgrecall.repository.packs import PackHeader, PackWriter
+from pgrecall.store.base import Buffer, ObjectWriter, Store
+from pgrecall.system.faults import reached
+
+
+class PackFactory:
+    """Numbers, opens and commits the packs of one backup; shared by all workers.
+
+    At most ``committers`` packs are being committed and as many wait, so that
+    memory stays under (workers + 2 x committers) x pack size on stores whose
+    writers hold a pack in memory.
+    """
+
+    def __init__(
+        self, store: Store, header: PackHeader, *, codec: str, level: int, committers: int
+    ) -> None:
+        self.store = store
+        self._header = header
+        self._codec = codec
+        self._level = level
+        self._lock = threading.Lock()
+        self._count = 0
+        self._entries: dict[int, PackEntry] = {}
+        self._pool = ThreadPoolExecutor(committers, thread_name_prefix="commit")
+        self._slots = threading.BoundedSemaphore(2 * committers)
+        self._commits: list[Future[None]] = []
+
+    def open(self) -> PackWriter:
+        """Begin the next pack."""
+        with self._lock:
+            number = self._count
+            self._count += 1
+        header = PackHeader(
+            repository_id=self._header.repository_id,
+            server=self._header.server,
+            backup_id=self._header.backup_id,
+            number=number,
+        )
+        key = layout.pack_key(header.server, header.backup_id, number)
+        return PackWriter(self.store.writer(key), header, self._codec, self._level)
+
+    def commit(self, pack: PackWriter) -> None:
+        """Publish a full pack in the background; raises what an earlier commit raised."""
+        self._raise_failure()
+        writer = pack.finish()
+        self._slots.acquire()
+        self._commits.append(self._pool.submit(self._publish, pack, writer))
+
+    def finish(self) -> list[PackEntry]:
+        """Wait for every commit; the packs by number. All of them are durable then."""
+        for commit in self._commits:
+            commit.result()
+        return [self._entries[number] for number in sorted(self._entries)]
+
+    def close(self) -> None:
+        """End the background threads; commits that have begun are waited for."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _publish(self, pack: PackWriter, writer: ObjectWriter) -> None:
+        try:
+            with writer:
+                reached("backup.pack-commit")
+                if not writer.commit():
+                    raise RepositoryError(
+                        f"pack {pack.number} exists already in {self.store.name}",
+                        hint="two runs used one backup id; run the backup again",
+                    )
+                entry = PackEntry(pack.number, writer.size, pack.footer_digest)
+            with self._lock:
+                self._entries[pack.number] = entry
+        finally:
+            self._slots.release()
+
+    def _raise_failure(self) -> None:
+        for commit in self._commits:
+            if commit.done() and not commit.cancelled():
+                commit.result()
+
+
+class PackSink:
+    """One worker's way into packs; for one thread."""
+
+    def __init__(self, factory: PackFactory) -> None:
+        self._factory = factory
+        self._pack: PackWriter | None = None
+
+    def add(self, raw: Buffer, slices: list[tuple[bytes, int, int]]) -> tuple[int, int]:
+        """Store one frame; returns (pack number, frame number)."""
+        if self._pack is None:
+            self._pack = self._factory.open()
+        pack = self._pack
+        frame = pack.frame_count
+        pack.add(raw, slices)
+        if pack.stored_bytes >= self._factory.store.pack_bytes:
+            self.finish_pack()
+        return pack.number, frame
+
+    def finish_pack(self) -> None:
+        """Hand over the open pack, if there is one."""
+        pack, self._pack = self._pack, None
+        if pack is not None:
+            try:
+                self._factory.commit(pack)
+            except BaseException:
+                pack.discard()
+                raise
+
+    def discard(self) -> None:
+        """Drop the open pack, if there is one."""
+        pack, self._pack = self._pack, None
+        if pack is not None:
+            pack.discard()

@@ -1,0 +1,134 @@
+"""Decide what a backup does; pure."""
+
+from __future__ import annotations
+
+import msgspec
+
+from pgrecall.errors import (
+    DataDirectoryError,
+    IdentityError,
+    PostgresRightsError,
+    UnsupportedServerError,
+)
+from pgrecall.model.findings import Finding
+from pgrecall.postgres.control import ControlData
+from pgrecall.postgres.facts import ServerFacts, ServerRights
+
+OLDEST_MAJOR = 13
+
+
+class BackupPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What a backup is going to do, and why."""
+
+    server: str
+    repository: str
+    kind: str
+    source: str
+    data_directory: str
+    checkpoint: str
+    compression: str
+    level: int
+    workers: int
+    with_wal: bool
+    checks_pages: bool
+    reasons: tuple[str, ...]
+    findings: tuple[Finding, ...] = ()
+
+
+class BackupWishes(msgspec.Struct, frozen=True, kw_only=True):
+    """What was asked for: settings and options, names of server and repository."""
+
+    server: str
+    repository: str
+    data_directory: str
+    checkpoint: str
+    compression: str
+    level: int
+    workers: int
+    with_wal: bool
+
+
+def plan_backup(
+    wishes: BackupWishes, facts: ServerFacts, rights: ServerRights, control: ControlData
+) -> BackupPlan:
+    """The plan for a server with these facts; ``control`` is PGDATA's pg_control as read here.
+
+    Raises UnsupportedServerError, PostgresRightsError, IdentityError or
+    DataDirectoryError when no backup can be made, with what to do.
+    """
+    _require_supported(wishes, facts, rights)
+    if control.system_identifier != facts.system_identifier:
+        raise IdentityError(
+            f"{wishes.data_directory} holds the system {control.system_identifier},"
+            f" the server at port {facts.settings.get('port', '?')} is {facts.system_identifier}",
+            hint="correct data_directory, host or port in the server's settings",
+        )
+    if control.is_stopped:
+        raise DataDirectoryError(
+            f"{wishes.data_directory} says that its server is stopped, yet one answers:"
+            " it is a copy of the server's data directory, not the directory itself",
+            hint="set data_directory to what SHOW data_directory prints",
+        )
+    reasons = ["full: incremental backups are not part of this version"]
+    if wishes.with_wal:
+        reasons.append("with WAL: the backup holds the WAL that it needs to become consistent")
+    else:
+        reasons.append("without WAL: complete when the archive holds the WAL that it needs")
+    findings = []
+    if not facts.has_checksums:
+        findings.append(
+            Finding(
+                severity="warn",
+                code="page-checksums-off",
+                subject=wishes.server,
+                message="the server keeps no page checksums: damaged pages cannot be noticed",
+                hint="stop the server and run pg_checksums --enable",
+            )
+        )
+    return BackupPlan(
+        server=wishes.server,
+        repository=wishes.repository,
+        kind="full",
+        source="local",
+        data_directory=wishes.data_directory,
+        checkpoint=wishes.checkpoint,
+        compression=wishes.compression,
+        level=wishes.level,
+        workers=wishes.workers,
+        with_wal=wishes.with_wal,
+        checks_pages=facts.has_checksums,
+        reasons=tuple(reasons),
+        findings=tuple(findings),
+    )
+
+
+def _require_supported(wishes: BackupWishes, facts: ServerFacts, rights: ServerRights) -> None:
+    if facts.major < OLDEST_MAJOR:
+        raise UnsupportedServerError(
+            f"PostgreSQL {facts.version} is older than {OLDEST_MAJOR}",
+            hint="upgrade the server; it gets no more corrections of its own either",
+        )
+    if facts.is_in_recovery:
+        raise UnsupportedServerError(
+            f"the server {wishes.server!r} is in recovery (a standby)",
+            hint="take the backup from its primary",
+        )
+    if not rights.can_backup:
+        raise PostgresRightsError(
+            f"the role {rights.role!r} may not start a backup",
+            hint=f'GRANT EXECUTE on the backup functions to "{rights.role}", see docs/rights.md',
+        )
+    if wishes.with_wal:
+        if not rights.can_replicate:
+            raise PostgresRightsError(
+                f"the role {rights.role!r} may not reserve WAL for a backup with its WAL",
+                hint=f'ALTER ROLE "{rights.role}" REPLICATION, or leave --with-wal out',
+            )
+        return
+    if facts.wal_level == "minimal" or facts.archive_mode == "off":
+        raise UnsupportedServerError(
+            f"the server does not archive WAL (wal_level={facts.wal_level},"
+            f" archive_mode={facts.archive_mode}): a backup could never become consistent",
+            hint="turn archiving on ('pgrecall check' says how),"
+            " or take this one backup with --with-wal",
+        )

@@ -1,0 +1,153 @@
+"""Build the records of a backup from what was planned, told by the server, and copied; pure."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+
+from pgrecall import __version__
+from pgrecall.backup.plan import BackupPlan
+from pgrecall.model.findings import Finding, worst
+from pgrecall.model.manifest import (
+    Completion,
+    ExternalFile,
+    ManifestRoot,
+    PartEntry,
+    ServerFactsRecord,
+    TablespaceEntry,
+    Totals,
+    WalRange,
+)
+from pgrecall.postgres.backup_session import BackupStart, BackupStop
+from pgrecall.postgres.control import ControlData
+from pgrecall.postgres.facts import ServerFacts
+from pgrecall.repository.identity import Generation, RepositoryIdentity
+
+LABEL = "pgrecall"
+
+
+class BackupTask:
+    """What a backup works with: the plan, the server's facts, and whom it belongs to."""
+
+    def __init__(
+        self,
+        plan: BackupPlan,
+        facts: ServerFacts,
+        control: ControlData,
+        *,
+        identity: RepositoryIdentity,
+        generation: Generation,
+        restore_id: str | None,
+    ) -> None:
+        self.plan = plan
+        self.facts = facts
+        self.control = control
+        self.identity = identity
+        self.generation = generation
+        self.restore_id = restore_id
+
+
+class Taken(msgspec.Struct, frozen=True, kw_only=True):
+    """A copy that is done: its id, where it begins and ends, and what was noticed."""
+
+    backup_id: str
+    start: BackupStart
+    stop: BackupStop
+    findings: tuple[Finding, ...]
+
+
+def manifest_root(
+    task: BackupTask,
+    taken: Taken,
+    *,
+    parts: tuple[PartEntry, ...],
+    owners: tuple[str, ...],
+    groups: tuple[str, ...],
+    external: tuple[ExternalFile, ...],
+) -> ManifestRoot:
+    """The manifest's root."""
+    label = taken.stop.label
+    return ManifestRoot(
+        backup_id=taken.backup_id,
+        repository_id=task.identity.repository_id,
+        digest="blake3",
+        kind="full",
+        source="local",
+        system_identifier=str(task.facts.system_identifier),
+        backup_label=label.text.encode(),
+        tablespace_map=taken.stop.tablespace_map.encode(),
+        wal_range=WalRange(taken.start.timeline, str(label.start_lsn), str(taken.stop.lsn)),
+        server=_server_record(task),
+        tablespaces=tuple(
+            TablespaceEntry(space.oid, space.name, space.location, space.is_in_place)
+            for space in task.facts.tablespaces
+        ),
+        external_files=external,
+        owners=owners,
+        groups=groups,
+        findings=taken.findings,
+        parts=parts,
+    )
+
+
+def completion(
+    task: BackupTask,
+    taken: Taken,
+    *,
+    totals: Totals,
+    manifest: tuple[int, str],
+    completed_at: datetime,
+    duration_seconds: float,
+) -> Completion:
+    """The completion record; ``manifest`` is the root's stored size and digest (hex)."""
+    plan, facts = task.plan, task.facts
+    return Completion(
+        backup_id=taken.backup_id,
+        repository_id=task.identity.repository_id,
+        server=plan.server,
+        generation=task.generation.number,
+        system_identifier=str(facts.system_identifier),
+        kind="full",
+        source="local",
+        version_num=facts.version_num,
+        segment_bytes=facts.segment_bytes,
+        timeline=taken.start.timeline,
+        start_lsn=str(taken.stop.label.start_lsn),
+        stop_lsn=str(taken.stop.lsn),
+        started_at=taken.start.started_at,
+        stopped_at=taken.stop.stopped_at,
+        completed_at=completed_at,
+        duration_seconds=round(duration_seconds, 3),
+        label=LABEL,
+        compression=f"{plan.compression}:{plan.level}",
+        has_wal=plan.with_wal,
+        totals=totals,
+        manifest_bytes=manifest[0],
+        manifest_digest=manifest[1],
+        worst=worst(list(taken.findings)),
+        finding_count=len(taken.findings),
+        tool_version=__version__,
+        restore_id=task.restore_id or "",
+    )
+
+
+def _server_record(task: BackupTask) -> ServerFactsRecord:
+    facts, control = task.facts, task.control
+    return ServerFactsRecord(
+        version_num=facts.version_num,
+        version=facts.version,
+        catalog_version=control.catalog_version,
+        block_bytes=facts.block_bytes,
+        relation_segment_bytes=facts.relation_segment_bytes,
+        segment_bytes=facts.segment_bytes,
+        data_checksums=control.data_checksum_version,
+        data_directory=task.plan.data_directory,
+        max_connections=control.max_connections,
+        max_worker_processes=control.max_worker_processes,
+        max_wal_senders=control.max_wal_senders,
+        max_prepared_transactions=control.max_prepared_transactions,
+        max_locks_per_transaction=control.max_locks_per_transaction,
+        settings=facts.settings,
+        collations=facts.collation_versions,
+    )

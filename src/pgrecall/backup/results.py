@@ -1,0 +1,92 @@
+"""What the workers of a backup did, put together."""
+
+from __future__ import annotations
+
+import os
+
+from pgrecall.backup.file_table import DIRECTORY, FileTable
+from pgrecall.backup.page_check import BadPage
+from pgrecall.backup.run_log import RunIndex, RunLog
+from pgrecall.backup.worker import WorkerResult
+from pgrecall.model.findings import Finding
+from pgrecall.model.manifest import PackEntry, Totals
+
+_BLOCKS_SHOWN = 10
+
+
+class CopyResults:
+    """The sum of all workers' results over one file table."""
+
+    def __init__(self, table: FileTable) -> None:
+        self.vanished: set[int] = set()
+        self.bytes = 0
+        self.pages_checked = 0
+        self.packs: list[PackEntry] = []
+        self._table = table
+        self._logs: list[RunLog] = []
+        self._bad: dict[int, list[BadPage]] = {}
+        self._odd_sizes: set[int] = set()
+
+    def add(self, result: WorkerResult) -> None:
+        """Add what one worker did."""
+        self._logs.append(result.runs)
+        self.vanished |= result.vanished
+        self.bytes += result.bytes
+        self.pages_checked += result.pages_checked
+        self._odd_sizes |= result.odd_sizes
+        for index, pages in result.bad.items():
+            self._bad.setdefault(index, []).extend(pages)
+
+    def runs(self) -> RunIndex:
+        """The runs of every file; a file that vanished before its end keeps none."""
+        return RunIndex(self._logs, len(self._table))
+
+    def bad_blocks(self) -> dict[int, list[int]]:
+        """Blocks that stay bad, by file."""
+        return {index: [page.block for page in pages] for index, pages in self._bad.items()}
+
+    def findings(self) -> list[Finding]:
+        """A finding for each file with corrupt pages or an odd size, named with its blocks."""
+        findings = []
+        for index in sorted(self._bad):
+            pages = sorted(self._bad[index], key=lambda page: page.block)
+            shown = ", ".join(f"{page.block} ({page.reason})" for page in pages[:_BLOCKS_SHOWN])
+            more = len(pages) - _BLOCKS_SHOWN
+            name = os.fsdecode(self._table.path(index))
+            findings.append(
+                Finding(
+                    severity="fail",
+                    code="corrupt-pages",
+                    subject=name,
+                    message=f"{len(pages)} pages of {name} are corrupt: block {shown}"
+                    + (f" and {more} more" if more > 0 else ""),
+                    hint="the server's own data is damaged: find the table with"
+                    " pg_filenode_relation(), and restore from a backup taken before",
+                )
+            )
+        for index in sorted(self._odd_sizes - self.vanished):
+            name = os.fsdecode(self._table.path(index))
+            findings.append(
+                Finding(
+                    severity="warn",
+                    code="partial-page",
+                    subject=name,
+                    message=f"{name} does not end on a page boundary; it was being extended",
+                )
+            )
+        return findings
+
+    def totals(self, manifest_bytes: int, wal_segments: int) -> Totals:
+        """Counts and bytes of the whole backup."""
+        directories = self._table.kinds.count(DIRECTORY)
+        return Totals(
+            files=len(self._table) - directories - len(self.vanished),
+            directories=directories,
+            bytes=self.bytes,
+            stored_bytes=sum(pack.stored_bytes for pack in self.packs) + manifest_bytes,
+            packs=len(self.packs),
+            pages_checked=self.pages_checked,
+            pages_failed=sum(len(pages) for pages in self._bad.values()),
+            files_vanished=len(self.vanished),
+            wal_segments=wal_segments,
+        )

@@ -1,0 +1,297 @@
+"""Take a full backup of a server whose PGDATA this process can read."""
+
+from __future__ import annotations
+
+import grp
+import logging
+import os
+import pwd
+import threading
+from array import array
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from pgrecall.backup.copy import CopyPool
+from pgrecall.backup.external import external_files
+from pgrecall.backup.pack_sink import PackFactory, PackSink
+from pgrecall.backup.page_check import PageInspector
+from pgrecall.backup.records import LABEL, BackupTask, Taken, completion, manifest_root
+from pgrecall.backup.results import CopyResults
+from pgrecall.backup.run_log import file_entries
+from pgrecall.backup.scan import Scan, scan_data_directory
+from pgrecall.backup.selection import CONTROL_FILE
+from pgrecall.backup.units import cut_into_units
+from pgrecall.backup.wal import add_wal_files, await_segments, needed_segments
+from pgrecall.backup.worker import CopySource, CopyWorker
+from pgrecall.errors import BackupError
+from pgrecall.model.findings import Finding
+from pgrecall.model.ids import BACKUP, new_id
+from pgrecall.model.lsn import Lsn
+from pgrecall.model.manifest import Completion, ExternalFile
+from pgrecall.postgres.actions import archiver_facts, insert_lsn
+from pgrecall.postgres.backup_session import BackupSession, BackupStart, BackupStop
+from pgrecall.postgres.connection import Connection
+from pgrecall.postgres.control import read_control_bytes
+from pgrecall.repository.catalog import Catalog
+from pgrecall.repository.manifests import ManifestWriter, StoredManifest
+from pgrecall.repository.packs import FRAME_BYTES, PackHeader
+from pgrecall.store.base import Store
+from pgrecall.system.clock import Clock
+from pgrecall.system.faults import reached
+from pgrecall.system.progress import Progress
+
+log = logging.getLogger(__name__)
+
+_COMMITTERS = 2
+
+
+class BackupTools(msgspec.Struct, frozen=True, kw_only=True):
+    """What a backup is given to work with.
+
+    ``connect`` opens a connection for a purpose; ``archive_has`` tells whether
+    the WAL archive holds a segment.
+    """
+
+    store: Store
+    connect: Callable[[str], Connection]
+    archive_has: Callable[[str], bool]
+    progress: Progress
+    clock: Clock
+    archive_timeout_seconds: float
+    page_rereads: int
+
+
+class BackupRun:
+    """One backup, phase by phase."""
+
+    def __init__(self, task: BackupTask, tools: BackupTools) -> None:
+        self.backup_id = new_id(BACKUP, tools.clock.now())
+        self._task = task
+        self._tools = tools
+        self._findings: list[Finding] = list(task.plan.findings)
+
+    def run(self) -> Completion:
+        """Take the backup.
+
+        When it returns, the backup exists and is durable. When it raises, the
+        server holds no backup open and the catalog is as before; packs of the
+        failed run stay behind without a completion record, which readers ignore.
+        """
+        began = self._tools.clock.monotonic()
+        with (
+            BackupSession(self._tools.connect("backup")) as session,
+            self._tools.connect("watch") as side,
+        ):
+            start = self._start(session)
+            scan = self._scan()
+            results, stop = self._copy(session, side, start, scan)
+            segments = self._needed_segments(start, stop)
+            if not self._task.plan.with_wal:
+                self._await_wal(session, side, segments)
+        self._findings += results.findings()
+        external, unreadable = external_files(self._task.facts, self._task.plan.data_directory)
+        self._findings += unreadable
+        taken = Taken(
+            backup_id=self.backup_id, start=start, stop=stop, findings=tuple(self._findings)
+        )
+        stored = self._store_manifest(taken, scan, results, external)
+        record = completion(
+            self._task,
+            taken,
+            totals=results.totals(stored.all_bytes, len(segments)),
+            manifest=(stored.root_bytes, stored.root_digest),
+            completed_at=self._tools.clock.now(),
+            duration_seconds=self._tools.clock.monotonic() - began,
+        )
+        Catalog(self._tools.store, self._task.plan.server).add(record)
+        reached("backup.completed")
+        self._tools.progress.done()
+        return record
+
+    # --- phases ------------------------------------------------------------------
+
+    def _start(self, session: BackupSession) -> BackupStart:
+        self._tools.progress.phase("start")
+        plan = self._task.plan
+        if plan.with_wal:
+            session.reserve_wal(f"pgrecall_{self.backup_id.replace('-', '_').lower()}")
+        start = session.start(LABEL, fast=plan.checkpoint == "fast")
+        log.info("backup started", extra={"backup_id": self.backup_id, "start_lsn": str(start.lsn)})
+        reached("backup.started")
+        return start
+
+    def _scan(self) -> Scan:
+        self._tools.progress.phase("scan")
+        facts = self._task.facts
+        # Two servers of one major version may share a location, not one directory in it.
+        directory = f"PG_{facts.major}_{self._task.control.catalog_version}".encode()
+        scan = scan_data_directory(
+            self._task.plan.data_directory,
+            lambda name: name == directory,
+            has_summaries=facts.major >= 17,
+        )
+        self._findings += scan.findings
+        reached("backup.scanned")
+        return scan
+
+    def _copy(
+        self, session: BackupSession, side: Connection, start: BackupStart, scan: Scan
+    ) -> tuple[CopyResults, BackupStop]:
+        """Copy everything but pg_control, then that (fact 15), stop the backup, then its WAL."""
+        plan, table = self._task.plan, scan.table
+        source = self._source(scan, start, side)
+        factory = self._pack_factory()
+        self._tools.progress.phase("copy")
+        self._tools.progress.start(sum(table.sizes))
+        results = CopyResults(table)
+        pool = CopyPool(
+            source,
+            factory,
+            workers=plan.workers,
+            progress=self._tools.progress,
+            watch=session.alive,
+        )
+        last = CopyWorker(source, PackSink(factory))
+        try:
+            control = None
+            files = array("I")
+            for index in table.files():
+                if table.path(index) == CONTROL_FILE:
+                    control = index
+                else:
+                    files.append(index)
+            if control is None:
+                raise BackupError(f"{plan.data_directory} holds no global/pg_control")
+            for result in pool.run(cut_into_units(files, table.sizes, FRAME_BYTES)):
+                results.add(result)
+            reached("backup.copied")
+            last.store(control, read_control_bytes(plan.data_directory))
+            stop = self._stop(session, start)
+            if plan.with_wal:
+                names = self._needed_segments(start, stop)
+                wal = add_wal_files(table, plan.data_directory, start.timeline, names)
+                for unit in cut_into_units(wal, table.sizes, FRAME_BYTES):
+                    last.copy(unit)
+            last.finish()
+            results.add(last.result)
+            results.packs = factory.finish()
+        finally:
+            last.close()
+            factory.close()
+        reached("backup.packs-stored")
+        return results, stop
+
+    def _stop(self, session: BackupSession, start: BackupStart) -> BackupStop:
+        self._tools.progress.phase("stop")
+        stop = session.stop(wait_for_archive=False)
+        if stop.label.timeline != start.timeline:
+            raise BackupError(
+                f"the server went from timeline {start.timeline} to {stop.label.timeline}"
+                " while it was copied",
+                hint="it was promoted or restored meanwhile: run the backup again",
+            )
+        log.info("backup stopped", extra={"backup_id": self.backup_id, "stop_lsn": str(stop.lsn)})
+        reached("backup.stopped")
+        return stop
+
+    def _await_wal(self, session: BackupSession, side: Connection, segments: list[str]) -> None:
+        self._tools.progress.phase("wal")
+        await_segments(
+            segments,
+            self._tools.archive_has,
+            timeout_seconds=self._tools.archive_timeout_seconds,
+            watch=session.alive,
+            archiver=lambda: archiver_facts(side),
+        )
+        reached("backup.wal-archived")
+
+    def _store_manifest(
+        self,
+        taken: Taken,
+        scan: Scan,
+        results: CopyResults,
+        external: tuple[ExternalFile, ...],
+    ) -> StoredManifest:
+        self._tools.progress.phase("manifest")
+        task = self._task
+        manifest = ManifestWriter(
+            self._tools.store, task.plan.server, self.backup_id, task.identity.repository_id
+        )
+        uids, owners = _names(scan.table.uids, lambda uid: pwd.getpwuid(uid).pw_name)
+        gids, groups = _names(scan.table.gids, lambda gid: grp.getgrgid(gid).gr_name)
+        manifest.add_packs(results.packs)
+        reached("backup.manifest")
+        manifest.add_files(
+            file_entries(
+                scan.table,
+                results.runs(),
+                vanished=results.vanished,
+                bad_blocks=results.bad_blocks(),
+                owners=(uids, gids),
+            )
+        )
+        root = manifest_root(
+            task, taken, parts=manifest.parts, owners=owners, groups=groups, external=external
+        )
+        stored = manifest.finish(root)
+        reached("backup.manifest-stored")
+        return stored
+
+    # --- parts -------------------------------------------------------------------
+
+    def _needed_segments(self, start: BackupStart, stop: BackupStop) -> list[str]:
+        return needed_segments(
+            start.timeline, stop.label.start_lsn, stop.lsn, self._task.facts.segment_bytes
+        )
+
+    def _source(self, scan: Scan, start: BackupStart, side: Connection) -> CopySource:
+        plan, facts = self._task.plan, self._task.facts
+        side_lock = threading.Lock()
+
+        def current_insert_lsn() -> Lsn:
+            with side_lock:
+                return insert_lsn(side)
+
+        inspector = None
+        if plan.checks_pages:
+            inspector = PageInspector(
+                facts.block_bytes, start.lsn, current_insert_lsn, rereads=self._tools.page_rereads
+            )
+        return CopySource(
+            os.fsencode(plan.data_directory),
+            scan.table,
+            inspector,
+            page_bytes=facts.block_bytes,
+            relation_blocks=facts.relation_segment_blocks,
+        )
+
+    def _pack_factory(self) -> PackFactory:
+        plan = self._task.plan
+        header = PackHeader(
+            repository_id=self._task.identity.repository_id,
+            server=plan.server,
+            backup_id=self.backup_id,
+            number=0,
+        )
+        return PackFactory(
+            self._tools.store,
+            header,
+            codec=plan.compression,
+            level=plan.level,
+            committers=_COMMITTERS,
+        )
+
+
+def _names(
+    numbers: Iterable[int], name_of: Callable[[int], str]
+) -> tuple[dict[int, int], tuple[str, ...]]:
+    """Index by number, and the names in that order; a number without a name stands for itself."""
+    distinct = sorted(set(numbers))
+    names = []
+    for number in distinct:
+        try:
+            names.append(name_of(number))
+        except KeyError:
+            names.append(str(number))
+    return {number: place for place, number in enumerate(distinct)}, tuple(names)

@@ -1,0 +1,216 @@
+"""One worker of the copy: read, check pages, compress, digest, append to its own pack.
+
+Each worker owns a buffer of one frame, a compressor and an open pack, so that
+nothing is locked for a byte. Everything heavy releases the GIL.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+
+from pgrecall.backup.file_table import FileTable
+from pgrecall.backup.pack_sink import PackSink
+from pgrecall.backup.page_check import BadPage, PageInspector
+from pgrecall.backup.run_log import RunLog
+from pgrecall.backup.selection import relation_segment_number
+from pgrecall.backup.units import Unit
+from pgrecall.codec.crc import crc32c
+from pgrecall.errors import DataDirectoryError, PostgresRightsError
+from pgrecall.repository.packs import FRAME_BYTES
+
+
+class CopySource:
+    """What the workers copy from. ``relation_blocks``: blocks in a whole relation file (1 GiB)."""
+
+    def __init__(
+        self,
+        root: bytes,
+        table: FileTable,
+        inspector: PageInspector | None,
+        *,
+        page_bytes: int,
+        relation_blocks: int,
+    ) -> None:
+        self.root = root
+        self.table = table
+        self.inspector = inspector
+        self.page_bytes = page_bytes
+        self.relation_blocks = relation_blocks
+
+    def first_block(self, path: bytes) -> int | None:
+        """The block number at which a relation file begins; None for other files."""
+        directory, _, name = path.rpartition(b"/")
+        segment = relation_segment_number(directory, name)
+        return None if segment is None else segment * self.relation_blocks
+
+
+class WorkerResult:
+    """What one worker did: runs, files that were gone, pages checked, and pages that stay bad."""
+
+    def __init__(self) -> None:
+        self.runs = RunLog()
+        self.vanished: set[int] = set()
+        self.bad: dict[int, list[BadPage]] = {}
+        self.odd_sizes: set[int] = set()
+        self.pages_checked = 0
+        self.bytes = 0
+
+
+class CopyWorker:
+    """Copies units into packs; for one thread. ``close`` must be called at the end."""
+
+    def __init__(self, source: CopySource, sink: PackSink) -> None:
+        self.result = WorkerResult()
+        self._source = source
+        self._sink = sink
+        self._memory = mmap.mmap(-1, FRAME_BYTES)
+        self._buffer = memoryview(self._memory)
+        self._used = 0
+        self._slices: list[tuple[int, int, int]] = []
+
+    def copy(self, unit: Unit) -> int:
+        """Copy one unit; returns the bytes that were read."""
+        before = self.result.bytes
+        if unit.is_batch:
+            for index in unit.files:
+                self._copy_small(index)
+        else:
+            self._copy_piece(unit.files[0], unit.offset, unit.length)
+        return self.result.bytes - before
+
+    def store(self, index: int, content: bytes) -> None:
+        """Store ``content`` as the whole of a file that was read already (at most one frame)."""
+        self._flush()
+        self._buffer[: len(content)] = content
+        self._slices.append((index, 0, len(content)))
+        self._used = len(content)
+        self.result.bytes += len(content)
+
+    def finish(self) -> None:
+        """Write what is still in the buffer, and hand the last pack over."""
+        self._flush()
+        self._sink.finish_pack()
+
+    def close(self) -> None:
+        """Give the buffer back; an unfinished pack is dropped."""
+        self._sink.discard()
+        self._buffer.release()
+        self._memory.close()
+
+    def _copy_small(self, index: int) -> None:
+        path = self._source.table.path(index)
+        if self._used + self._source.table.sizes[index] >= FRAME_BYTES:
+            self._flush()
+        descriptor = self._open(path, index)
+        if descriptor is None:
+            return
+        try:
+            room = FRAME_BYTES - self._used
+            length = os.preadv(descriptor, [self._buffer[self._used :]], 0)
+            if length == room and self._used:
+                # It grew since the walk, and does not fit behind the others any more.
+                self._flush()
+                room = FRAME_BYTES
+                length = os.preadv(descriptor, [self._buffer], 0)
+            if length == room:
+                self._read_piece(descriptor, index, path, 0, os.fstat(descriptor).st_size)
+                return
+            self._take(descriptor, index, path, 0, length)
+        finally:
+            os.close(descriptor)
+
+    def _copy_piece(self, index: int, offset: int, length: int) -> None:
+        self._flush()
+        path = self._source.table.path(index)
+        descriptor = self._open(path, index)
+        if descriptor is None:
+            return
+        try:
+            self._read_piece(descriptor, index, path, offset, length)
+        finally:
+            os.close(descriptor)
+
+    def _read_piece(
+        self, descriptor: int, index: int, path: bytes, offset: int, length: int
+    ) -> None:
+        end = offset + length
+        while offset < end:
+            wanted = min(FRAME_BYTES, end - offset)
+            got = self._fill(descriptor, offset, wanted)
+            if got:
+                self._take(descriptor, index, path, offset, got)
+                self._flush()
+            if got < wanted:
+                return  # shorter than at the walk: truncated meanwhile, and replay knows
+            offset += got
+
+    def _fill(self, descriptor: int, offset: int, wanted: int) -> int:
+        got = 0
+        while got < wanted:
+            count = os.preadv(descriptor, [self._buffer[got:wanted]], offset + got)
+            if count == 0:
+                break
+            got += count
+        return got
+
+    def _take(self, descriptor: int, index: int, path: bytes, offset: int, length: int) -> None:
+        """Account for ``length`` bytes that lie behind what the buffer holds already."""
+        if length == 0:
+            return
+        data = self._buffer[self._used : self._used + length]
+        first_block = self._source.first_block(path)
+        if first_block is not None:
+            self._check(data, index, first_block, descriptor, offset)
+        self._slices.append((index, offset, length))
+        self._used += length
+        self.result.bytes += length
+
+    def _check(
+        self, data: memoryview, index: int, first_block: int, descriptor: int, offset: int
+    ) -> None:
+        inspector = self._source.inspector
+        page_bytes = self._source.page_bytes
+        whole = len(data) - len(data) % page_bytes
+        if whole != len(data):
+            self.result.odd_sizes.add(index)
+        if inspector is None or not whole:
+            return
+        block = first_block + offset // page_bytes
+        bad = inspector.inspect(data[:whole], block, descriptor, offset)
+        self.result.pages_checked += whole // page_bytes
+        if bad:
+            self.result.bad.setdefault(index, []).extend(bad)
+
+    def _flush(self) -> None:
+        if not self._used:
+            return
+        paths = self._source.table
+        slices = [(paths.path(index), offset, length) for index, offset, length in self._slices]
+        raw = self._buffer[: self._used]
+        pack, frame = self._sink.add(raw, slices)
+        place = 0
+        for index, offset, length in self._slices:
+            crc = crc32c(bytes(raw[place : place + length]))
+            self.result.runs.add(index, offset, length, crc, place=(pack, frame, place))
+            place += length
+        self._used = 0
+        self._slices.clear()
+
+    def _open(self, path: bytes, index: int) -> int | None:
+        absolute = self._source.root + b"/" + path
+        try:
+            return os.open(absolute, os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            self.result.vanished.add(index)
+            return None
+        except PermissionError as error:
+            raise PostgresRightsError(
+                f"{os.fsdecode(absolute)} may not be read by user id {os.geteuid()}",
+                hint="run pgrecall as the operating system user that owns PGDATA",
+            ) from error
+        except OSError as error:
+            raise DataDirectoryError(
+                f"{os.fsdecode(absolute)} cannot be read: {error.strerror}",
+                hint="the disk may be failing: look at the kernel's log",
+            ) from error
