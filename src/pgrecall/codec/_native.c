@@ -47,32 +47,52 @@ static const uint32_t base_offsets[LANES] = {
     0x783125BB, 0x6CA8EAA2, 0xE407EAC6, 0x4B5CFC3E, 0x9FBF8C76, 0x15CA20BE, 0xF2CA9FD3, 0x959BD756,
 };
 
+typedef uint32_t Lanes __attribute__((vector_size(32)));
+
+#define GROUPS (LANES / 8)
+#define MIX(sum, word)                             \
+    do {                                           \
+        Lanes mixed = (sum) ^ (word);              \
+        (sum) = mixed * FNV_PRIME ^ (mixed >> 17); \
+    } while (0)
+
 /* The FNV-1a hash of a page with its checksum field taken as zero. */
 CLONES static uint32_t page_hash(const uint8_t *page, size_t page_bytes)
 {
-    uint32_t sums[LANES], row[LANES];
+    const Lanes zero = {0};
+    Lanes a, b, c, d, row[GROUPS];
+    uint32_t sums[8], result = 0;
     size_t offset;
-    int lane, round;
-    uint32_t result = 0;
+    int lane;
 
-    memcpy(sums, base_offsets, sizeof sums);
+    memcpy(row, base_offsets, ROW_BYTES);
+    a = row[0], b = row[1], c = row[2], d = row[3];
     memcpy(row, page, ROW_BYTES);
     memset((uint8_t *)row + PD_CHECKSUM, 0, 2);
-    for (lane = 0; lane < LANES; lane++) {
-        uint32_t mixed = sums[lane] ^ row[lane];
-        sums[lane] = mixed * FNV_PRIME ^ (mixed >> 17);
-    }
+    MIX(a, row[0]);
+    MIX(b, row[1]);
+    MIX(c, row[2]);
+    MIX(d, row[3]);
     for (offset = ROW_BYTES; offset < page_bytes; offset += ROW_BYTES) {
-        memcpy(row, page + offset, ROW_BYTES);
-        for (lane = 0; lane < LANES; lane++) {
-            uint32_t mixed = sums[lane] ^ row[lane];
-            sums[lane] = mixed * FNV_PRIME ^ (mixed >> 17);
-        }
+        Lanes e, f, g, h;
+        memcpy(&e, page + offset, 32);
+        memcpy(&f, page + offset + 32, 32);
+        memcpy(&g, page + offset + 64, 32);
+        memcpy(&h, page + offset + 96, 32);
+        MIX(a, e);
+        MIX(b, f);
+        MIX(c, g);
+        MIX(d, h);
     }
-    for (round = 0; round < 2; round++)
-        for (lane = 0; lane < LANES; lane++)
-            sums[lane] = sums[lane] * FNV_PRIME ^ (sums[lane] >> 17);
-    for (lane = 0; lane < LANES; lane++)
+    for (lane = 0; lane < 2; lane++) {
+        MIX(a, zero);
+        MIX(b, zero);
+        MIX(c, zero);
+        MIX(d, zero);
+    }
+    a ^= b ^ c ^ d;
+    memcpy(sums, &a, sizeof sums);
+    for (lane = 0; lane < 8; lane++)
         result ^= sums[lane];
     return result;
 }
@@ -300,7 +320,7 @@ static void *grow(Growing *array, size_t count, size_t item_bytes)
 {
     void *place;
 
-    if (array->count + count > array->capacity) {
+    if (array->items == NULL || array->count + count > array->capacity) {
         size_t capacity = (array->count + count) * 2 + 64;
         void *items = realloc(array->items, capacity * item_bytes);
         if (items == NULL)

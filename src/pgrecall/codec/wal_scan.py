@@ -161,7 +161,7 @@ def scan_segment(data: Buffer, start: int) -> ScanResult:
         _,
     ) = scan_wal(data, start, header.block_bytes, False, _NOTHING_CARRIED)
     index = WalIndex(start, header.segment_bytes, header.timeline)
-    index.page_bytes = header.block_bytes
+    index.magic, index.page_bytes = header.magic, header.block_bytes
     index.last_timeline = timelines[1]
     index.end_lsn = Lsn(end_lsn)
     if first:
