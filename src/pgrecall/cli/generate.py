@@ -24,9 +24,9 @@ says what to do. With `--json` it is an object on standard output instead:
 `{{"error": {{"code": ..., "message": ..., "hint": ..., "exit_status": ...}}}}`. Codes and statuses
 are stable. Retryable: the same call may succeed later without anybody mending anything.
 
-Status 0 is success. Status {EXIT_PROVEN_ABSENT} is said by `wal fetch` alone: the file is proven absent
-from every repository. No status is above 125, because PostgreSQL stops its archiver then. What is
-not listed here (a signal that cannot be caught, a missing interpreter) is never success.
+Status 0 is success. Status {EXIT_PROVEN_ABSENT} is said by `wal fetch` alone: the file is proven
+absent from every repository. No status is above 125, because PostgreSQL stops its archiver then.
+What is not listed here (a signal that cannot be caught, no interpreter) is never success.
 
 | status | code | retryable | meaning |
 |---|---|---|---|
