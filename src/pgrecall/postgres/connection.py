@@ -213,7 +213,9 @@ def _prepare(connection: Connection) -> None:
 def _refused(error: psycopg.Error, where: str, purpose: str) -> PostgresError:
     message = " ".join(str(error).split())
     refusals = ("28000", "28P01", "42501", "3D000")
-    if error.sqlstate in refusals or "authentication failed" in message:
+    # libpq's own refusals carry no SQLSTATE.
+    refused = "authentication failed" in message or "no password supplied" in message
+    if refused or error.sqlstate in refusals:
         return PostgresRightsError(
             f"{where} refuses the connection for {purpose}: {message}",
             hint="check user, database and password of the server, and its pg_hba.conf",

@@ -1,0 +1,86 @@
+"""Fixtures of every test: real PostgreSQL servers, an environment without PG* variables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.matrix import matrix_directory
+from tests.support.postgresql import (
+    Installation,
+    PostgresServer,
+    ServerFactory,
+    Templates,
+    find_installations,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+EXPECTED_VARIABLE = "PGRECALL_EXPECT_VERSIONS"
+
+_installations: dict[int, Installation] = {}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Find the versions; one that is expected and missing is an error, never a skip."""
+    for name in [name for name in os.environ if name.startswith("PG") and "PGRECALL" not in name]:
+        del os.environ[name]
+    _installations.update(find_installations(matrix_directory(ROOT)))
+    expected = {int(word) for word in os.environ.get(EXPECTED_VARIABLE, "").split(",") if word}
+    missing = sorted(expected - set(_installations))
+    if missing:
+        raise pytest.UsageError(
+            f"PostgreSQL {', '.join(map(str, missing))} expected ({EXPECTED_VARIABLE}) but not "
+            f"found in {matrix_directory(ROOT)}: python -m tests.support.matrix install"
+        )
+
+
+def pytest_report_header() -> str:
+    """Say which versions the run covers."""
+    return f"PostgreSQL: {', '.join(map(str, _installations))}"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that asks for ``installation`` runs once for every version that is installed."""
+    if "installation" in metafunc.fixturenames:
+        metafunc.parametrize(
+            "installation",
+            [
+                pytest.param(found, id=f"pg{major}", marks=pytest.mark.matrix)
+                for major, found in _installations.items()
+            ],
+            scope="session",
+        )
+
+
+@pytest.fixture(scope="session")
+def installations() -> dict[int, Installation]:
+    """Every installed version by major number, newest first; 18 is always there."""
+    return dict(_installations)
+
+
+@pytest.fixture(scope="session")
+def pg_templates(tmp_path_factory: pytest.TempPathFactory) -> Templates:
+    """Fresh clusters, made once in a session for each version and kind."""
+    return Templates(tmp_path_factory.mktemp("templates"))
+
+
+@pytest.fixture
+def pg_factory(pg_templates: Templates, tmp_path: Path) -> Iterator[ServerFactory]:
+    """``pg_factory(installation=None, *, name, start, segment_mib, checksums, **settings)``.
+
+    All servers are ended when the test ends.
+    """
+    factory = ServerFactory(pg_templates, _installations[18], tmp_path)
+    try:
+        yield factory
+    finally:
+        factory.destroy()
+
+
+@pytest.fixture
+def pg(pg_factory: ServerFactory) -> PostgresServer:
+    """A running PostgreSQL 18 that is ready to archive (its archive_command is still empty)."""
+    return pg_factory()
