@@ -122,11 +122,11 @@ def _entries(document: Mapping[str, object]) -> Iterator[tuple[Table, str, objec
                 yield (section, name), "", None
                 for key, value in inner.items():
                     yield (section, name), key, value
-        else:
-            if not body and section not in SINGLE_SECTIONS:
-                yield (section,), "", None
+        elif section in SINGLE_SECTIONS:
             for key, value in body.items():
                 yield (section,), key, value
+        else:
+            yield (section,), "", None
 
 
 def _store_value(
