@@ -140,7 +140,7 @@ def test_who_may_write(tmp_path: Path) -> None:
     mark(copy, "x-1")
     mark(other, "x-2")
     assert require_owner(store, "main", str(original)) is None
-    with pytest.raises(NotOwnerError, match="x-1.*original server") as caught:
+    with pytest.raises(NotOwnerError, match=r"x-1.*original server") as caught:
         require_owner(store, "main", str(copy))
     assert "--take-over" in caught.value.hint
     assert add_owner(store, "main", restore_id="x-1", timeline=2, now=NOW).number == 1

@@ -1,0 +1,54 @@
+"""The commands that PostgreSQL is given, as text for its configuration. Pure and light.
+
+PostgreSQL replaces ``%p``, ``%f`` and ``%%`` and hands the rest to ``/bin/sh``;
+a value in postgresql.conf is quoted once more (see quote_setting).
+
+Exit statuses, from PostgreSQL's pgarch.c, xlogarchive.c and fact 3: an archive
+command may fail with 1 to 125. A restore command that ends with more than 125
+ends recovery as an error, with 1 to 125 it says "there is no such file", which
+promotes a server in archive recovery and makes a standby ask again later.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from pgrecall.errors import EXIT_PROVEN_ABSENT
+
+EXIT_UNKNOWN = 200
+"""What the shell makes of "unknown" in archive recovery: more than 125, and no signal's number."""
+
+
+def archive_command(pgrecall: Sequence[str], config: str, server: str) -> str:
+    """archive_command; ``pgrecall`` is how to run it (program and first arguments).
+
+    All three may hold any character but NUL.
+    """
+    return f'{_program(pgrecall, config, server)} wal push "%p"'
+
+
+def restore_command(pgrecall: Sequence[str], config: str, server: str, *, standby: bool) -> str:
+    """restore_command for archive recovery, or for a standby.
+
+    In archive recovery only "proven absent" becomes 1, everything else (a crash of
+    pgrecall, an unreachable repository, a program that is not found) 200. A
+    standby would shut down at that: there everything becomes 1, and it asks again.
+    """
+    fetch = f'{_program(pgrecall, config, server)} wal fetch %f "%p"'
+    if standby:
+        return f"{fetch} || exit 1"
+    return f"{fetch} || {{ [ $? -eq {EXIT_PROVEN_ABSENT} ] && exit 1; exit {EXIT_UNKNOWN}; }}"
+
+
+def quote_setting(value: str) -> str:
+    """``value`` as a string literal of postgresql.conf (guc-file.l, GUC_scanstr)."""
+    escaped = value.replace("\\", "\\\\").replace("'", "''")
+    for character, letter in (("\n", "n"), ("\r", "r"), ("\t", "t"), ("\b", "b"), ("\f", "f")):
+        escaped = escaped.replace(character, "\\" + letter)
+    return f"'{escaped}'"
+
+
+def _program(pgrecall: Sequence[str], config: str, server: str) -> str:
+    words = [*pgrecall, "--config", config, "--server", server]
+    return shlex.join(words).replace("%", "%%")
