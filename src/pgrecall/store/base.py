@@ -157,7 +157,9 @@ class Store(Protocol):
         """Sorted names directly below ``prefix`` (empty, or ending in ``/``).
 
         ``a/b/c`` and ``a/d`` under ``a/`` give ``["b/", "d"]``: what has more
-        below it ends in a slash. Empty when there is nothing.
+        below it ends in a slash. Empty when there is nothing. Some object
+        stores go on naming a prefix for a while after the last object below
+        it was deleted: a name with a slash promises nothing about what is there.
         """
         ...
 
