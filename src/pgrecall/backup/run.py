@@ -109,6 +109,11 @@ class BackupRun:
         self._tools.progress.done()
         return record
 
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What was noticed so far."""
+        return tuple(self._findings)
+
     # --- phases ------------------------------------------------------------------
 
     def _start(self, session: BackupSession) -> BackupStart:

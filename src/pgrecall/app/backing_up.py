@@ -1,0 +1,99 @@
+"""``backup``: plan it, show the plan, take it."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+
+import msgspec
+
+from pgrecall.app.context import RunContext
+from pgrecall.app.opened import OpenedRepository, main_repository
+from pgrecall.app.requests import BackupRequest
+from pgrecall.backup.plan import BackupPlan, BackupWishes, plan_backup
+from pgrecall.backup.records import BackupTask
+from pgrecall.backup.run import BackupRun, BackupTools
+from pgrecall.model.findings import Finding
+from pgrecall.model.manifest import Completion
+from pgrecall.postgres.connection import Connection, connect
+from pgrecall.postgres.control import read_control
+from pgrecall.postgres.facts import server_facts, server_rights
+from pgrecall.repository.identity import require_generation, require_owner
+from pgrecall.repository.wal_archive import WalArchive
+from pgrecall.system.clock import SystemClock
+
+
+class BackupResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``backup`` prints; ``backup`` is absent after a dry run."""
+
+    plan: BackupPlan
+    backup: Completion | None = None
+    findings: tuple[Finding, ...] = ()
+
+
+def run_backup(context: RunContext, request: BackupRequest) -> BackupResult:
+    """Back up the chosen server into its main repository.
+
+    Raises the errors of plan_backup, BackupError and its kinds, StoreError,
+    IdentityError and NotOwnerError; then there is no new backup and the server
+    is as before.
+    """
+    server = context.server
+    opened = main_repository(context)
+    task = _task(context, opened, request)
+    if not context.approve(task.plan):
+        return BackupResult(plan=task.plan)
+    archive = WalArchive(opened.store, server.name, task.generation)
+    tools = BackupTools(
+        store=opened.store,
+        connect=partial(_connect, context),
+        archive_has=archive.has,
+        progress=context.progress,
+        clock=SystemClock(),
+        archive_timeout_seconds=context.settings.backup.archive_timeout_seconds,
+        page_rereads=context.settings.backup.page_rereads,
+    )
+    run = BackupRun(task, tools)
+    completion = run.run()
+    return BackupResult(plan=task.plan, backup=completion, findings=run.findings)
+
+
+def _connect(context: RunContext, purpose: str) -> Connection:
+    return connect(
+        context.server,
+        application_name=f"pgrecall {purpose}",
+        purpose=purpose,
+        environment=context.environment,
+    )
+
+
+def _task(context: RunContext, opened: OpenedRepository, request: BackupRequest) -> BackupTask:
+    server, chosen = context.server, context.settings.backup
+    with _connect(context, "backup") as connection:
+        facts = server_facts(connection)
+        rights = server_rights(connection)
+    data_directory = server.data_directory or facts.data_directory
+    control = read_control(data_directory)
+    wishes = BackupWishes(
+        server=server.name,
+        repository=opened.settings.name,
+        data_directory=data_directory,
+        checkpoint=chosen.checkpoint,
+        compression=chosen.compression,
+        level=chosen.level,
+        workers=chosen.workers or os.cpu_count() or 1,
+        with_wal=request.with_wal,
+    )
+    plan = plan_backup(wishes, facts, rights, control)
+    generation = require_generation(
+        opened.store, server.name, facts.system_identifier, data_directory
+    )
+    restore_id = require_owner(opened.store, server.name, data_directory)
+    return BackupTask(
+        plan,
+        facts,
+        control,
+        identity=opened.identity,
+        generation=generation,
+        restore_id=restore_id,
+    )

@@ -1,0 +1,87 @@
+"""``backups list`` and ``backups show``."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+
+from pgrecall.app.context import RunContext
+from pgrecall.app.opened import main_repository
+from pgrecall.model.findings import Finding
+from pgrecall.model.manifest import Completion, TablespaceEntry
+
+
+class BackupLine(msgspec.Struct, frozen=True):
+    """One line of the list. Sizes in bytes; ``stopped_at`` is of the server's clock."""
+
+    backup_id: str
+    kind: str
+    stopped_at: datetime
+    duration_seconds: float
+    total_bytes: int
+    stored_bytes: int
+    timeline: int
+    stop_lsn: str
+    has_wal: bool
+    result: str
+
+
+class BackupList(msgspec.Struct, frozen=True):
+    """The complete backups of a server, oldest first; findings name those that are damaged."""
+
+    server: str
+    repository: str
+    backups: tuple[BackupLine, ...]
+    findings: tuple[Finding, ...] = ()
+
+
+class BackupDetails(msgspec.Struct, frozen=True):
+    """All that is known of one backup."""
+
+    backup: Completion
+    version: str
+    data_directory: str
+    tablespaces: tuple[TablespaceEntry, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+
+def list_backups(context: RunContext) -> BackupList:
+    """The backups of the chosen server in its main repository."""
+    opened = main_repository(context)
+    complete, findings = opened.catalog(context.server.name).survey()
+    return BackupList(
+        server=context.server.name,
+        repository=opened.settings.name,
+        backups=tuple(_line(backup) for backup in complete),
+        findings=tuple(findings),
+    )
+
+
+def show_backup(context: RunContext, backup_id: str) -> BackupDetails:
+    """One backup; its manifest's root is read and checked. Raises BackupNotFoundError."""
+    catalog = main_repository(context).catalog(context.server.name)
+    completion = catalog.get(backup_id)
+    root = catalog.manifest(completion).root
+    return BackupDetails(
+        backup=completion,
+        version=root.server.version,
+        data_directory=root.server.data_directory,
+        tablespaces=root.tablespaces,
+        findings=root.findings,
+    )
+
+
+def _line(backup: Completion) -> BackupLine:
+    return BackupLine(
+        backup_id=backup.backup_id,
+        kind=backup.kind,
+        stopped_at=backup.stopped_at,
+        duration_seconds=backup.duration_seconds,
+        total_bytes=backup.totals.bytes,
+        stored_bytes=backup.totals.stored_bytes,
+        timeline=backup.timeline,
+        stop_lsn=backup.stop_lsn,
+        has_wal=backup.has_wal,
+        result=backup.worst,
+    )
