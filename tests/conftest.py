@@ -43,12 +43,17 @@ def pytest_report_header() -> str:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that asks for ``installation`` runs once for every version that is installed."""
+    """A test that asks for ``installation`` runs once for every version that is installed.
+
+    The embedded 18 belongs to the ordinary tests, the others to those marked ``matrix``.
+    """
     if "installation" in metafunc.fixturenames:
         metafunc.parametrize(
             "installation",
             [
-                pytest.param(found, id=f"pg{major}", marks=pytest.mark.matrix)
+                pytest.param(
+                    found, id=f"pg{major}", marks=() if major == 18 else pytest.mark.matrix
+                )
                 for major, found in _installations.items()
             ],
             scope="session",
