@@ -102,15 +102,19 @@ $(VENV)/.created:
 	@touch $@
 
 # The product and the demonstration's PostgreSQL. Hashes are checked; the package
-# itself is built without the network, and without a compiler if there is none.
+# itself is built without the network, and without a compiler if there is none. It is
+# compiled to bytecode here: the user of PostgreSQL, who runs wal push for every
+# segment, cannot write into this directory, and without bytecode it starts half as fast.
 $(VENV)/.product: $(VENV)/.created requirements.lock $(BUILT_FROM)
 	$(PY) -m pip install --quiet --require-hashes --requirement requirements.lock
 	$(PY) -m pip install --quiet --no-build-isolation --no-deps --editable .
+	$(PY) -m compileall -q src/pgrecall
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.created requirements-dev.lock $(BUILT_FROM)
 	$(PY) -m pip install --quiet --require-hashes --requirement requirements-dev.lock
 	$(PY) -m pip install --quiet --no-build-isolation --no-deps --editable .
+	$(PY) -m compileall -q src/pgrecall
 	@touch $(VENV)/.product $@
 
 $(CACHE)/azurite/.installed:

@@ -243,7 +243,12 @@ NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 def test_the_template_reads_back_as_it_was_given(
     name: str, path: str, retries: int, style: bool
 ) -> None:
-    values = {"path": "/" + path, "retries": retries, "path_style": style, "prefix": path}
+    values: dict[str, str | int | bool] = {
+        "path": "/" + path,
+        "retries": retries,
+        "path_style": style,
+        "prefix": path,
+    }
     text = render_template(
         {"servers": {name: {"host": path}}, "repositories": {name: values}},
         {"backup": {"level": 7}},
