@@ -36,6 +36,7 @@ from pgrecall.errors import (
 from pgrecall.model.wal_files import MAXIMUM_SEGMENT_BYTES
 from pgrecall.repository.records import format_time, parse_time
 from pgrecall.store.base import Buffer, ObjectReader, Store
+from pgrecall.system.faults import reached
 
 MAGIC = b"PGRWAL1\0"
 END_MAGIC = b"PGRWALE\0"
@@ -168,7 +169,9 @@ class WalObjectWriter:
         with store.writer(key) as writer:
             for piece in self._pieces():
                 writer.write(piece)
+                reached("wal-object.piece")
             self.stored_bytes = writer.size
+            reached("wal-object.commit")
             return writer.commit()
 
     def _pieces(self) -> Iterator[Buffer]:
@@ -266,12 +269,20 @@ class WalObjectReader:
 
     __slots__ = ("_raw_key", "_source", "_table", "_trailer", "_where", "header")
 
-    def __init__(self, store: Store, key: str, raw_key: bytes) -> None:
-        """Open it; raises ObjectMissingError, StoreError, CorruptObjectError, RepositoryError."""
+    def __init__(
+        self, store: Store, key: str, raw_key: bytes, *, reads_frames: bool = True
+    ) -> None:
+        """Open it; raises ObjectMissingError, StoreError, CorruptObjectError, RepositoryError.
+
+        ``reads_frames=False``: only the head and the end will be asked for, so
+        nothing is read as a whole.
+        """
         self._where = f"{key} in {store.name}"
         self._raw_key = raw_key
         self._source: ObjectReader = (
-            _Whole(store.read(key), self._where) if store.reads_whole else store.reader(key)
+            _Whole(store.read(key), self._where)
+            if store.reads_whole and reads_frames
+            else store.reader(key)
         )
         try:
             self._open()

@@ -38,8 +38,8 @@ from pgrecall.repository.records import format_time
 from pgrecall.repository.wal_objects import (
     WalContent,
     WalHeader,
+    WalObjectReader,
     WalObjectWriter,
-    read_header,
 )
 from pgrecall.settings.collection import Settings
 from pgrecall.settings.sections import ServerSettings
@@ -351,10 +351,16 @@ def _history_for(
 
 
 def _compare(archive: Archive, key: str, header: WalHeader) -> None:
-    """Accept what is stored under the name if it equals what was to be stored (fact 5)."""
+    """Accept what is stored under the name if it equals what was to be stored (fact 5).
+
+    Header, end and frame table are read: an object that a store has cut off is
+    not taken for the file, its frames are not read again.
+    """
     store = archive.store
+    raw_key = archive.identity.raw_key()
     try:
-        stored = read_header(store, key)
+        with WalObjectReader(store, key, raw_key, reads_frames=False) as opened:
+            stored = opened.header
     except ObjectMissingError as error:
         raise StoreError(
             f"{key} in {store.name} was taken when {header.name} was put, and is gone now",
