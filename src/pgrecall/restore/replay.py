@@ -1,0 +1,97 @@
+"""The WAL that recovery will read: which segments there are along a timeline path, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+from pgrecall.model.lsn import Lsn
+from pgrecall.model.timelines import TimelineHistory
+from pgrecall.model.wal_files import WalFile, segment_name
+from pgrecall.model.wal_index import WalIndex
+
+
+class SegmentView(Protocol):
+    """A segment that the archive holds."""
+
+    name: str
+
+
+class ArchiveView(Protocol):
+    """What planning asks of a WAL archive (repository.wal_archive.WalArchive)."""
+
+    segment_bytes: int
+
+    def histories(self) -> dict[int, TimelineHistory]: ...
+
+    def segments(self, timeline: int, first: str | None = None) -> Iterable[SegmentView]: ...
+
+    def candidates(self, history: TimelineHistory, lsn: int) -> list[str]: ...
+
+    def indexes(self, names: Iterable[str]) -> Iterator[tuple[str, WalIndex]]: ...
+
+    def index(self, name: str) -> WalIndex: ...
+
+    def read(self, name: str) -> bytes: ...
+
+    def newest_segments(self) -> dict[int, SegmentView]: ...
+
+
+class ReplayPath:
+    """Segments from a position along one timeline path, up to the first that is missing.
+
+    ``names`` are in the order of replay. ``end`` is the first byte that cannot
+    be read. ``missing`` names the segment there; ``beyond`` the newest segment
+    of the path after it (empty: the archive simply ends).
+    """
+
+    def __init__(self, history: TimelineHistory, names: list[str], end: Lsn) -> None:
+        self.history = history
+        self.names = names
+        self.end = end
+        self.missing = ""
+        self.beyond = ""
+
+    @property
+    def has_gap(self) -> bool:
+        """True when the archive goes on behind what is missing."""
+        return bool(self.beyond)
+
+
+def replay_path(
+    archive: ArchiveView, history: TimelineHistory, start: Lsn, present: Iterable[str] = ()
+) -> ReplayPath:
+    """Follow ``history`` from the segment that holds ``start``.
+
+    ``present`` are segments that need not be archived because the backup itself
+    holds them. Lists each timeline of the path once.
+    """
+    size = archive.segment_bytes
+    at = Lsn(start - start % size)
+    have: set[str] = set(present)
+    lowest = segment_name(1, at, size)
+    for timeline in (*(switch.timeline for switch in history.switches), history.timeline):
+        end = history.end_of(timeline)
+        if end is None or end > at:
+            have.update(segment.name for segment in archive.segments(timeline, lowest))
+    path = ReplayPath(history, [], at)
+    while True:
+        wanted = archive.candidates(history, at)
+        found = next((name for name in wanted if name in have), None)
+        if found is None:
+            path.missing = wanted[0]
+            break
+        path.names.append(found)
+        left = history.end_of(WalFile(found).timeline)
+        if left is not None and left < at + size:
+            # Only the parent's copy is there: it serves up to the switch, and no further.
+            path.end = left
+            path.missing = wanted[0]
+            break
+        at = Lsn(at + size)
+        path.end = at
+    position = WalFile(path.missing).name[8:]
+    own = f"{history.timeline:08X}"
+    later = [name for name in have if name[8:] > position and name.startswith(own)]
+    path.beyond = max(later, default="")
+    return path
