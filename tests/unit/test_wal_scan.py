@@ -19,6 +19,7 @@ from pgrecall.codec.wal_crossing import (
     complete_crossing,
 )
 from pgrecall.errors import CorruptObjectError, RepositoryError, WalFormatError
+from pgrecall.model.lsn import Lsn
 from pgrecall.model.wal_index import (
     ParameterChange,
     RestorePoint,
@@ -219,6 +220,43 @@ def test_a_record_that_a_crash_cut_off_is_discarded():
     _, unfinished = wal_scan.read_transactions(wal.segments()[0], START)
     ended, _ = wal_scan.read_transactions(wal.segments()[1], START + SEGMENT, unfinished)
     assert [t.xid for t in ended] == [10]
+
+
+def test_a_page_that_continues_another_record_ends_the_walk():
+    wal = WalBuilder()
+    wal.add(RM_HEAP, 0, b"x" * 10_000)
+    data = bytearray(wal.segments()[0])
+    data[8192 + 16] ^= 8  # what the second page says remains
+    index = scan(bytes(data)).index
+    assert (index.end_lsn, index.stopped_at, index.record_count) == (START, "invalid", 0)
+
+
+def test_neighbours_that_do_not_fit_are_not_joined():
+    info, data = commit(77, subtransactions=5000)
+
+    def crossing(bytes_before_the_end, mend=None):
+        wal = WalBuilder()
+        wal.fill_to(START + SEGMENT - bytes_before_the_end)
+        wal.add(RM_XACT, info, data, xid=9)
+        wal.add(RM_HEAP, 0, b"row")
+        image = bytearray(wal.segments()[1])
+        if mend:
+            mend(image)
+        return scan(wal.segments()[0]).index, scan(bytes(image), START + SEGMENT).index
+
+    first, second = crossing(64)
+    assert complete_crossing([first, second]).outcome == COMPLETE
+    second.contrecord_bytes += 8
+    assert complete_crossing([first, second]).outcome == UNREADABLE
+    second.contrecord_bytes -= 8
+    _, torn = crossing(
+        64, lambda image: image.__setitem__(slice(8192, None), bytes(SEGMENT - 8192))
+    )
+    assert torn.end_lsn == START + SEGMENT
+    assert complete_crossing([first, torn]).outcome == OPEN
+    second.first_previous_lsn = Lsn(first.unfinished.lsn - 8)
+    assert complete_crossing([first, second]).outcome == UNREADABLE
+    assert complete_crossing([first, first]).outcome == OPEN
 
 
 def test_recycled_bytes_behind_the_end_are_no_records():
