@@ -7,7 +7,6 @@ directory. PostgreSQL versions of the matrix that the user cannot reach are copi
 """
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,8 +15,14 @@ if str(ROOT / "src") not in sys.path:
     sys.path.insert(0, str(ROOT / "src"))
 
 from pgrecall.errors import PgrecallError  # noqa: E402 - the path comes first
+from pgrecall.system.signals import signals_as_errors  # noqa: E402
 from pgrecall.system.unprivileged import run_unprivileged  # noqa: E402
-from tests.support.matrix import MATRIX_VARIABLE, matrix_directory, ready_for_everybody  # noqa: E402
+from tests.support.matrix import (  # noqa: E402
+    MATRIX_VARIABLE,
+    MatrixError,
+    matrix_directory,
+    ready_for_everybody,
+)
 
 
 def main(argv: list[str]) -> int:
@@ -29,7 +34,7 @@ def main(argv: list[str]) -> int:
     if argv[0] == "pytest" and os.geteuid() == 0:
         arguments += ["-p", "no:cacheprovider"]
     try:
-        with ready_for_everybody(matrix_directory(ROOT)) as matrix:
+        with signals_as_errors(), ready_for_everybody(matrix_directory(ROOT)) as matrix:
             environment = {MATRIX_VARIABLE: str(matrix)} if matrix else {}
             return run_unprivileged(
                 arguments,
@@ -40,7 +45,7 @@ def main(argv: list[str]) -> int:
     except PgrecallError as error:
         print(f"{error}\nHINT: {error.hint}", file=sys.stderr)
         return error.exit_status
-    except subprocess.CalledProcessError as error:
+    except MatrixError as error:
         print(error, file=sys.stderr)
         return 1
 

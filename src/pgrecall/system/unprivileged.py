@@ -102,7 +102,7 @@ def unprivileged_runtime(
         )
         return
     account = choose_account()
-    directory = _fresh_directory(account)
+    directory = fresh_directory(account)
     try:
         yield _prepare(directory, account, copies, environment)
     finally:
@@ -190,7 +190,7 @@ def _is_left_out(path: Path) -> bool:
     return path.name in LEFT_OUT or path.parts[-2:] == (".cache", "postgresql")
 
 
-def _fresh_directory(account: Account) -> Path:
+def fresh_directory(account: Account) -> Path:
     """A new directory, 0755, where the user may execute; short, for the sake of socket paths."""
     for place in dict.fromkeys((tempfile.gettempdir(), *_PLACES)):
         if not Path(place).is_dir() or os.statvfs(place).f_flag & os.ST_NOEXEC:
@@ -200,7 +200,7 @@ def _fresh_directory(account: Account) -> Path:
         except OSError:
             continue
         directory.chmod(0o755)
-        if _as_user(account, ["/bin/sh", "-c", 'cd "$1"', "sh", str(directory)]):
+        if runs_as(account, ["/bin/sh", "-c", 'cd "$1"', "sh", str(directory)]):
             return directory
         directory.rmdir()
     raise PostgresRightsError(
@@ -221,10 +221,11 @@ def _remove(directory: Path) -> None:
 
 
 def _can_run(account: Account, python: Path, code: str) -> bool:
-    return _as_user(account, [str(python), "-B", "-c", code])
+    return runs_as(account, [str(python), "-B", "-c", code])
 
 
-def _as_user(account: Account, argv: list[str]) -> bool:
+def runs_as(account: Account, argv: list[str]) -> bool:
+    """True when ``argv``, run as ``account`` in / with an empty environment, exits with 0."""
     try:
         finished = subprocess.run(
             argv,
