@@ -337,7 +337,8 @@ def test_create_root(tmp_path: Path) -> None:
 def test_files_of_others_are_not_seen(store: LocalStore) -> None:
     root = Path(store.root)
     store.put("a/object", [b"x"])
-    (root / "lost+found").mkdir(mode=0)
+    (root / "lost+found").mkdir()
+    (root / "lost+found" / "found").write_bytes(b"")
     (root / "a" / "name with space").write_bytes(b"")
     (root / ".hidden").mkdir()
     (root / ".hidden" / "object").write_bytes(b"")

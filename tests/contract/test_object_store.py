@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import obstore
 import pytest
 
 from pgrecall.errors import (
@@ -292,21 +293,32 @@ def test_a_session_token_is_sent_and_one_of_the_environment_is_not(
 
 
 def test_a_put_that_is_acknowledged_without_proof_is_looked_after(
+    s3_settings: S3Settings, secret_environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Failure catalogue: 200 and nothing, or not all of it, stored."""
+    store = _opened(s3_settings(), secret_environment)
+    real = obstore.put
+    monkeypatch.setattr(obstore, "put", lambda *_, **__: {"e_tag": None, "version": None})
+    with pytest.raises(UnsafeStoreError, match="holds nothing"):
+        store.put("a", [b"12345"])
+
+    def put_half(client: object, key: str, content: bytes, **options: object) -> object:
+        real(client, key, content[:2], **options)  # type: ignore[call-overload]
+        return {"e_tag": None, "version": None}
+
+    monkeypatch.setattr(obstore, "put", put_half)
+    with pytest.raises(UnsafeStoreError, match="holds 2 bytes"):
+        store.put("b", [b"12345"])
+    assert store.put("c", [b"12"]) is True
+
+
+def test_an_answer_without_etag_is_no_success_over_the_wire(
     s3_settings: S3Settings, secret_environment: Environment
 ) -> None:
-    """Failure catalogue: 200 and nothing stored."""
-    stored: dict[str, tuple[int, dict[str, str], bytes]] = {}
-
-    def answer(method: str, path: str) -> tuple[int, dict[str, str], bytes]:
-        return (200, {}, b"") if method == "PUT" else stored["head"]
-
-    with service(answer) as (endpoint, _):
-        store = _opened(s3_settings(endpoint=endpoint), secret_environment)
-        for head in ((404, {}, b""), (200, {**HEAD_OK, "Content-Length": "3"}, b"")):
-            stored["head"] = head
-            with pytest.raises(StoreError) as caught:
-                store.put("a", [b"12345"])
-            assert not isinstance(caught.value, ObjectMissingError)
+    with service(lambda method, _: (200 if method == "PUT" else 404, {}, b"")) as (endpoint, _):
+        with pytest.raises(StoreError) as caught:
+            _opened(s3_settings(endpoint=endpoint), secret_environment).put("a", [b"12345"])
+        assert not isinstance(caught.value, ObjectMissingError)
 
 
 @pytest.mark.parametrize(
