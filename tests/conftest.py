@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,8 @@ _installations: dict[int, Installation] = {}
 
 def pytest_configure(config: pytest.Config) -> None:
     """Find the versions; one that is expected and missing is an error, never a skip."""
+    # Ended by SIGTERM, the run still tears its servers down.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     for name in [name for name in os.environ if name.startswith("PG") and "PGRECALL" not in name]:
         del os.environ[name]
     _installations.update(find_installations(matrix_directory(ROOT)))

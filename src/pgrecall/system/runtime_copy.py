@@ -121,8 +121,11 @@ def _copy_interpreter(python: Path, destination: Path) -> Path:
     # A real copy: its library path may be changed, and a hard link would change the original.
     shutil.copy2(python, target)
     target.chmod(0o755)
+    # Built for one place and moved to another, the interpreter still names the first as LIBDIR.
+    shared = sorted((prefix / "lib").glob("libpython*.so*"))
     libraries = Path(sysconfig.get_config_var("LIBDIR") or prefix / "lib")
-    shared = sorted(libraries.glob("libpython*.so*")) if libraries.is_relative_to(prefix) else []
+    if not shared and libraries.is_relative_to(prefix):
+        shared = sorted(libraries.glob("libpython*.so*"))
     for file in shared:
         place = destination / "lib" / file.name
         place.parent.mkdir(exist_ok=True)
