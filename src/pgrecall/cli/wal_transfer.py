@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pgrecall.cli.diagnostics import report_error, wants_json
 from pgrecall.errors import EXIT_PROVEN_ABSENT, DataDirectoryError, PgrecallError, UsageError
@@ -126,7 +126,7 @@ def _data_directory(server: ServerSettings) -> str:
 
 
 def _tell(
-    verb: str, facts: dict[str, str | int], options: TransferOptions, settings: Settings
+    verb: str, facts: Mapping[str, object], options: TransferOptions, settings: Settings
 ) -> None:
     """JSON when asked for; otherwise silent, because PostgreSQL logs what is written."""
     if options.as_json:
