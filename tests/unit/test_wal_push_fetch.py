@@ -181,6 +181,18 @@ def test_the_first_segment_after_a_promotion(scene: Scene) -> None:
     assert other.push_new(child, content).outcome == CREATED
 
 
+def test_a_segment_of_another_branch_is_not_delivered(scene: Scene) -> None:
+    ((name, content),) = build_segments(1, timeline=2).items()
+    child = "00000003" + name[8:]
+    history = scene.write(history_name(3), b"1\t0/2000000\tx\n2\t0/3080000\tx\n")
+    assert scene.push_new(child, content).outcome == CREATED
+    history.write_bytes(b"1\t0/3080000\tanother branch\n")
+    scene.push(history)
+    with pytest.raises(IdentityError, match="no ancestor of 3"):
+        scene.fetch(child)
+    assert not (scene.pgdata / "pg_wal" / "RECOVERYXLOG").exists()
+
+
 def test_a_restored_copy_may_not_write(scene: Scene) -> None:
     """Fact 2, with production's configuration, which names production's data directory."""
     ((name, content),) = build_segments(1).items()
