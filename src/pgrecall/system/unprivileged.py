@@ -163,6 +163,8 @@ def _prepare(
     for name, source in copies.items():
         made[name] = directory / name
         copy_tree(source, made[name], _is_left_out)
+        # Programs expect to create caches in the directory where they are started.
+        os.chown(made[name], account.uid, account.gid)
     clean = {name: value for name, value in os.environ.items() if not name.startswith("SUDO_")}
     clean.pop("PYTHONPATH", None)
     clean.pop("XDG_RUNTIME_DIR", None)
