@@ -46,8 +46,7 @@ class RestoreRequest(msgspec.Struct, frozen=True, kw_only=True):
     """``restore``. ``tablespace_map`` maps old directories to new ones.
 
     ``timeline`` None: chosen by the plan. ``backup_id`` empty: the newest that
-    serves the target. ``reuse``: the destination may hold the same system, stopped.
-    ``take_over``: the copy becomes the owner of the archive. ``port`` None: with
+    serves the target. ``take_over``: the copy becomes the owner of the archive. ``port`` None: with
     ``start``, any free one.
     """
 
@@ -60,7 +59,6 @@ class RestoreRequest(msgspec.Struct, frozen=True, kw_only=True):
     standby: bool = False
     start: bool = False
     port: int | None = None
-    reuse: bool = False
     take_over: bool = False
     verify_wal: bool = False
     dry_run: bool = False

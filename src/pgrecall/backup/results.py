@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from pgrecall.backup.file_table import DIRECTORY, FileTable
+from pgrecall.model.file_table import DIRECTORY, FileTable
 from pgrecall.backup.page_check import BadPage
 from pgrecall.backup.run_log import RunIndex, RunLog
 from pgrecall.backup.worker import WorkerResult

@@ -6,7 +6,7 @@ import struct
 from array import array
 from collections.abc import Iterator, Sequence
 
-from pgrecall.backup.file_table import FILE, FileTable
+from pgrecall.model.file_table import FILE, FileTable
 from pgrecall.codec.crc import crc32c_combine
 from pgrecall.model.manifest import FileEntry, Run
 

@@ -7,7 +7,7 @@ import stat as stat_module
 from collections.abc import Callable
 
 from pgrecall.backup import selection
-from pgrecall.backup.file_table import DIRECTORY, FILE, FileTable
+from pgrecall.model.file_table import DIRECTORY, FILE, FileTable
 from pgrecall.errors import DataDirectoryError, PostgresRightsError
 from pgrecall.model.findings import Finding
 

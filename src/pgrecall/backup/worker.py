@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 
-from pgrecall.backup.file_table import FileTable
+from pgrecall.model.file_table import FileTable
 from pgrecall.backup.pack_sink import PackSink
 from pgrecall.backup.page_check import BadPage, PageInspector
 from pgrecall.backup.run_log import RunLog

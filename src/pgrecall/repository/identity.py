@@ -175,13 +175,13 @@ def open_repository(store: Store) -> RepositoryIdentity:
 def latest_generation(store: Store, server: str) -> Generation | None:
     """The generation that is in force; None when the server was never introduced."""
     numbers = _numbers(store, layout.generations_prefix(server))
-    return _read_generation(store, server, numbers[-1]) if numbers else None
+    return read_generation(store, server, numbers[-1]) if numbers else None
 
 
 def generation_of(store: Store, server: str, system_identifier: int) -> Generation | None:
     """The newest generation with this system identifier; None when there is none."""
     for number in reversed(_numbers(store, layout.generations_prefix(server))):
-        generation = _read_generation(store, server, number)
+        generation = read_generation(store, server, number)
         if generation.system_identifier == system_identifier:
             return generation
     return None
@@ -328,7 +328,8 @@ def _read_record(store: Store, key: str, number: int) -> tuple[Record, str]:
     return fields, where
 
 
-def _read_generation(store: Store, server: str, number: int) -> Generation:
+def read_generation(store: Store, server: str, number: int) -> Generation:
+    """Generation ``number`` of a server; raises ObjectMissingError, CorruptObjectError."""
     fields, where = _read_record(store, layout.generation_key(server, number), number)
     try:
         return Generation(number, fields)

@@ -183,6 +183,10 @@ class PackReader:
         except CorruptObjectError as error:
             raise self._corrupt(f"frame {number}: {error} ({self._holds(frame)})") from error
 
+    def close(self) -> None:
+        """Close the object."""
+        self._reader.close()
+
     def path(self, index: int) -> bytes:
         """The bytes of a path of the footer."""
         return _path_bytes(self.footer.paths[index])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
 from pgrecall.model.lsn import Lsn
@@ -14,7 +14,8 @@ from pgrecall.model.wal_index import WalIndex
 class SegmentView(Protocol):
     """A segment that the archive holds."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
 
 class ArchiveView(Protocol):
@@ -34,7 +35,7 @@ class ArchiveView(Protocol):
 
     def read(self, name: str) -> bytes: ...
 
-    def newest_segments(self) -> dict[int, SegmentView]: ...
+    def newest_segments(self) -> Mapping[int, SegmentView]: ...
 
 
 class ReplayPath:

@@ -41,14 +41,6 @@ def restore_command(pgrecall: Sequence[str], config: str, server: str, *, standb
     return f"{fetch} || {{ [ $? -eq {EXIT_PROVEN_ABSENT} ] && exit 1; exit {EXIT_UNKNOWN}; }}"
 
 
-def quote_setting(value: str) -> str:
-    """``value`` as a string literal of postgresql.conf (guc-file.l, GUC_scanstr)."""
-    escaped = value.replace("\\", "\\\\").replace("'", "''")
-    for character, letter in (("\n", "n"), ("\r", "r"), ("\t", "t"), ("\b", "b"), ("\f", "f")):
-        escaped = escaped.replace(character, "\\" + letter)
-    return f"'{escaped}'"
-
-
 def _program(pgrecall: Sequence[str], config: str, server: str) -> str:
     words = [*pgrecall, "--config", config, "--server", server]
     return shlex.join(words).replace("%", "%%")

@@ -58,7 +58,6 @@ _HIGHEST_TIMELINE = (1 << 32) - 1
 @click.option("--standby", is_flag=True, help="Make a standby: standby.signal.")
 @click.option("--start", is_flag=True, help="Start it, wait for the end of recovery, report.")
 @click.option("--port", type=click.IntRange(1, 65535), help="With --start. [default: a free one]")
-@click.option("--reuse", is_flag=True, help="The directory holds the same system, stopped.")
 @click.option("--take-over", is_flag=True, help="The copy becomes the owner of the archive.")
 @click.option("--verify-wal", is_flag=True, help="Read all WAL that is needed before writing.")
 @click.option("--workers", type=int, help="Threads; 0: two for each core. [restore]")

@@ -1,4 +1,4 @@
-"""The files of a backup in the making, as columns: a million of them take about 100 MB."""
+"""Files and directories as columns: a million of them take about 100 MB."""
 
 from __future__ import annotations
 

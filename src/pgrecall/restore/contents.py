@@ -1,0 +1,73 @@
+"""What a restore has to write: files and directories, and which pack holds which of their bytes."""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections.abc import Iterable
+
+from pgrecall.model.file_table import DIRECTORY, FILE, FileTable
+from pgrecall.model.manifest import FileEntry
+
+_RECORD = struct.Struct("<IIIQQ")
+_NONE = 0xFFFFFFFF
+
+
+class PackRun:
+    """``length`` bytes of ``file`` from ``file_offset``, beginning in a frame at an offset."""
+
+    __slots__ = ("file", "file_offset", "frame", "frame_offset", "length")
+
+    def __init__(self, file: int, frame: int, frame_offset: int, place: tuple[int, int]) -> None:
+        self.file = file
+        self.frame = frame
+        self.frame_offset = frame_offset
+        self.file_offset, self.length = place
+
+
+class Contents:
+    """A manifest's files, read once: a table of them, and their runs found by pack.
+
+    A million files with one run each take about 150 MB.
+    """
+
+    def __init__(self, pack_count: int) -> None:
+        self.table = FileTable()
+        self.crcs = array("I")
+        self.bytes = 0
+        self._records = bytearray()
+        self._first = array("I", [_NONE]) * pack_count
+        self._next = array("I")
+
+    def read(self, entries: Iterable[FileEntry]) -> None:
+        """Take in the manifest's entries."""
+        for entry in entries:
+            kind = DIRECTORY if entry.kind == "d" else FILE
+            facts = (entry.mode, entry.owner, entry.group, entry.modified_at)
+            index = self.table.add(entry.path_bytes(), kind, entry.size, facts)
+            self.crcs.append(entry.crc32c)
+            self.bytes += entry.size
+            for run in entry.runs:
+                number = len(self._next)
+                self._records += _RECORD.pack(
+                    index, run.frame, run.frame_offset, run.file_offset, run.length
+                )
+                self._next.append(self._first[run.pack])
+                self._first[run.pack] = number
+
+    def packs(self) -> list[int]:
+        """Indexes of the packs that are needed."""
+        return [pack for pack, first in enumerate(self._first) if first != _NONE]
+
+    def runs_of(self, pack: int) -> list[PackRun]:
+        """The runs of a pack in the order of its frames."""
+        runs = []
+        number = self._first[pack]
+        while number != _NONE:
+            file, frame, frame_offset, *place = _RECORD.unpack_from(
+                self._records, number * _RECORD.size
+            )
+            runs.append(PackRun(file, frame, frame_offset, (place[0], place[1])))
+            number = self._next[number]
+        runs.sort(key=lambda run: (run.frame, run.frame_offset))
+        return runs

@@ -1,0 +1,150 @@
+"""Where a restore may write: an empty place, with room, that no running server uses."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from pgrecall.errors import DestinationError, SpaceError, UsageError
+from pgrecall.model.manifest import TablespaceEntry
+from pgrecall.postgres.instance import running_postmaster
+from pgrecall.system.filesystems import device_of, free_bytes
+
+UNFINISHED_MARKER = "pgrecall_unfinished_restore.json"
+# WAL that recovery fetches, checkpoints, and what is written while it runs.
+_HEADROOM_BYTES = 64 << 20
+
+
+class TablespaceTarget(msgspec.Struct, frozen=True):
+    """Where a tablespace goes; ``location`` was its place at backup time."""
+
+    oid: int
+    name: str
+    location: str
+    target: str
+
+
+class UnfinishedRestore(msgspec.Struct, frozen=True):
+    """What an interrupted restore leaves in its directory, so that the next may clear it."""
+
+    restore_id: str
+    directories: tuple[str, ...]
+
+
+def map_tablespaces(
+    tablespaces: Sequence[TablespaceEntry],
+    mapping: Mapping[str, str],
+    target_dir: str,
+    *,
+    is_own_place: bool,
+) -> tuple[TablespaceTarget, ...]:
+    """Where each tablespace goes (fact 20).
+
+    ``mapping`` maps location, name or oid to a new absolute directory. A restore
+    elsewhere than into the server's own PGDATA needs a mapping for every one.
+    Raises UsageError, DestinationError.
+    """
+    left = dict(mapping)
+    targets = []
+    missing = []
+    for space in tablespaces:
+        if space.is_in_place:
+            continue
+        keys = (space.location, space.name, str(space.oid))
+        given = [left.pop(key) for key in keys if key in left]
+        target = given[0] if given else (space.location if is_own_place else "")
+        if not target:
+            missing.append(space)
+            continue
+        targets.append(TablespaceTarget(space.oid, space.name, space.location, target))
+    if missing:
+        shown = ", ".join(f"{space.name!r} at {space.location}" for space in missing)
+        raise DestinationError(
+            f"no place is given for the tablespaces {shown}: the copy would use production's files",
+            hint=" ".join(f"--tablespace-map {space.location}=/new/place" for space in missing),
+        )
+    if left:
+        raise UsageError(
+            f"the backup has no tablespace {', '.join(left)}",
+            hint="map them by location, name or oid: "
+            + (", ".join(f"{space.location} ({space.name})" for space in tablespaces) or "none"),
+        )
+    _refuse_overlaps(targets, target_dir)
+    return tuple(targets)
+
+
+def _refuse_overlaps(targets: Sequence[TablespaceTarget], target_dir: str) -> None:
+    root = os.path.realpath(target_dir)
+    seen = {root: "the data directory"}
+    for space in targets:
+        if not os.path.isabs(space.target):
+            raise UsageError(f"the tablespace directory {space.target!r} is not an absolute path")
+        real = os.path.realpath(space.target)
+        for other, what in seen.items():
+            if os.path.commonpath((real, other)) in (real, other):
+                raise DestinationError(
+                    f"the tablespace {space.name!r} would go to {space.target},"
+                    f" which lies in, or holds, {what}",
+                    hint="give each tablespace a directory of its own outside of PGDATA",
+                )
+        seen[real] = f"the tablespace {space.name!r}"
+
+
+def leftover_of(target_dir: str) -> UnfinishedRestore | None:
+    """The interrupted restore whose remains fill ``target_dir``; None if there is none."""
+    try:
+        with open(os.path.join(target_dir, UNFINISHED_MARKER), "rb") as file:
+            return msgspec.json.decode(file.read(1 << 20), type=UnfinishedRestore)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        raise DestinationError(
+            f"{target_dir}/{UNFINISHED_MARKER} cannot be read: {error}",
+            hint="look at what is there, and empty the directory by hand",
+        ) from error
+
+
+def check_directory(directory: str, what: str, *, may_hold: frozenset[str] = frozenset()) -> None:
+    """Raise DestinationError unless ``directory`` is absent, or empty but for ``may_hold``."""
+    try:
+        names = set(os.listdir(directory)) - may_hold
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise DestinationError(f"{what} {directory} cannot be used: {error.strerror}") from error
+    if "postmaster.pid" in names:
+        pid = running_postmaster(directory)
+        if pid is not None:
+            raise DestinationError(
+                f"a server runs on {directory} (process {pid})",
+                hint="restore beside it with --target-dir, or stop it and move its files away",
+            )
+    if names:
+        shown = ", ".join(sorted(names)[:3])
+        raise DestinationError(
+            f"{what} {directory} is not empty: it holds {shown}"
+            + (f" and {len(names) - 3} more" if len(names) > 3 else ""),
+            hint="move what is there aside (do not delete it before the restore has worked:"
+            " its pg_wal may hold the last minutes of data), or choose another --target-dir",
+        )
+
+
+def check_space(needs: Sequence[tuple[str, int]]) -> None:
+    """Raise SpaceError unless every file system has room for what goes to its directories.
+
+    ``needs`` are (directory, bytes); directories that share a file system are added up.
+    """
+    by_device: dict[int, tuple[str, int]] = {}
+    for directory, count in needs:
+        device = device_of(directory)
+        name, total = by_device.get(device, (directory, _HEADROOM_BYTES))
+        by_device[device] = (name, total + count)
+    for name, total in by_device.values():
+        free = free_bytes(name)
+        if free < total:
+            raise SpaceError(
+                f"{name} has room for {free:,} bytes, the restore needs {total:,}",
+                hint="make room, or restore to another file system with --target-dir",
+            )

@@ -1,0 +1,265 @@
+"""Carry a restore out: directories, files, configuration, proof, and pg_control last of all."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pwd
+import shutil
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+
+import msgspec
+
+from pgrecall.codec.crc import crc32c
+from pgrecall.errors import CorruptObjectError, DestinationError, RestoreError
+from pgrecall.model.manifest import ManifestRoot
+from pgrecall.restore.configuration import configuration_files
+from pgrecall.restore.contents import Contents
+from pgrecall.restore.destination import UNFINISHED_MARKER, TablespaceTarget, UnfinishedRestore
+from pgrecall.restore.server_manifest import write_server_manifest
+from pgrecall.restore.writer import FileWriter, PackSource, make_directories, write_failed
+from pgrecall.system.durable import fsync_directory, write_durable
+from pgrecall.system.faults import reached
+from pgrecall.system.filesystems import sync_filesystems
+from pgrecall.system.progress import Progress
+
+log = logging.getLogger(__name__)
+
+CONTROL_FILE = b"global/pg_control"
+COPY_MARKER = "pgrecall_copy.json"
+_SECRET_MODE = 0o600
+
+
+class CopyMarker(msgspec.Struct, frozen=True):
+    """What marks a PGDATA as a restored copy (fact 2)."""
+
+    restore_id: str
+    server: str
+    restored_at: str
+
+
+class RestoreJob(msgspec.Struct, frozen=True, kw_only=True):
+    """What is written where. ``settings`` go into postgresql.auto.conf; ``signal`` is
+    recovery.signal or standby.signal."""
+
+    restore_id: str
+    server: str
+    target_dir: str
+    tablespaces: tuple[TablespaceTarget, ...]
+    settings: Mapping[str, str]
+    signal: str
+    workers: int
+    now: datetime
+
+
+class RestoreRun:
+    """One restore into an empty place."""
+
+    def __init__(
+        self,
+        job: RestoreJob,
+        root: ManifestRoot,
+        contents: Contents,
+        source: PackSource,
+        *,
+        progress: Progress,
+    ) -> None:
+        self._job = job
+        self._root = root
+        self._contents = contents
+        self._source = source
+        self._progress = progress
+        self._directory = os.path.abspath(job.target_dir)
+        self._control = self._find_control()
+        self._extra: dict[bytes, bytes] = {}
+
+    def check_packs(self) -> None:
+        """Presence and size of every pack that is needed (fact 38); raises CorruptObjectError."""
+        self._progress.phase("check")
+        for index in self._contents.packs():
+            self._source.check(index)
+
+    def run(self) -> None:
+        """Write everything.
+
+        Durable, and startable, when it returns: pg_control is written last, so
+        that an interrupted restore can never be started. When it raises, what
+        was written is removed again; a killed process leaves a marker, by
+        which the next restore clears the remains.
+        """
+        self._prepare()
+        try:
+            self._write_files()
+            self._configure()
+            self._write_manifest()
+            self._finish()
+        except BaseException:
+            clear_directories(self._marked())
+            raise
+        log.info("restore written", extra={"directory": self._directory})
+
+    # --- phases --------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        self._progress.phase("prepare")
+        try:
+            os.makedirs(self._directory, mode=0o700, exist_ok=True)
+            marker = UnfinishedRestore(self._job.restore_id, tuple(self._marked()))
+            path = os.path.join(self._directory, UNFINISHED_MARKER)
+            write_durable(path, [msgspec.json.encode(marker)])
+            reached("restore.marked")
+            os.chmod(self._directory, self._root_mode())
+            os.makedirs(os.path.join(self._directory, "pg_tblspc"), mode=0o700, exist_ok=True)
+            for space in self._job.tablespaces:
+                os.makedirs(space.target, mode=0o700, exist_ok=True)
+                os.symlink(
+                    os.path.abspath(space.target),
+                    os.path.join(self._directory, "pg_tblspc", str(space.oid)),
+                )
+        except OSError as error:
+            raise write_failed(os.fsencode(error.filename or self._directory), error) from error
+
+    def _write_files(self) -> None:
+        self._progress.phase("restore")
+        self._progress.start(self._contents.bytes)
+        root = os.fsencode(self._directory)
+        make_directories(root, self._contents)
+        writer = FileWriter(
+            root,
+            self._contents,
+            self._source,
+            held_back=frozenset({self._control}),
+            progress=self._progress,
+        )
+        writer.write(self._job.workers)
+        self._control_content = bytes(writer.kept[self._control])
+        if crc32c(self._control_content) != self._contents.crcs[self._control]:
+            raise CorruptObjectError("the backup's pg_control does not match its checksum")
+        reached("restore.files-written")
+
+    def _configure(self) -> None:
+        self._progress.phase("configure")
+        job = self._job
+        marker = CopyMarker(job.restore_id, job.server, job.now.isoformat())
+        self._extra = {
+            b"backup_label": self._root.backup_label,
+            COPY_MARKER.encode(): msgspec.json.encode(marker) + b"\n",
+            job.signal.encode(): b"",
+        }
+        self._extra.update(
+            configuration_files(
+                self._directory, self._root.external_files, job.settings, now=job.now
+            )
+        )
+        for name in ("recovery.signal", "standby.signal", "tablespace_map"):
+            if os.path.lexists(os.path.join(self._directory, name)):
+                os.unlink(os.path.join(self._directory, name))
+        for path, content in self._extra.items():
+            self._put(path, content)
+        reached("restore.configured")
+
+    def _write_manifest(self) -> None:
+        path = os.path.join(self._directory, "backup_manifest")
+        with open(path, "wb") as file:
+            os.fchmod(file.fileno(), _SECRET_MODE)
+            write_server_manifest(file, self._root, self._manifest_files())
+
+    def _finish(self) -> None:
+        self._progress.phase("sync")
+        self._own_everything()
+        places = [self._directory, *(space.target for space in self._job.tablespaces)]
+        try:
+            sync_filesystems(places)
+            reached("restore.synced")
+            path = os.path.join(self._directory, os.fsdecode(CONTROL_FILE))
+            mode = self._contents.table.modes[self._control]
+            write_durable(path, [self._control_content], mode=mode)
+            self._own(path)
+            reached("restore.control-written")
+            os.unlink(os.path.join(self._directory, UNFINISHED_MARKER))
+            fsync_directory(self._directory)
+        except OSError as error:
+            raise RestoreError(
+                f"what was written to {self._directory} could not be made durable: {error}",
+                hint="the disk may be failing: look at the kernel's log",
+            ) from error
+
+    # --- parts ---------------------------------------------------------------------
+
+    def _find_control(self) -> int:
+        for index in self._contents.table.files():
+            if self._contents.table.path(index) == CONTROL_FILE:
+                return index
+        raise CorruptObjectError(f"backup {self._root.backup_id} holds no pg_control")
+
+    def _marked(self) -> list[str]:
+        """The directories that this restore fills."""
+        return [
+            self._directory,
+            *(os.path.abspath(space.target) for space in self._job.tablespaces),
+        ]
+
+    def _root_mode(self) -> int:
+        """PGDATA's mode follows its files': group access is all or nothing (initdb -g)."""
+        return 0o750 if self._contents.table.modes[self._control] & 0o040 else 0o700
+
+    def _put(self, path: bytes, content: bytes) -> None:
+        absolute = os.path.join(os.fsencode(self._directory), path)
+        mode = self._contents.table.modes[self._control]
+        try:
+            os.makedirs(os.path.dirname(absolute), mode=0o700, exist_ok=True)
+            with open(absolute, "wb") as file:
+                os.fchmod(file.fileno(), mode)
+                file.write(content)
+        except OSError as error:
+            raise write_failed(absolute, error) from error
+
+    def _manifest_files(self) -> Iterator[tuple[bytes, int, int, int]]:
+        table = self._contents.table
+        for index in table.files():
+            path = table.path(index)
+            if path not in self._extra and not path.startswith(b"pg_wal/"):
+                yield path, table.sizes[index], table.modified[index], self._contents.crcs[index]
+        written_at = int(self._job.now.timestamp())
+        for path, content in self._extra.items():
+            yield path, len(content), written_at, crc32c(content)
+
+    def _own_everything(self) -> None:
+        """As root: give everything to the user who owned the data directory."""
+        if os.geteuid() != 0:
+            return
+        for place in self._marked():
+            for directory, names, files in os.walk(place):
+                self._own(directory)
+                for name in (*names, *files):
+                    self._own(os.path.join(directory, name))
+
+    def _own(self, path: str) -> None:
+        if os.geteuid() != 0:
+            return
+        name = self._root.owners[self._contents.table.uids[self._control]]
+        try:
+            entry = pwd.getpwnam(name)
+        except KeyError as error:
+            raise DestinationError(
+                f"the files belonged to the user {name!r}, whom this host does not know",
+                hint="create the user, or run the restore as the user who shall own the files",
+            ) from error
+        os.lchown(path, entry.pw_uid, entry.pw_gid)
+
+
+def clear_directories(directories: list[str] | tuple[str, ...]) -> None:
+    """Remove everything in the directories; the marker goes last, the directories stay."""
+    for directory in reversed(directories):
+        try:
+            names = os.listdir(directory)
+        except FileNotFoundError:
+            continue
+        names.sort(key=lambda name: name == UNFINISHED_MARKER)
+        for name in names:
+            path = os.path.join(directory, name)
+            if os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path)
+            else:
+                os.unlink(path)

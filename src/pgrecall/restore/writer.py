@@ -1,0 +1,270 @@
+"""Write the files of a backup: packs are read once each, in order, by a pool of threads.
+
+A worker takes a pack, reads the frames that are needed in large pieces, checks
+and decompresses each, and writes its slices where they belong. Memory stays
+under workers x (a piece of stored frames + one raw frame), about 6 MiB each.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+
+from pgrecall.errors import CorruptObjectError, DestinationError, SpaceError
+from pgrecall.model.file_table import DIRECTORY
+from pgrecall.model.manifest import PackEntry
+from pgrecall.repository import layout
+from pgrecall.repository.packs import Frame, PackReader
+from pgrecall.restore.contents import Contents, PackRun
+from pgrecall.store.base import Store
+from pgrecall.system.faults import reached
+from pgrecall.system.progress import Progress
+
+_PIECE_BYTES = 4 << 20
+_FULL = (28, 122)  # ENOSPC, EDQUOT
+
+# File, offset in the file, start and length within the raw frame.
+_Piece = tuple[int, int, int, int]
+
+
+class PackSource:
+    """Where the packs of one backup are."""
+
+    def __init__(
+        self, store: Store, server: str, backup_id: str, packs: Sequence[PackEntry]
+    ) -> None:
+        self._store = store
+        self._server = server
+        self._backup_id = backup_id
+        self.packs = packs
+
+    def check(self, index: int) -> None:
+        """Raise CorruptObjectError unless the pack is there and has its size (fact 38)."""
+        entry = self.packs[index]
+        info = self._store.head(self.key(index))
+        if info is None:
+            raise CorruptObjectError(
+                f"the pack {self.key(index)} is missing",
+                hint="use another backup, or copy the pack back from where it went",
+            )
+        if info.size != entry.stored_bytes:
+            raise CorruptObjectError(
+                f"the pack {self.key(index)} has {info.size} bytes, not {entry.stored_bytes}",
+                hint="use another backup, or put the whole pack back",
+            )
+
+    def open(self, index: int) -> PackReader:
+        """Open a pack; its footer must be the one that the manifest knows."""
+        entry = self.packs[index]
+        key = self.key(index)
+        return PackReader(key, self._store.reader(key), entry.footer_digest)
+
+    def key(self, index: int) -> str:
+        """The key of a pack."""
+        entry = self.packs[index]
+        return layout.pack_key(self._server, entry.owner or self._backup_id, entry.number)
+
+
+class FileWriter:
+    """Writes a backup's files below ``root``; those in ``held_back`` are kept in memory."""
+
+    def __init__(
+        self,
+        root: bytes,
+        contents: Contents,
+        source: PackSource,
+        *,
+        held_back: frozenset[int],
+        progress: Progress,
+    ) -> None:
+        self.kept: dict[int, bytearray] = {index: bytearray() for index in held_back}
+        self._root = root
+        self._contents = contents
+        self._source = source
+        self._progress = progress
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+
+    def write(self, workers: int) -> None:
+        """Write every file. Modes are right when it returns; nothing is durable yet.
+
+        Raises CorruptObjectError, StoreError, SpaceError, DestinationError.
+        """
+        self._create_empty()
+        packs = self._contents.packs()
+        packs.sort(key=lambda index: -self._source.packs[index].stored_bytes)
+        queue = iter(packs)
+        # Permission bits are given to open(); the mask of the user must not narrow them.
+        mask = os.umask(0)
+        try:
+            with ThreadPoolExecutor(workers, thread_name_prefix="restore") as pool:
+                futures = {pool.submit(self._work, queue) for _ in range(workers)}
+                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+                if any(future.exception() for future in done):
+                    self._stop.set()
+                for future in futures:
+                    future.result()
+        except BaseException:
+            self._stop.set()
+            raise
+        finally:
+            os.umask(mask)
+
+    def path(self, index: int) -> bytes:
+        """The path of a file of the table, relative to PGDATA."""
+        return self._contents.table.path(index)
+
+    def advance(self, length: int) -> None:
+        """Report so many bytes as written."""
+        self._progress.advance(length)
+
+    def _create_empty(self) -> None:
+        table = self._contents.table
+        for index in table.files():
+            if table.sizes[index] == 0:
+                descriptor = self.open(index)
+                try:
+                    os.fchmod(descriptor, table.modes[index])
+                finally:
+                    os.close(descriptor)
+
+    def _work(self, queue: Iterator[int]) -> None:
+        while not self._stop.is_set():
+            with self._lock:
+                index = next(queue, None)
+            if index is None:
+                return
+            self._restore_pack(index)
+            reached("restore.pack")
+
+    def _restore_pack(self, index: int) -> None:
+        pack = self._source.open(index)
+        target = _OpenFile(self)
+        try:
+            pieces = _pieces_by_frame(pack, self._contents.runs_of(index))
+            for first, last in _spans(pack.frames, sorted(pieces)):
+                for number, raw in pack.raw_span(first, last):
+                    for piece in pieces.get(number, ()):
+                        target.put(piece, raw)
+                    if self._stop.is_set():
+                        return
+        finally:
+            target.close()
+            pack.close()
+
+    def open(self, index: int) -> int:
+        """Open a file of the table for writing, with its mode; the caller closes it."""
+        path = self._root + b"/" + self._contents.table.path(index)
+        try:
+            return os.open(
+                path,
+                os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW,
+                self._contents.table.modes[index],
+            )
+        except OSError as error:
+            raise write_failed(path, error) from error
+
+
+class _OpenFile:
+    """The file that a worker writes to now: runs of one file follow each other."""
+
+    def __init__(self, writer: FileWriter) -> None:
+        self._writer = writer
+        self._index = -1
+        self._descriptor = -1
+
+    def put(self, piece: _Piece, raw: bytes | memoryview) -> None:
+        index, file_offset, start, length = piece
+        data = memoryview(raw)[start : start + length]
+        kept = self._writer.kept.get(index)
+        if kept is not None:
+            kept[file_offset : file_offset + length] = data
+            return
+        if index != self._index:
+            self.close()
+            self._descriptor = self._writer.open(index)
+            self._index = index
+        try:
+            while data:
+                written = os.pwrite(self._descriptor, data, file_offset)
+                data = data[written:]
+                file_offset += written
+        except OSError as error:
+            path = self._writer.path(index)
+            raise write_failed(path, error) from error
+        self._writer.advance(length)
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = self._index = -1
+
+
+def make_directories(root: bytes, contents: Contents) -> None:
+    """Create every directory below ``root`` (which exists) with its mode.
+
+    Raises DestinationError, SpaceError.
+    """
+    table = contents.table
+    for index, kind in enumerate(table.kinds):
+        if kind != DIRECTORY:
+            continue
+        path = root + b"/" + table.path(index)
+        try:
+            if not os.path.isdir(path):  # a tablespace's link leads to one that is there
+                os.mkdir(path)
+            os.chmod(path, table.modes[index] | 0o700)
+        except OSError as error:
+            raise write_failed(path, error) from error
+
+
+def write_failed(path: bytes, error: OSError) -> DestinationError | SpaceError:
+    """The error for a write that failed."""
+    shown = os.fsdecode(path)
+    if error.errno in _FULL:
+        return SpaceError(
+            f"{shown} cannot be written: {error.strerror}",
+            hint="make room, then run the same restore again",
+        )
+    return DestinationError(
+        f"{shown} cannot be written: {error.strerror}",
+        hint="look at the directory's owner and modes",
+    )
+
+
+def _pieces_by_frame(pack: PackReader, runs: Sequence[PackRun]) -> dict[int, list[_Piece]]:
+    pieces: dict[int, list[_Piece]] = {}
+    frames = pack.frames
+    for run in runs:
+        number, start = run.frame, run.frame_offset
+        offset, left = run.file_offset, run.length
+        while left:
+            if number >= len(frames) or start >= frames[number].raw_bytes:
+                raise CorruptObjectError(f"the pack {pack.key} ends before a run that refers to it")
+            length = min(left, frames[number].raw_bytes - start)
+            pieces.setdefault(number, []).append((run.file, offset, start, length))
+            offset += length
+            left -= length
+            number += 1
+            start = 0
+    return pieces
+
+
+def _spans(frames: Sequence[Frame], needed: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Ranges of neighbouring frames that are fetched with one read each."""
+    place = 0
+    while place < len(needed):
+        first = last = needed[place]
+        size = frames[first].stored_bytes
+        while (
+            place + 1 < len(needed)
+            and needed[place + 1] == last + 1
+            and size + frames[last + 1].stored_bytes <= _PIECE_BYTES
+        ):
+            place += 1
+            last = needed[place]
+            size += frames[last].stored_bytes
+        yield first, last
+        place += 1
