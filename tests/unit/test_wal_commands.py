@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgrecall.wal.commands import archive_command, quote_setting, restore_command
+from pgrecall.postgres.configuration import quote_setting
+from pgrecall.wal.commands import archive_command, restore_command
 
 NASTY = [
     "plain",
