@@ -1,7 +1,7 @@
 """The commands that PostgreSQL is given, as text for its configuration. Pure and light.
 
 PostgreSQL replaces ``%p``, ``%f`` and ``%%`` and hands the rest to ``/bin/sh``;
-a value in postgresql.conf is quoted once more (see quote_setting).
+a value in postgresql.conf is quoted once more (postgres.configuration.quote_setting).
 
 Exit statuses, from PostgreSQL's pgarch.c, xlogarchive.c and fact 3: an archive
 command may fail with 1 to 125. A restore command that ends with more than 125
