@@ -39,7 +39,9 @@ test-matrix: $(VENV)/.dev ## Install PostgreSQL 13 to 17 beside 18 and run the t
 	PGRECALL_EXPECT_VERSIONS=13,14,15,16,17,18 $(LAUNCH) pytest -m matrix $(PYTEST_OPTIONS)
 
 test-azure: $(VENV)/.dev ## Run the contract of stores on Azurite (needs npm).
-	$(LAUNCH) pytest -m azure $(PYTEST_OPTIONS)
+	@# Azurite is installed by the tests, as the ordinary user that they run as.
+	cache=$$(mktemp -d) && chmod 1777 "$$cache" && trap 'rm -rf "$$cache"' EXIT && \
+		PGRECALL_TEST_CACHE="$$cache" $(LAUNCH) pytest -m azure $(PYTEST_OPTIONS)
 
 test-slow: $(VENV)/.dev ## Run the tests that take long: faults at every call, a million files.
 	$(LAUNCH) pytest -m "slow and not matrix and not azure" $(PYTEST_OPTIONS)
