@@ -9,7 +9,6 @@ from __future__ import annotations
 import mmap
 import os
 
-from pgrecall.model.file_table import FileTable
 from pgrecall.backup.pack_sink import PackSink
 from pgrecall.backup.page_check import BadPage, PageInspector
 from pgrecall.backup.run_log import RunLog
@@ -17,6 +16,7 @@ from pgrecall.backup.selection import relation_segment_number
 from pgrecall.backup.units import Unit
 from pgrecall.codec.crc import crc32c
 from pgrecall.errors import DataDirectoryError, PostgresRightsError
+from pgrecall.model.file_table import FileTable
 from pgrecall.repository.packs import FRAME_BYTES
 
 
@@ -191,7 +191,7 @@ class CopyWorker:
         pack, frame = self._sink.add(raw, slices)
         place = 0
         for index, offset, length in self._slices:
-            crc = crc32c(bytes(raw[place : place + length]))
+            crc = crc32c(raw[place : place + length])
             self.result.runs.add(index, offset, length, crc, place=(pack, frame, place))
             place += length
         self._used = 0

@@ -228,15 +228,60 @@ static uint32_t crc_by_table(uint32_t crc, const uint8_t *p, size_t length)
 }
 
 #ifdef HARDWARE_CRC
+/* The instruction takes three cycles and may begin every cycle: three neighbouring
+ * lanes are computed side by side, and joined by sending each register through the
+ * zero bytes of a lane (a table of the operator x**(8 * LANE) modulo the polynomial). */
+#define LANE 4096u
+
+static uint32_t lane_table[4][256];
+
+static uint32_t multiply(uint32_t left, uint32_t right)
+{
+    uint32_t product = 0;
+    for (uint32_t bit = 0x80000000u; bit; bit >>= 1) {
+        if (left & bit)
+            product ^= right;
+        right = right & 1 ? (right >> 1) ^ 0x82F63B78u : right >> 1;
+    }
+    return product;
+}
+
+static void fill_lane_table(void)
+{
+    uint32_t operator = 0x80000000u, power = 0x80000000u >> 8;
+    for (uint32_t length = LANE; length; length >>= 1) {
+        if (length & 1)
+            operator = multiply(power, operator);
+        power = multiply(power, power);
+    }
+    for (uint32_t k = 0; k < 4; k++)
+        for (uint32_t byte = 0; byte < 256; byte++)
+            lane_table[k][byte] = multiply(operator, byte << (8 * k));
+}
+
+static uint32_t past_lane(uint32_t crc)
+{
+    return lane_table[0][crc & 0xFF] ^ lane_table[1][(crc >> 8) & 0xFF] ^
+           lane_table[2][(crc >> 16) & 0xFF] ^ lane_table[3][crc >> 24];
+}
+
 __attribute__((target("sse4.2"))) static uint32_t crc_by_hardware(uint32_t crc, const uint8_t *p,
                                                                   size_t length)
 {
     uint64_t wide = crc;
-
+    for (; length >= 3 * LANE; p += 3 * LANE, length -= 3 * LANE) {
+        uint64_t second = 0, third = 0;
+        for (const uint8_t *at = p; at < p + LANE; at += 8) {
+            wide = __builtin_ia32_crc32di(wide, load64(at));
+            second = __builtin_ia32_crc32di(second, load64(at + LANE));
+            third = __builtin_ia32_crc32di(third, load64(at + 2 * LANE));
+        }
+        wide = past_lane(past_lane((uint32_t)wide) ^ (uint32_t)second) ^ (uint32_t)third;
+    }
     for (; length >= 8; p += 8, length -= 8)
         wide = __builtin_ia32_crc32di(wide, load64(p));
     crc = (uint32_t)wide;
-    for (; length > 0; p++, length--)
+    for (; length; p++, length--)
         crc = __builtin_ia32_crc32qi(crc, *p);
     return crc;
 }
@@ -249,9 +294,26 @@ static void choose_crc(void)
     fill_crc_table();
 #ifdef HARDWARE_CRC
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("sse4.2"))
+    if (__builtin_cpu_supports("sse4.2")) {
+        fill_lane_table();
         crc_update = crc_by_hardware;
+    }
 #endif
+}
+
+static PyObject *crc32c(PyObject *module, PyObject *args)
+{
+    Py_buffer buffer;
+    unsigned int crc;
+
+    (void)module;
+    if (!PyArg_ParseTuple(args, "y*I", &buffer, &crc))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    crc = crc_update(crc ^ 0xFFFFFFFFu, buffer.buf, (size_t)buffer.len) ^ 0xFFFFFFFFu;
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&buffer);
+    return PyLong_FromUnsignedLong(crc);
 }
 
 /* ------------------------------------------------------------------ WAL walk */
@@ -844,6 +906,7 @@ static PyMethodDef methods[] = {
     {"check_pages", check_pages, METH_VARARGS,
      "check_pages(buffer, first_block, page_bytes) -> list of (index, kind)"},
     {"page_checksum", page_checksum, METH_VARARGS, "page_checksum(page, block) -> int"},
+    {"crc32c", crc32c, METH_VARARGS, "crc32c(data, crc) -> int, going on from crc"},
     {"scan_wal", scan_wal, METH_VARARGS,
      "scan_wal(data, start, page_bytes, want_transactions, carried) -> tuple"},
     {NULL, NULL, 0, NULL},

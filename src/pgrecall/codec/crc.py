@@ -13,7 +13,11 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import google_crc32c
-import numpy as np
+
+from pgrecall.codec.native import HAS_NATIVE
+
+if HAS_NATIVE:
+    from pgrecall.codec import _native
 
 Buffer = bytes | bytearray | memoryview
 
@@ -25,9 +29,15 @@ _TOP_BIT = 0x80000000
 
 def crc32c(data: Buffer, crc: int = 0) -> int:
     """The CRC-32C of ``data``, going on from ``crc`` (0 to begin with)."""
-    # The C function refuses bytearrays and memoryviews; an array over them needs no copy.
-    whole = data if isinstance(data, bytes) else np.frombuffer(data, dtype=np.uint8)
-    return int(google_crc32c.extend(crc, whole))
+    return _implementation(data, crc)
+
+
+def _by_library(data: Buffer, crc: int) -> int:
+    # The library takes bytes only; a view of the copy pool's buffer has to be copied for it.
+    return int(google_crc32c.extend(crc, bytes(data)))
+
+
+_implementation = _native.crc32c if HAS_NATIVE else _by_library
 
 
 def crc32c_combine(crc1: int, crc2: int, length2: int) -> int:
