@@ -78,7 +78,7 @@ def _line(backup: Completion) -> BackupLine:
         kind=backup.kind,
         stopped_at=backup.stopped_at,
         duration_seconds=backup.duration_seconds,
-        total_bytes=backup.totals.bytes,
+        total_bytes=backup.totals.raw_bytes,
         stored_bytes=backup.totals.stored_bytes,
         timeline=backup.timeline,
         stop_lsn=backup.stop_lsn,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-from pgrecall.model.file_table import DIRECTORY, FileTable
 from pgrecall.backup.page_check import BadPage
 from pgrecall.backup.run_log import RunIndex, RunLog
 from pgrecall.backup.worker import WorkerResult
+from pgrecall.model.file_table import DIRECTORY, FileTable
 from pgrecall.model.findings import Finding
 from pgrecall.model.manifest import PackEntry, Totals
 
@@ -82,7 +82,7 @@ class CopyResults:
         return Totals(
             files=len(self._table) - directories - len(self.vanished),
             directories=directories,
-            bytes=self.bytes,
+            raw_bytes=self.bytes,
             stored_bytes=sum(pack.stored_bytes for pack in self.packs) + manifest_bytes,
             packs=len(self.packs),
             pages_checked=self.pages_checked,

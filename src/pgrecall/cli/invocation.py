@@ -18,6 +18,9 @@ from pgrecall.errors import UsageError
 from pgrecall.model.ids import RUN, new_id
 from pgrecall.settings import load_settings
 
+# The plan was shown when it was approved; only JSON says it again.
+_SHOWN_BEFORE = frozenset({"plan"})
+
 Flags = Mapping[str, str | int | float | bool | None]
 
 
@@ -92,4 +95,4 @@ class Invocation:
             document = {"schema": f"pgrecall/{schema}", **msgspec.to_builtins(result)}
             sys.stdout.write(msgspec.json.encode(document).decode() + "\n")
         elif not self.flag("dry_run"):
-            render(result)
+            render(result, without=_SHOWN_BEFORE)

@@ -8,7 +8,7 @@ the tables are Rich's; elsewhere plain columns that are never cut.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -22,11 +22,11 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
-def render(result: msgspec.Struct) -> None:
-    """Write a result to standard output."""
+def render(result: msgspec.Struct, *, without: Collection[str] = ()) -> None:
+    """Write a result to standard output; fields named in ``without`` are left out."""
     facts: list[tuple[str, str]] = []
     blocks: list[tuple[str, Sequence[msgspec.Struct]]] = []
-    _collect(result, "", facts, blocks)
+    _collect(result, "", facts, blocks, without)
     if facts:
         _write_table([], facts)
     for title, records in blocks:
@@ -45,8 +45,11 @@ def _collect(
     prefix: str,
     facts: list[tuple[str, str]],
     blocks: list[tuple[str, Sequence[msgspec.Struct]]],
+    without: Collection[str] = (),
 ) -> None:
     for name in record.__struct_fields__:
+        if name in without:
+            continue
         value = getattr(record, name)
         if isinstance(value, list | tuple) and value and isinstance(value[0], msgspec.Struct):
             blocks.append((label(name), value))

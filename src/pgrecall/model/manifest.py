@@ -160,11 +160,11 @@ class ManifestRoot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True):
-    """Counts and bytes of a backup; ``bytes`` are raw, ``stored_bytes`` packs and manifest."""
+    """Counts and bytes of a backup; ``raw_bytes`` are the files', ``stored_bytes`` packs and manifest."""
 
     files: int
     directories: int
-    bytes: int
+    raw_bytes: int
     stored_bytes: int
     packs: int
     pages_checked: int = 0

@@ -87,7 +87,7 @@ def plan_restore(
         last_segment=choice.needed[-1] if choice.needed else "",
         wal_segments=len(choice.needed),
         wal_bytes=len(choice.needed) * segment_bytes,
-        backup_bytes=backup.totals.bytes,
+        backup_bytes=backup.totals.raw_bytes,
         stored_bytes=backup.totals.stored_bytes,
         files=backup.totals.files,
         target_dir=wishes.target_dir,
