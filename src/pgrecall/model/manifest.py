@@ -160,7 +160,7 @@ class ManifestRoot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True):
-    """Counts and bytes of a backup; ``raw_bytes`` are the files', ``stored_bytes`` packs and manifest."""
+    """Counts and bytes of a backup: raw ones of the files, stored ones of packs and manifest."""
 
     files: int
     directories: int
