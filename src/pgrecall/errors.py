@@ -230,6 +230,13 @@ class ArchiveTimeoutError(BackupError):
     retryable = True
 
 
+class BackupDamagedError(BackupError):
+    """The backup is complete and kept, and pages of the server's own data in it are damaged."""
+
+    code = "backup-damaged"
+    exit_status = 42
+
+
 class RestoreError(PgrecallError):
     """A restore could not be completed."""
 

@@ -34,7 +34,6 @@ class CopyPool:
         self._progress = progress
         self._watch = watch
         self._lock = threading.Lock()
-        self._stop = threading.Event()
 
     def run(self, units: list[Unit]) -> list[WorkerResult]:
         """Copy all units; returns what each worker did. Raises the first failure."""
@@ -44,7 +43,7 @@ class CopyPool:
             try:
                 self._supervise(futures)
             except BaseException:
-                self._stop.set()
+                self._source.stopped.set()
                 raise
         return [future.result() for future in futures]
 
@@ -55,11 +54,12 @@ class CopyPool:
             for future in done:
                 future.result()
             self._watch()
+            self._factory.raise_failure()
 
     def _work(self, queue: Iterator[Unit]) -> WorkerResult:
         worker = CopyWorker(self._source, PackSink(self._factory))
         try:
-            while not self._stop.is_set():
+            while not self._source.stopped.is_set():
                 with self._lock:
                     unit = next(queue, None)
                 if unit is None:

@@ -17,7 +17,12 @@ def external_files(
     facts: ServerFacts, data_directory: str
 ) -> tuple[tuple[ExternalFile, ...], list[Finding]]:
     """The server's configuration files outside its PGDATA, and findings on unreadable ones."""
-    root = os.path.realpath(data_directory) + "/"
+    # The server may know its directory by another path, in a container or through a link.
+    inside = tuple(
+        os.path.join(directory, "")
+        for directory in (data_directory, os.path.realpath(data_directory), facts.data_directory)
+        if directory
+    )
     wanted: dict[str, Literal["config", "hba", "ident", "include"]] = {}
     for path in facts.configuration_files:
         wanted[path] = "include"
@@ -27,21 +32,27 @@ def external_files(
     files: list[ExternalFile] = []
     findings: list[Finding] = []
     for path, role in wanted.items():
-        if not path or os.path.realpath(path).startswith(root):
+        # A link in PGDATA that leads outside is stored in its place by the walk.
+        if not path or path.startswith(inside) or os.path.realpath(path).startswith(inside):
             continue
         try:
             with Path(path).open("rb") as file:
-                content = file.read(_LARGEST_BYTES)
+                content = file.read(_LARGEST_BYTES + 1)
         except OSError as error:
-            findings.append(
-                Finding(
-                    severity="warn",
-                    code="configuration-unreadable",
-                    subject=path,
-                    message=f"{path} is not in the backup: {error.strerror}",
-                    hint="let the user that runs pgrecall read it, or restore needs it from you",
-                )
-            )
+            findings.append(_left_out(path, str(error.strerror)))
+            continue
+        if len(content) > _LARGEST_BYTES:
+            findings.append(_left_out(path, f"it has more than {_LARGEST_BYTES >> 20} MiB"))
             continue
         files.append(ExternalFile(role=role, path=path, content=content))
     return tuple(files), findings
+
+
+def _left_out(path: str, why: str) -> Finding:
+    return Finding(
+        severity="warn",
+        code="configuration-left-out",
+        subject=path,
+        message=f"{path} is not in the backup: {why}",
+        hint="let the user that runs pgrecall read it, or a restore needs it from you",
+    )

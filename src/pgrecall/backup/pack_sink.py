@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 from pgrecall.errors import RepositoryError
 from pgrecall.model.manifest import PackEntry
@@ -33,7 +33,8 @@ class PackFactory:
         self._entries: dict[int, PackEntry] = {}
         self._pool = ThreadPoolExecutor(committers, thread_name_prefix="commit")
         self._slots = threading.BoundedSemaphore(2 * committers)
-        self._commits: list[Future[None]] = []
+        self._pending: dict[int, ObjectWriter] = {}
+        self._failure: BaseException | None = None
 
     def open(self) -> PackWriter:
         """Begin the next pack."""
@@ -47,44 +48,65 @@ class PackFactory:
             number=number,
         )
         key = layout.pack_key(header.server, header.backup_id, number)
-        return PackWriter(self.store.writer(key), header, self._codec, self._level)
+        writer = self.store.writer(key)
+        try:
+            return PackWriter(writer, header, self._codec, self._level)
+        except BaseException:
+            writer.discard()
+            raise
 
     def commit(self, pack: PackWriter) -> None:
         """Publish a full pack in the background; raises what an earlier commit raised."""
-        self._raise_failure()
+        self.raise_failure()
         writer = pack.finish()
         self._slots.acquire()
-        self._commits.append(self._pool.submit(self._publish, pack, writer))
+        with self._lock:
+            self._pending[pack.number] = writer
+        self._pool.submit(self._publish, pack, writer)
 
     def finish(self) -> list[PackEntry]:
         """Wait for every commit; the packs by number. All of them are durable then."""
-        for commit in self._commits:
-            commit.result()
+        self._pool.shutdown(wait=True)
+        self.raise_failure()
+        if len(self._entries) != self._count:
+            raise RepositoryError(f"{self._count - len(self._entries)} packs were not committed")
         return [self._entries[number] for number in sorted(self._entries)]
 
     def close(self) -> None:
-        """End the background threads; commits that have begun are waited for."""
+        """End the background threads; commits that have begun are waited for, others dropped."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        for writer in self._pending.values():
+            writer.discard()
+        self._pending.clear()
+
+    def raise_failure(self) -> None:
+        """Raise what the first commit that failed has raised, if one has."""
+        if self._failure is not None:
+            raise self._failure
 
     def _publish(self, pack: PackWriter, writer: ObjectWriter) -> None:
         try:
-            with writer:
-                reached("backup.pack-commit")
-                if not writer.commit():
-                    raise RepositoryError(
-                        f"pack {pack.number} exists already in {self.store.name}",
-                        hint="two runs used one backup id; run the backup again",
-                    )
-                entry = PackEntry(pack.number, writer.size, pack.footer_digest)
-            with self._lock:
-                self._entries[pack.number] = entry
+            self._publish_one(pack, writer)
+        except BaseException as error:
+            # Whoever commits, finishes or watches next raises it.
+            self._failure = self._failure or error
+            raise
         finally:
+            with self._lock:
+                del self._pending[pack.number]
             self._slots.release()
 
-    def _raise_failure(self) -> None:
-        for commit in self._commits:
-            if commit.done() and not commit.cancelled():
-                commit.result()
+    def _publish_one(self, pack: PackWriter, writer: ObjectWriter) -> None:
+        with writer:
+            reached("backup.pack-commit")
+            if not writer.commit():
+                raise RepositoryError(
+                    f"pack {pack.number} exists already in {self.store.name}",
+                    hint="two runs used one backup id; run the backup again",
+                )
+            entry = PackEntry(pack.number, writer.size, pack.footer_digest)
+        with self._lock:
+            self._entries[pack.number] = entry
 
 
 class PackSink:

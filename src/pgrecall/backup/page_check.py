@@ -51,31 +51,32 @@ class PageInspector:
 
         A page that is good when read again is replaced in ``pages``.
         """
-        bad = check_pages(pages, first_block, self.page_bytes)
+        kinds = dict(check_pages(pages, first_block, self.page_bytes))
+        for attempt in range(self._rereads + 1):
+            if not kinds:
+                return []
+            if attempt:
+                # One pause for all of them: a file that is bad as a whole has 131072.
+                time.sleep(_REREAD_PAUSE_SECONDS)
+            still = {}
+            for index in kinds:
+                start = index * self.page_bytes
+                again = os.pread(descriptor, self.page_bytes, offset + start)
+                if len(again) < self.page_bytes:
+                    continue  # truncated meanwhile: replay does not need it
+                pages[start : start + self.page_bytes] = again
+                for _, kind in check_pages(again, first_block + index, self.page_bytes):
+                    still[index] = kind
+            kinds = still
         found = []
-        for index, _ in bad:
+        for index, kind in kinds.items():
             start = index * self.page_bytes
-            page = pages[start : start + self.page_bytes]
-            verdict = self._examine(page, first_block + index, descriptor, offset + start)
+            verdict = self._judge(pages[start : start + 8], first_block + index, kind)
             if verdict is not None:
                 found.append(verdict)
         return found
 
-    def _examine(
-        self, page: memoryview, block: int, descriptor: int, offset: int
-    ) -> BadPage | None:
-        kind = 0
-        for attempt in range(self._rereads + 1):
-            if attempt:
-                time.sleep(_REREAD_PAUSE_SECONDS)
-            again = os.pread(descriptor, self.page_bytes, offset)
-            if len(again) < self.page_bytes:
-                return None  # truncated meanwhile: replay does not need it
-            page[:] = again
-            bad = check_pages(page, block, self.page_bytes)
-            if not bad:
-                return None
-            kind = bad[0][1]
+    def _judge(self, page: memoryview, block: int, kind: int) -> BadPage | None:
         high, low = _PAGE_LSN.unpack_from(page)
         lsn = Lsn(high << 32 | low)
         if lsn >= self._start:

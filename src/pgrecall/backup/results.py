@@ -43,12 +43,16 @@ class CopyResults:
 
     def bad_blocks(self) -> dict[int, list[int]]:
         """Blocks that stay bad, by file."""
-        return {index: [page.block for page in pages] for index, pages in self._bad.items()}
+        return {
+            index: [page.block for page in pages]
+            for index, pages in self._bad.items()
+            if index not in self.vanished
+        }
 
     def findings(self) -> list[Finding]:
         """A finding for each file with corrupt pages or an odd size, named with its blocks."""
         findings = []
-        for index in sorted(self._bad):
+        for index in sorted(set(self._bad) - self.vanished):
             pages = sorted(self._bad[index], key=lambda page: page.block)
             shown = ", ".join(f"{page.block} ({page.reason})" for page in pages[:_BLOCKS_SHOWN])
             more = len(pages) - _BLOCKS_SHOWN
@@ -86,7 +90,7 @@ class CopyResults:
             stored_bytes=sum(pack.stored_bytes for pack in self.packs) + manifest_bytes,
             packs=len(self.packs),
             pages_checked=self.pages_checked,
-            pages_failed=sum(len(pages) for pages in self._bad.values()),
+            pages_failed=sum(map(len, self.bad_blocks().values())),
             files_vanished=len(self.vanished),
             wal_segments=wal_segments,
         )

@@ -123,6 +123,7 @@ class BackupRun:
             session.reserve_wal(f"pgrecall_{self.backup_id.replace('-', '_').lower()}")
         start = session.start(LABEL, fast=plan.checkpoint == "fast")
         log.info("backup started", extra={"backup_id": self.backup_id, "start_lsn": str(start.lsn)})
+        session.require_directory(plan.data_directory)
         reached("backup.started")
         return start
 

@@ -6,8 +6,8 @@ import struct
 from array import array
 from collections.abc import Iterator, Sequence
 
-from pgrecall.model.file_table import FILE, FileTable
 from pgrecall.codec.crc import crc32c_combine
+from pgrecall.model.file_table import FILE, FileTable
 from pgrecall.model.manifest import FileEntry, Run
 
 _RECORD = struct.Struct("<IIIIQQI4x")

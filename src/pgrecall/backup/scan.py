@@ -7,8 +7,8 @@ import stat as stat_module
 from collections.abc import Callable
 
 from pgrecall.backup import selection
-from pgrecall.model.file_table import DIRECTORY, FILE, FileTable
 from pgrecall.errors import DataDirectoryError, PostgresRightsError
+from pgrecall.model.file_table import DIRECTORY, FILE, FileTable
 from pgrecall.model.findings import Finding
 
 _TABLESPACES = b"pg_tblspc"
@@ -45,6 +45,7 @@ class _Walk:
     def __init__(self, root: bytes, version_directory: Callable[[bytes], bool]) -> None:
         self.scan = Scan()
         self._root = root
+        self._above: list[tuple[int, int]] = []
         self._is_version_directory = version_directory
         self._real_root = os.path.realpath(root)
 
@@ -56,6 +57,10 @@ class _Walk:
 
     def _directory(self, path: bytes) -> None:
         try:
+            status = os.stat(self._absolute(path))
+            if (status.st_dev, status.st_ino) in self._above:
+                self._note("link-loop", path, "leads back to a directory above it: left out")
+                return
             with os.scandir(self._absolute(path)) as entries:
                 listed = sorted(entries, key=lambda entry: entry.name)
         except (FileNotFoundError, NotADirectoryError):
@@ -67,13 +72,17 @@ class _Walk:
         unlogged = (
             selection.unlogged_nodes([entry.name for entry in listed]) if relations else frozenset()
         )
+        self._above.append((status.st_dev, status.st_ino))
         for entry in listed:
             if relations and (
                 selection.is_temporary_relation(entry.name)
                 or selection.is_unlogged_content(entry.name, unlogged)
             ):
                 continue
+            if self._is_tablespace(path) and not self._is_version_directory(entry.name):
+                continue
             self._entry(path, entry)
+        self._above.pop()
 
     def _entry(self, directory: bytes, entry: os.DirEntry[bytes]) -> None:
         path = directory + b"/" + entry.name if directory else entry.name
@@ -100,8 +109,6 @@ class _Walk:
         self, directory: bytes, path: bytes, name: bytes, status: os.stat_result
     ) -> None:
         if name.startswith(b"pgsql_tmp"):
-            return
-        if self._is_tablespace(directory) and not self._is_version_directory(name):
             return
         self._add(path, DIRECTORY, status)
         if not directory and name in selection.EMPTIED_DIRECTORIES:

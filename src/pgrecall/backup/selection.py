@@ -43,9 +43,9 @@ _EXCLUDED_FILES = frozenset(
 )
 _EXCLUDED_ANYWHERE = (b"pg_internal.init", b"pgsql_tmp")
 
-_TEMPORARY_RELATION = re.compile(rb"^t\d+_\d+(_(fsm|vm|init))?(\.\d+)?$")
-_RELATION_FILE = re.compile(rb"^(\d+)(_(fsm|vm|init))?(\.(\d+))?$")
-_RELATION_DIRECTORY = re.compile(rb"^(global|base/\d+|pg_tblspc/\d+/PG_[^/]+/\d+)$")
+_TEMPORARY_RELATION = re.compile(rb"^t\d+_\d+(_(fsm|vm|init))?(\.\d+)?\Z")
+_RELATION_FILE = re.compile(rb"^(\d+)(_(fsm|vm|init))?(\.(\d+))?\Z")
+_RELATION_DIRECTORY = re.compile(rb"^(global|base/\d+|pg_tblspc/\d+/PG_[^/]+/\d+)\Z")
 
 
 def is_excluded_file(directory: bytes, name: bytes) -> bool:

@@ -6,8 +6,8 @@ import os
 import time
 from collections.abc import Callable
 
-from pgrecall.model.file_table import FILE, FileTable
 from pgrecall.errors import ArchiveTimeoutError, WalMissingError
+from pgrecall.model.file_table import FILE, FileTable
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.wal_files import history_name, segment_name
 from pgrecall.postgres.actions import ArchiverFacts

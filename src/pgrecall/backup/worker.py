@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import threading
 
 from pgrecall.backup.pack_sink import PackSink
 from pgrecall.backup.page_check import BadPage, PageInspector
@@ -21,7 +22,10 @@ from pgrecall.repository.packs import FRAME_BYTES
 
 
 class CopySource:
-    """What the workers copy from. ``relation_blocks``: blocks in a whole relation file (1 GiB)."""
+    """What the workers copy from. ``relation_blocks``: blocks in a whole relation file (1 GiB).
+
+    ``stopped`` is set when the copy has failed: workers then end at the next frame.
+    """
 
     def __init__(
         self,
@@ -32,6 +36,7 @@ class CopySource:
         page_bytes: int,
         relation_blocks: int,
     ) -> None:
+        self.stopped = threading.Event()
         self.root = root
         self.table = table
         self.inspector = inspector
@@ -106,14 +111,12 @@ class CopyWorker:
         if descriptor is None:
             return
         try:
-            room = FRAME_BYTES - self._used
-            length = os.preadv(descriptor, [self._buffer[self._used :]], 0)
-            if length == room and self._used:
+            length = self._fill(descriptor, 0, FRAME_BYTES - self._used, path)
+            if self._used + length == FRAME_BYTES and self._used:
                 # It grew since the walk, and does not fit behind the others any more.
                 self._flush()
-                room = FRAME_BYTES
-                length = os.preadv(descriptor, [self._buffer], 0)
-            if length == room:
+                length = self._fill(descriptor, 0, FRAME_BYTES, path)
+            if length == FRAME_BYTES:
                 self._read_piece(descriptor, index, path, 0, os.fstat(descriptor).st_size)
                 return
             self._take(descriptor, index, path, 0, length)
@@ -135,9 +138,9 @@ class CopyWorker:
         self, descriptor: int, index: int, path: bytes, offset: int, length: int
     ) -> None:
         end = offset + length
-        while offset < end:
+        while offset < end and not self._source.stopped.is_set():
             wanted = min(FRAME_BYTES, end - offset)
-            got = self._fill(descriptor, offset, wanted)
+            got = self._fill(descriptor, offset, wanted, path)
             if got:
                 self._take(descriptor, index, path, offset, got)
                 self._flush()
@@ -145,10 +148,15 @@ class CopyWorker:
                 return  # shorter than at the walk: truncated meanwhile, and replay knows
             offset += got
 
-    def _fill(self, descriptor: int, offset: int, wanted: int) -> int:
+    def _fill(self, descriptor: int, offset: int, wanted: int, path: bytes) -> int:
+        """Read up to ``wanted`` bytes behind what the buffer holds; fewer at the end only."""
         got = 0
+        room = self._buffer[self._used : self._used + wanted]
         while got < wanted:
-            count = os.preadv(descriptor, [self._buffer[got:wanted]], offset + got)
+            try:
+                count = os.preadv(descriptor, [room[got:]], offset + got)
+            except OSError as error:
+                raise self._unreadable(path, error) from error
             if count == 0:
                 break
             got += count
@@ -159,16 +167,17 @@ class CopyWorker:
         if length == 0:
             return
         data = self._buffer[self._used : self._used + length]
-        first_block = self._source.first_block(path)
-        if first_block is not None:
-            self._check(data, index, first_block, descriptor, offset)
+        self._check(data, index, path, descriptor, offset)
         self._slices.append((index, offset, length))
         self._used += length
         self.result.bytes += length
 
     def _check(
-        self, data: memoryview, index: int, first_block: int, descriptor: int, offset: int
+        self, data: memoryview, index: int, path: bytes, descriptor: int, offset: int
     ) -> None:
+        first_block = self._source.first_block(path)
+        if first_block is None:
+            return
         inspector = self._source.inspector
         page_bytes = self._source.page_bytes
         whole = len(data) - len(data) % page_bytes
@@ -177,7 +186,10 @@ class CopyWorker:
         if inspector is None or not whole:
             return
         block = first_block + offset // page_bytes
-        bad = inspector.inspect(data[:whole], block, descriptor, offset)
+        try:
+            bad = inspector.inspect(data[:whole], block, descriptor, offset)
+        except OSError as error:
+            raise self._unreadable(path, error) from error
         self.result.pages_checked += whole // page_bytes
         if bad:
             self.result.bad.setdefault(index, []).extend(bad)
@@ -210,7 +222,10 @@ class CopyWorker:
                 hint="run pgrecall as the operating system user that owns PGDATA",
             ) from error
         except OSError as error:
-            raise DataDirectoryError(
-                f"{os.fsdecode(absolute)} cannot be read: {error.strerror}",
-                hint="the disk may be failing: look at the kernel's log",
-            ) from error
+            raise self._unreadable(path, error) from error
+
+    def _unreadable(self, path: bytes, error: OSError) -> DataDirectoryError:
+        return DataDirectoryError(
+            f"{os.fsdecode(self._source.root + b'/' + path)} cannot be read: {error.strerror}",
+            hint="the disk may be failing: look at the kernel's log",
+        )

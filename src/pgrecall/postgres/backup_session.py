@@ -11,11 +11,14 @@ from typing import Self
 
 import msgspec
 
-from pgrecall.errors import BackupError, PostgresError
+from pgrecall.errors import BackupError, DataDirectoryError, PostgresError
 from pgrecall.model.lsn import Lsn
 from pgrecall.postgres.actions import server_clock
 from pgrecall.postgres.connection import Connection
+from pgrecall.postgres.control import read_control
 from pgrecall.postgres.facts import current_timeline
+
+_CONTROL_TRIES = 3
 
 
 class BackupLabel(msgspec.Struct, frozen=True):
@@ -106,6 +109,26 @@ class BackupSession:
         self._is_started = True
         timeline = current_timeline(connection, is_in_recovery=is_in_recovery)
         return BackupStart(lsn=Lsn.parse(text), timeline=timeline, started_at=started_at)
+
+    def require_directory(self, data_directory: str) -> None:
+        """Raise DataDirectoryError unless ``data_directory`` is the one the server works in.
+
+        Call it after start(), which has made a checkpoint: pg_control of a copy (a clone that
+        runs, a snapshot, an rsync of last week) has the same system identifier, and another
+        checkpoint. The comparison is repeated where a checkpoint comes in between.
+        """
+        for _ in range(_CONTROL_TRIES):
+            here = read_control(data_directory).checkpoint_lsn
+            text = self._connection.value(
+                "SELECT checkpoint_lsn::pg_catalog.text FROM pg_catalog.pg_control_checkpoint()"
+            )
+            if here == Lsn.parse(text):
+                return
+        raise DataDirectoryError(
+            f"{data_directory} is a copy, not the directory that the server works in: its last"
+            f" checkpoint is at {here}, the server's at {text}",
+            hint="set data_directory to what SHOW data_directory prints",
+        )
 
     def alive(self) -> None:
         """Raise PostgresUnreachableError when the session or the server was lost.

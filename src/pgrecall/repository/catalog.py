@@ -6,7 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
-from pgrecall.errors import BackupNotFoundError, CorruptObjectError, RepositoryError
+from pgrecall.errors import (
+    BackupNotFoundError,
+    CorruptObjectError,
+    ObjectMissingError,
+    RepositoryError,
+)
 from pgrecall.model.findings import Finding
 from pgrecall.model.ids import BACKUP, check_id
 from pgrecall.model.manifest import FORMAT_VERSION, Completion
@@ -90,10 +95,12 @@ class Catalog:
 
     def _load(self, backup_id: str) -> Completion | None:
         key = layout.complete_key(self.server, backup_id)
-        if self.store.head(key) is None:
-            return None
         try:
-            completion = _COMPLETIONS.decode(unsealed(key, self.store.read(key)))
+            data = self.store.read(key)
+        except ObjectMissingError:
+            return None  # proven absent: begun, and not completed
+        try:
+            completion = _COMPLETIONS.decode(unsealed(key, data))
         except msgspec.DecodeError as error:
             raise CorruptObjectError(f"the object {key} does not parse: {error}") from error
         if completion.format > FORMAT_VERSION:

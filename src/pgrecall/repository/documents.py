@@ -17,10 +17,13 @@ import msgspec
 
 from pgrecall.codec.compression import CODEC_ZSTD, decompress, make_compressor
 from pgrecall.codec.digests import DIGEST_BYTES, stored_digest
-from pgrecall.errors import CorruptObjectError
+from pgrecall.errors import CorruptObjectError, RepositoryError
 from pgrecall.store.base import Buffer
 
 MAGIC = b"PGRDOC01"
+
+FORMAT = 1
+PLAIN = "none"
 
 _LENGTH = struct.Struct("<I")
 _LARGEST_RAW = 1 << 30
@@ -29,12 +32,12 @@ _LARGEST_RAW = 1 << 30
 class DocumentHeader(msgspec.Struct, frozen=True, kw_only=True):
     """The plain beginning of a document."""
 
-    format: int = 1
+    format: int = FORMAT
     kind: str
     repository_id: str
     raw_bytes: int
     codec: int = CODEC_ZSTD
-    suite: str = "none"
+    suite: str = PLAIN
     key_id: str = ""
     digest: str = "blake3"
 
@@ -74,6 +77,8 @@ def decode_document(
     (length,) = _LENGTH.unpack_from(data, len(MAGIC))
     try:
         header = _HEADERS.decode(data[start : start + length])
+        if header.format != FORMAT or header.suite != PLAIN:
+            raise _too_new(key, header)
         if header.kind != kind or header.raw_bytes > _LARGEST_RAW:
             raise _corrupt(key, f"is a {header.kind!r} and not a {kind!r}")
         return decompress(header.codec, memoryview(data)[start + length : end], header.raw_bytes)
@@ -96,6 +101,14 @@ def unsealed(key: str, data: bytes) -> msgspec.Raw:
     if stored_digest(bytes(envelope.record)).hex() != envelope.digest:
         raise _corrupt(key, "does not match its own digest")
     return envelope.record
+
+
+def _too_new(key: str, header: DocumentHeader) -> RepositoryError:
+    return RepositoryError(
+        f"the object {key} has format {header.format} and encryption {header.suite!r}:"
+        " this pgrecall cannot read that",
+        hint="use a newer pgrecall",
+    )
 
 
 def _corrupt(key: str, what: str) -> CorruptObjectError:

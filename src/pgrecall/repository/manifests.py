@@ -9,7 +9,7 @@ import msgspec
 
 from pgrecall.codec.digests import stored_digest
 from pgrecall.errors import CorruptObjectError, RepositoryError
-from pgrecall.model.manifest import FileEntry, ManifestRoot, PackEntry, PartEntry
+from pgrecall.model.manifest import FORMAT_VERSION, FileEntry, ManifestRoot, PackEntry, PartEntry
 from pgrecall.repository import layout
 from pgrecall.repository.documents import decode_document, encode_document
 from pgrecall.store.base import Store
@@ -117,6 +117,11 @@ class ManifestReader:
             self.root = _ROOTS.decode(body)
         except msgspec.DecodeError as error:
             raise _damaged(key, error) from error
+        if self.root.format > FORMAT_VERSION:
+            raise RepositoryError(
+                f"{key} has format {self.root.format}, this pgrecall knows {FORMAT_VERSION}",
+                hint="use a newer pgrecall",
+            )
         if self.root.backup_id != backup_id:
             raise CorruptObjectError(f"{key} is the manifest of {self.root.backup_id}")
 

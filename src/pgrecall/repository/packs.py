@@ -8,10 +8,11 @@ Layout (docs/format.md), little endian::
     u32 stored footer length  u32 raw footer length  digest of the stored footer  "PGRPEND1"
 
 The header names repository, server, backup and pack, so that a pack that was
-moved or swapped is found out. The footer lists every frame: where it is, its
-codec, the digest of its stored bytes, and which bytes of which files it holds;
-a pack can be read without any manifest. A frame is at most FRAME_BYTES of raw
-bytes: a piece of one file, or the whole of several small ones.
+moved or swapped is found out. The footer holds the digest of the header, and
+lists every frame: where it is, its codec, the digest of its stored bytes, and
+which bytes of which files it holds; a pack can be read without any manifest. A
+frame is at most FRAME_BYTES of raw bytes: a piece of one file, or the whole of
+several small ones.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ import msgspec
 
 from pgrecall.codec.compression import CODEC_ZSTD, decompress, make_compressor, make_frame_encoder
 from pgrecall.codec.digests import stored_digest
-from pgrecall.errors import CorruptObjectError
+from pgrecall.errors import CorruptObjectError, RepositoryError
+from pgrecall.repository import layout
 from pgrecall.store.base import Buffer, ObjectReader, ObjectWriter
 
+FORMAT = 1
+PLAIN = "none"
 FRAME_BYTES = 1 << 20
 MAGIC = b"PGRPACK1"
 END_MAGIC = b"PGRPEND1"
@@ -41,8 +45,8 @@ _LARGEST_FOOTER = 1 << 30
 class PackHeader(msgspec.Struct, frozen=True, kw_only=True):
     """The plain beginning of a pack; ``suite`` and ``key_id`` leave room for encryption."""
 
-    format: int = 1
-    suite: str = "none"
+    format: int = FORMAT
+    suite: str = PLAIN
     key_id: str = ""
     digest: str = DIGEST_KIND
     repository_id: str
@@ -71,8 +75,12 @@ class Frame(msgspec.Struct, frozen=True, array_like=True):
 
 
 class PackFooter(msgspec.Struct, frozen=True):
-    """All frames of a pack. A path that is not UTF-8 is listed as ``hex:`` and its bytes."""
+    """All frames of a pack, and the digest (hex) of the pack's header as stored.
 
+    A path that is not UTF-8 is listed as ``hex:`` and its bytes.
+    """
+
+    header: str
     paths: tuple[str, ...]
     frames: tuple[Frame, ...]
 
@@ -92,6 +100,7 @@ class PackWriter:
         self._paths: dict[bytes, int] = {}
         self._frames: list[Frame] = []
         encoded = msgspec.json.encode(header)
+        self._header_digest = stored_digest(encoded).hex()
         self._write(MAGIC + _LENGTH.pack(len(encoded)) + encoded)
 
     @property
@@ -124,7 +133,9 @@ class PackWriter:
 
     def finish(self) -> ObjectWriter:
         """Write the footer and hand the object over, ready to be committed."""
-        footer = PackFooter(tuple(map(_printable, self._paths)), tuple(self._frames))
+        footer = PackFooter(
+            self._header_digest, tuple(map(_printable, self._paths)), tuple(self._frames)
+        )
         raw = msgspec.json.encode(footer)
         stored = make_compressor("zstd", 1)(raw)
         digest = stored_digest(stored)
@@ -148,8 +159,11 @@ class PackReader:
         """Open; with ``footer_digest`` (from a manifest) the footer must be exactly that one."""
         self.key = key
         self._reader = reader
-        self.header = self._read_header()
+        encoded = self._read_header()
         self.footer = self._read_footer(footer_digest)
+        if stored_digest(encoded).hex() != self.footer.header:
+            raise self._corrupt("has a header that does not match its digest")
+        self.header = self._decode_header(encoded)
 
     @property
     def frames(self) -> tuple[Frame, ...]:
@@ -191,17 +205,32 @@ class PackReader:
         """The bytes of a path of the footer."""
         return _path_bytes(self.footer.paths[index])
 
-    def _read_header(self) -> PackHeader:
+    def _read_header(self) -> Buffer:
         start = bytes(self._reader.read(0, min(self._reader.size, len(MAGIC) + _LENGTH.size)))
         if start[: len(MAGIC)] != MAGIC or len(start) < len(MAGIC) + _LENGTH.size:
             raise self._corrupt("does not begin as a pack")
         (length,) = _LENGTH.unpack_from(start, len(MAGIC))
-        if length > min(_LARGEST_HEADER, self._reader.size):
+        if length > min(_LARGEST_HEADER, self._reader.size - len(start)):
             raise self._corrupt("has a damaged header")
+        return self._reader.read(len(start), length)
+
+    def _decode_header(self, encoded: Buffer) -> PackHeader:
         try:
-            return _HEADERS.decode(self._reader.read(len(start), length))
+            header = _HEADERS.decode(encoded)
         except msgspec.DecodeError as error:
-            raise self._corrupt(f"has a damaged header: {error}") from error
+            raise self._corrupt(f"has a header that does not parse: {error}") from error
+        if header.format != FORMAT or header.suite != PLAIN or header.digest != DIGEST_KIND:
+            raise RepositoryError(
+                f"the pack {self.key} has format {header.format}, encryption {header.suite!r} and"
+                f" digests {header.digest!r}: this pgrecall cannot read that",
+                hint="use a newer pgrecall",
+            )
+        if self.key != layout.pack_key(header.server, header.backup_id, header.number):
+            raise self._corrupt(
+                f"is not where it belongs: it is pack {header.number} of backup"
+                f" {header.backup_id} of server {header.server!r}"
+            )
+        return header
 
     def _read_footer(self, expected: str | None) -> PackFooter:
         size = self._reader.size

@@ -8,6 +8,8 @@ from pgrecall.app.backing_up import run_backup
 from pgrecall.app.requests import BackupRequest
 from pgrecall.cli.frame import Example, framed_command
 from pgrecall.cli.invocation import Invocation
+from pgrecall.errors import BackupDamagedError
+from pgrecall.model.findings import worst
 from pgrecall.settings.sections import BackupSettings
 
 _FIELDS = BackupSettings.fields
@@ -28,13 +30,16 @@ _FIELDS = BackupSettings.fields
 @click.option("--level", type=int, help="Level of the compression. [backup]")
 @click.option("--workers", type=int, help="Threads; 0: one for each core. [backup]")
 @click.option("--with-wal", is_flag=True, help="Copy the WAL that it needs into the backup.")
-def command(invocation: Invocation, *, with_wal: bool, **overrides: str | int | None) -> None:
+def command(invocation: Invocation, *, with_wal: bool, **overrides: str | int | None) -> int:
     """Back the server up, while it runs.
 
     The backup counts as complete when all of its files and the WAL that makes
     them consistent are in the repository. Options marked [backup] override the
-    setting of the same name.
+    setting of the same name. Ends with 42 when the backup is complete, and pages
+    of the server's data in it are damaged.
     """
     context = invocation.context({f"backup.{key}": value for key, value in overrides.items()})
     request = BackupRequest(with_wal=with_wal, dry_run=invocation.flag("dry_run"))
-    invocation.emit(run_backup(context, request), "backup/1")
+    result = run_backup(context, request)
+    invocation.emit(result, "backup/1")
+    return BackupDamagedError.exit_status if worst(list(result.findings)) == "fail" else 0
