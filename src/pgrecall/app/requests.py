@@ -68,11 +68,13 @@ class RecoveryRequest(msgspec.Struct, frozen=True, kw_only=True):
     """``recovery status|resume|promote`` of the instance in ``target_dir``.
 
     Empty: the server's own data directory. ``wait_seconds``: how long a promotion
-    or the end of recovery is waited for.
+    or the end of recovery is waited for. ``take_over``: the copy becomes the owner
+    of the archive.
     """
 
     target_dir: str = ""
     wait_seconds: float = 60.0
+    take_over: bool = False
     dry_run: bool = False
 
 

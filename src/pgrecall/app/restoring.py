@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
 
 import msgspec
 
@@ -14,23 +13,21 @@ from pgrecall.app.invocation_path import pgrecall_command
 from pgrecall.app.opened import OpenedRepository, main_repository
 from pgrecall.app.requests import RestoreRequest
 from pgrecall.app.starting import CopyPlace, Started, choose_place, start_restored
+from pgrecall.app.taking_over import record_owner
 from pgrecall.errors import BackupNotFoundError, PostgresRightsError, UsageError
+from pgrecall.model.findings import Finding
 from pgrecall.model.ids import RESTORE, new_id
 from pgrecall.model.manifest import Completion, ManifestRoot
 from pgrecall.model.targets import Latest
-from pgrecall.repository.identity import (
-    Generation,
-    add_owner,
-    latest_generation,
-    read_generation,
-)
+from pgrecall.repository.identity import Generation, latest_generation, read_generation
 from pgrecall.repository.wal_archive import WalArchive
 from pgrecall.restore.choice import Choice, Chooser
 from pgrecall.restore.contents import Contents
 from pgrecall.restore.destination import (
-    UNFINISHED_MARKER,
     check_directory,
+    check_leftover,
     check_space,
+    check_writable,
     leftover_of,
     map_tablespaces,
 )
@@ -60,6 +57,7 @@ class RestoreResult(msgspec.Struct, frozen=True, kw_only=True):
     restore_seconds: float = 0.0
     settings: dict[str, str] = {}
     started: Started | None = None
+    findings: tuple[Finding, ...] = ()
     next_steps: tuple[str, ...] = ()
 
 
@@ -72,7 +70,8 @@ def run_restore(context: RunContext, request: RestoreRequest) -> RestoreResult:
     """
     prepared = _Preparation(context, request)
     plan = prepared.plan()
-    if not context.approve(plan):
+    question = "Shall the restored server replace the one that owns the archive?"
+    if not context.approve(plan, question=question if request.take_over else ""):
         return RestoreResult(plan=plan)
     return prepared.carry_out(plan)
 
@@ -153,13 +152,18 @@ class _Preparation:
         if self.leftover is not None:
             clear_directories([self.target_dir, *self.leftover.directories])
         run.run()
-        if self.request.take_over:
-            self._take_over(restore_id, now)
         seconds = time.monotonic() - began
         started = None
         if self.request.start:
             started = start_restored(
                 self.context, self.request, self.root, self.target_dir, place=place
+            )
+        findings: tuple[Finding, ...] = ()
+        if self.request.take_over:
+            # Not before recovery has worked, where we see it: until now the old one archives.
+            timeline = started.timeline if started else self.choice.path.history.timeline
+            _, findings = record_owner(
+                self.context, restore_id=restore_id, timeline=timeline, now=now
             )
         self.context.progress.done()
         return RestoreResult(
@@ -169,6 +173,7 @@ class _Preparation:
             restore_seconds=round(seconds, 3),
             settings=settings,
             started=started,
+            findings=findings,
             next_steps=() if started else (f"start it: pg_ctl -D {self.target_dir} start",),
         )
 
@@ -183,16 +188,17 @@ class _Preparation:
         )
 
     def _check_places(self) -> None:
-        marker = frozenset({UNFINISHED_MARKER})
         if self.leftover is None:
             check_directory(self.target_dir, "the destination")
             for space in self.tablespaces:
                 check_directory(space.target, f"the directory for tablespace {space.name!r}")
         else:
-            # The remains of an interrupted restore may be cleared, a running server's not.
-            check_directory(
-                self.target_dir, "the destination", may_hold=marker | _names(self.target_dir)
-            )
+            check_leftover(self.target_dir, self.leftover)
+            for space in self.tablespaces:
+                if os.path.abspath(space.target) not in self.leftover.directories:
+                    check_directory(space.target, f"the directory for tablespace {space.name!r}")
+        for place in (self.target_dir, *(space.target for space in self.tablespaces)):
+            check_writable(place)
         check_space(self._space_needed())
 
     def _space_needed(self) -> list[tuple[str, int]]:
@@ -221,7 +227,9 @@ class _Preparation:
             chosen["port"] = str(place.port)
             chosen["unix_socket_directories"] = place.socket_directory
         needed = needed_parameters(self.choice, self.root)
-        chosen.update(raised_parameters(needed, self.root.server.settings))
+        # A copy is started by its files alone, without what the server got on its command line.
+        at_backup = {} if place is not None else self.root.server.settings
+        chosen.update(raised_parameters(needed, at_backup))
         chosen.update(
             recovery_settings(
                 self.choice.target,
@@ -242,20 +250,6 @@ class _Preparation:
 
     def _read_segment(self, name: str) -> None:
         self.archive.read(name)
-
-    def _take_over(self, restore_id: str, now: datetime) -> None:
-        add_owner(
-            self.opened.store,
-            self.context.server.name,
-            restore_id=restore_id,
-            timeline=self.choice.path.history.timeline,
-            now=now,
-        )
-
-
-def _names(directory: str) -> frozenset[str]:
-    """What lies in a directory, but for what tells of a running server."""
-    return frozenset(os.listdir(directory)) - {"postmaster.pid"}
 
 
 def _refuse_contradictions(request: RestoreRequest) -> None:

@@ -60,7 +60,13 @@ class Started(msgspec.Struct, frozen=True, kw_only=True):
 def choose_place(target_dir: str, port: int | None) -> CopyPlace:
     """A free port, and a directory for the socket: PGDATA itself where its path is short enough."""
     directory = target_dir
-    if len(os.fsencode(directory)) + _SOCKET_NAME_BYTES > _SOCKET_PATH_BYTES:
+    is_long = len(os.fsencode(directory)) + _SOCKET_NAME_BYTES > _SOCKET_PATH_BYTES
+    # The setting is a list: a comma or a quote in the path would make it another.
+    if (
+        is_long
+        or any(character in directory for character in ',"')
+        or directory != directory.strip()
+    ):
         directory = tempfile.mkdtemp(prefix="pgrecall-")
     return CopyPlace(port if port is not None else _free_port(), directory)
 
@@ -108,7 +114,7 @@ def start_restored(
         if phase == "open":
             if not request.take_over:
                 _prove_isolation(instance)
-            _clear_targets(target_dir)
+            clear_targets_of(target_dir)
         instance.keep()
     return started
 
@@ -160,8 +166,8 @@ def _prove_isolation(instance: Instance) -> None:
         )
 
 
-def _clear_targets(target_dir: str) -> None:
-    """A target left behind would stop the next recovery at an old point (fact 19)."""
+def clear_targets_of(target_dir: str) -> None:
+    """Comment the targets out: left behind, they would stop the next recovery (fact 19)."""
     path = Path(target_dir, AUTO_CONF)
     text = path.read_bytes().decode("utf-8", "surrogateescape")
     cleared = clear_targets(text, now=SystemClock().now())

@@ -97,16 +97,16 @@ def resume(connection: Connection) -> None:
     connection.rows("SELECT pg_catalog.pg_wal_replay_resume()")
 
 
-def promote(connection: Connection) -> None:
+def promote(connection: Connection, wait_seconds: int = _PROMOTE_WAIT_SECONDS) -> None:
     """End recovery and open the server for writing; returns when that is so.
 
-    Raises RecoveryError when the server is not in recovery or not open within a minute.
+    Raises RecoveryError when the server is not in recovery or not open within ``wait_seconds``.
     """
     if not recovery_state(connection).is_in_recovery:
         raise RecoveryError(f"{connection.where} is not in recovery: there is nothing to promote")
-    if not connection.value("SELECT pg_catalog.pg_promote(true, %s)", (_PROMOTE_WAIT_SECONDS,)):
+    if not connection.value("SELECT pg_catalog.pg_promote(true, %s)", (wait_seconds,)):
         raise RecoveryError(
-            f"{connection.where} was not promoted within {_PROMOTE_WAIT_SECONDS} seconds",
+            f"{connection.where} was not promoted within {wait_seconds} seconds",
             hint="look into the server's log; a restore_command that hangs delays promotion",
         )
 

@@ -69,7 +69,7 @@ class Chooser:
                 f"{target} lies in the future",
                 hint="leave the target out to recover to the newest moment",
             )
-        history = self._history(timeline, target)
+        history = self._history(timeline, target, backup_id)
         candidates = [
             backup
             for backup in self._on_path(history)
@@ -83,7 +83,9 @@ class Chooser:
 
     # --- timelines -----------------------------------------------------------------
 
-    def _history(self, timeline: int | None, target: RecoveryTarget) -> TimelineHistory:
+    def _history(
+        self, timeline: int | None, target: RecoveryTarget, backup_id: str
+    ) -> TimelineHistory:
         if timeline is not None:
             history = self._histories.get(timeline)
             if history is None:
@@ -94,9 +96,11 @@ class Chooser:
                 )
             return history
         used = [number for number in self._archive.newest_segments() if number in self._histories]
-        if isinstance(target, Immediate) and self._backups:
-            used = [self._backups[-1].timeline]
         used += [backup.timeline for backup in self._backups if backup.timeline in self._histories]
+        if isinstance(target, Immediate):
+            # It needs no WAL behind the backup; positions of two timelines are not compared.
+            fitting = [one for one in self._backups if not backup_id or one.backup_id == backup_id]
+            used = [max((one.stopped_at, one.timeline) for one in fitting)[1]] if fitting else used
         # A history file without a segment is a promise that nobody kept (fact 2).
         return self._histories[max(used, default=1)]
 

@@ -106,6 +106,36 @@ def leftover_of(target_dir: str) -> UnfinishedRestore | None:
         ) from error
 
 
+def check_leftover(target_dir: str, leftover: UnfinishedRestore) -> None:
+    """Raise DestinationError when the remains were started: then they are somebody's server.
+
+    pg_control is written last, and a server that starts renames backup_label.
+    """
+    pid = running_postmaster(target_dir)
+    is_startable = os.path.exists(os.path.join(target_dir, "global", "pg_control"))
+    if pid is None and not is_startable:
+        return
+    if pid is not None or not os.path.exists(os.path.join(target_dir, "backup_label")):
+        raise DestinationError(
+            f"{target_dir} holds the restore {leftover.restore_id}, which was complete, and a"
+            f" server that was started from it",
+            hint=f"to keep it, remove {UNFINISHED_MARKER}; to replace it, stop it and move it away",
+        )
+
+
+def check_writable(directory: str) -> None:
+    """Raise DestinationError unless this user may write there, or make the directory."""
+    place = os.path.abspath(directory)
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
+    if not os.path.isdir(place) or not os.access(place, os.W_OK | os.X_OK):
+        raise DestinationError(
+            f"{directory} cannot be written: this user may not write to {place}",
+            hint="run the restore as the user that owns the data directory, or choose another"
+            " --target-dir",
+        )
+
+
 def check_directory(directory: str, what: str, *, may_hold: frozenset[str] = frozenset()) -> None:
     """Raise DestinationError unless ``directory`` is absent, or empty but for ``may_hold``."""
     try:

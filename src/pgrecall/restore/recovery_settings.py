@@ -45,8 +45,25 @@ OWNED = frozenset(
 # Libraries that run jobs by themselves: a copy must not send mails and move money twice.
 JOB_LIBRARIES = frozenset({"pg_cron", "pg_partman_bgw"})
 
+# Written into a copy so that it harms nobody; a copy that takes over gets its own ones back.
+ISOLATION = frozenset(
+    {
+        "archive_mode",
+        "listen_addresses",
+        "synchronous_standby_names",
+        "max_logical_replication_workers",
+        "external_pid_file",
+        "shared_preload_libraries",
+        "timescaledb.max_background_workers",
+        "log_directory",
+        "port",
+        "unix_socket_directories",
+    }
+)
+
 _SETTING = re.compile(r"^\s*([A-Za-z_][A-Za-z0-9_.]*)\s*(=|\s)")
 _BEGIN = "# Written by pgrecall restore"
+_HIDDEN = "  # commented out by pgrecall restore at "
 
 
 def rewrite_auto_conf(text: str, settings: Mapping[str, str], *, now: datetime) -> str:
@@ -57,7 +74,7 @@ def rewrite_auto_conf(text: str, settings: Mapping[str, str], *, now: datetime) 
     for line in text.splitlines():
         match = _SETTING.match(line)
         if match is not None and match.group(1).lower() in replaced:
-            lines.append(f"# {line}  # commented out by pgrecall restore at {stamp}")
+            lines.append(f"# {line}{_HIDDEN}{stamp}")
         else:
             lines.append(line)
     lines.append(f"{_BEGIN} at {stamp}")
@@ -78,6 +95,36 @@ def clear_targets(text: str, *, now: datetime) -> str:
     return "\n".join(lines) + "\n"
 
 
+def lift_isolation(text: str, *, now: datetime) -> tuple[str, tuple[str, ...]]:
+    """The postgresql.auto.conf of a copy that takes over, and the names of the settings lifted.
+
+    What the last restore wrote to keep the copy apart is commented out, and what it had
+    commented out for that purpose counts again. Nothing changes when it is lifted already.
+    """
+    lines = text.splitlines()
+    begins = [place for place, line in enumerate(lines) if line.startswith(_BEGIN)]
+    if not begins:
+        return text, ()
+    written = begins[-1]
+    hidden_by_it = _HIDDEN + lines[written].removeprefix(f"{_BEGIN} at ")
+    stamp = now.strftime("%Y-%m-%d %H:%M:%SZ")
+    lifted = []
+    for place, line in enumerate(lines):
+        if place > written and _name_of(line) in ISOLATION:
+            lifted.append(_name_of(line))
+            lines[place] = f"# {line}  # taken over at {stamp}"
+        elif place < written and line.startswith("# ") and line.endswith(hidden_by_it):
+            original = line.removeprefix("# ").removesuffix(hidden_by_it)
+            if _name_of(original) in ISOLATION:
+                lines[place] = original
+    return "\n".join(lines) + "\n", tuple(lifted)
+
+
+def _name_of(line: str) -> str:
+    match = _SETTING.match(line)
+    return match.group(1).lower() if match is not None else ""
+
+
 def recovery_settings(
     target: RecoveryTarget, *, restore_command: str, timeline: str, action: str
 ) -> dict[str, str]:
@@ -91,6 +138,9 @@ def recovery_settings(
         "restore_command": restore_command,
         "recovery_end_command": "",
         "archive_cleanup_command": "",
+        # Of postgresql.conf: they lead to the primary of then (fact 19).
+        "primary_conninfo": "",
+        "primary_slot_name": "",
         "recovery_target_timeline": timeline,
     }
     name, value, inclusive = _target_setting(target)

@@ -160,6 +160,10 @@ class StopFinder:
         for _, index in self._archive.indexes(self._path.names):
             self.survey.see(index)
             window.append(index)
+            if len(window) > 1:
+                crossing = complete_crossing(window).record
+                if isinstance(crossing, ParameterChange):
+                    self.survey.see_parameters(crossing)
             yield window
             # A record may span several segments; then the window grows.
             if len(window) < 2 or complete_crossing(window).outcome != OPEN:

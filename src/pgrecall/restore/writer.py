@@ -100,15 +100,17 @@ class FileWriter:
         mask = os.umask(0)
         try:
             with ThreadPoolExecutor(workers, thread_name_prefix="restore") as pool:
-                futures = {pool.submit(self._work, queue) for _ in range(workers)}
-                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-                if any(future.exception() for future in done):
+                try:
+                    futures = {pool.submit(self._work, queue) for _ in range(workers)}
+                    done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+                    if any(future.exception() for future in done):
+                        self._stop.set()
+                    for future in futures:
+                        future.result()
+                except BaseException:
+                    # Inside: leaving the pool waits for its threads, so they must know first.
                     self._stop.set()
-                for future in futures:
-                    future.result()
-        except BaseException:
-            self._stop.set()
-            raise
+                    raise
         finally:
             os.umask(mask)
 

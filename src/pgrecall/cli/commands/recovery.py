@@ -53,17 +53,33 @@ def resume_command(invocation: Invocation, *, target_dir: str, wait_seconds: flo
     changes=True,
     examples=(
         Example("pgrecall recovery promote --target-dir /restore", "end recovery here; it writes"),
+        Example(
+            "pgrecall recovery promote --target-dir /restore --take-over",
+            "and it replaces the server: the archive is its own from now on",
+        ),
     ),
 )
 @_target_dir
 @_wait
-def promote_command(invocation: Invocation, *, target_dir: str, wait_seconds: float) -> None:
-    """End recovery where it is; the instance becomes a primary on a new timeline."""
-    request = _request(invocation, target_dir, wait_seconds)
+@click.option("--take-over", is_flag=True, help="The copy becomes the owner of the archive.")
+def promote_command(
+    invocation: Invocation, *, target_dir: str, wait_seconds: float, take_over: bool
+) -> None:
+    """End recovery where it is; the instance becomes a primary on a new timeline.
+
+    A copy goes on without archiving. With --take-over, which may also be said
+    after the promotion, it replaces the server: the archive refuses the old one.
+    """
+    request = _request(invocation, target_dir, wait_seconds, take_over=take_over)
     invocation.emit(recovery_promote(invocation.context(), request), "recovery-promote/1")
 
 
-def _request(invocation: Invocation, target_dir: str, wait_seconds: float) -> RecoveryRequest:
+def _request(
+    invocation: Invocation, target_dir: str, wait_seconds: float, *, take_over: bool = False
+) -> RecoveryRequest:
     return RecoveryRequest(
-        target_dir=target_dir, wait_seconds=wait_seconds, dry_run=invocation.flag("dry_run")
+        target_dir=target_dir,
+        wait_seconds=wait_seconds,
+        take_over=take_over,
+        dry_run=invocation.flag("dry_run"),
     )
