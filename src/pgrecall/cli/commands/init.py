@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+from msgspec import structs
 
 from pgrecall.app.initialize import run_init
 from pgrecall.app.requests import InitRequest
@@ -33,7 +34,7 @@ _SERVER_KEYS = (
         Example("pgrecall init --path /backup/main --dry-run", "show what would be written"),
     ),
 )
-@click.option("--data-directory", type=click.Path(), help="PGDATA. [default: asked]")
+@click.option("--data-directory", type=click.Path(), help="PGDATA. [default: searched for]")
 @click.option("--host", help="Socket directory or host. [default: searched for]")
 @click.option("--port", type=click.IntRange(1, 65535), help="Port. [default: searched for]")
 @click.option("--user", help="Role to connect as.")
@@ -59,8 +60,10 @@ def command(invocation: Invocation, *, overwrite: bool, **options: str | int | b
     """Write a commented pgrecall.toml and make the repository.
 
     Asks nothing that it can find out: data directory, port, socket and version
-    are asked from the server that runs on this host. --server and --repository
-    are the names that both get (main), --config is the file to write.
+    are asked from the server that runs on this host; a stopped one needs
+    --data-directory or PGDATA. --server and --repository are the names that both
+    get (main), --config is the file to write. The server is not changed: what is
+    left to do there is printed, ready to paste. A second run keeps what there is.
     """
     given = {name: value for name, value in options.items() if value not in {None, False}}
     server_values: dict[str, str | int] = {}
@@ -84,4 +87,13 @@ def command(invocation: Invocation, *, overwrite: bool, **options: str | int | b
         overwrite=overwrite,
         dry_run=invocation.flag("dry_run"),
     )
-    invocation.emit(run_init(invocation.surroundings(), request), "init/1")
+    result = run_init(invocation.surroundings(), request)
+    if invocation.flag("json"):
+        invocation.emit(result, "init/1")
+        return
+    # Lines to paste stand by themselves: in a table they would be cut or folded.
+    invocation.emit(structs.replace(result, steps=(), archive_command=""), "init/1")
+    for step in result.steps:
+        click.echo(f"\n{step.why}:")
+        for line in step.lines:
+            click.echo(f"    {line}")
