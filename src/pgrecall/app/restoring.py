@@ -40,6 +40,7 @@ from pgrecall.restore.recovery_settings import (
 from pgrecall.restore.run import RestoreJob, RestoreRun, clear_directories
 from pgrecall.restore.writer import PackSource
 from pgrecall.system.clock import SystemClock
+from pgrecall.system.memory import keep_freed_memory
 from pgrecall.wal.commands import restore_command
 
 _WAL_READERS = 4
@@ -68,6 +69,7 @@ def run_restore(context: RunContext, request: RestoreRequest) -> RestoreResult:
     reaches the target without a gap, that the place is empty and has room.
     Raises RestoreError and its kinds, RepositoryError, StoreError, UsageError.
     """
+    keep_freed_memory()
     prepared = _Preparation(context, request)
     plan = prepared.plan()
     question = "Shall the restored server replace the one that owns the archive?"
@@ -85,7 +87,9 @@ class _Preparation:
         self.request = request
         self.clock = SystemClock()
         self.opened = main_repository(context)
-        self.backups, self.generation = _backups(context, self.opened, request.backup_id)
+        self.backups, self.generation, self.damaged = _backups(
+            context, self.opened, request.backup_id
+        )
         self.archive = WalArchive(self.opened.store, context.server.name, self.generation)
         self.choice = self._choose()
         manifest = self.opened.catalog(context.server.name).manifest(self.choice.backup)
@@ -118,6 +122,7 @@ class _Preparation:
             action=self.request.action,
             is_standby=self.request.standby,
             takes_over=self.request.take_over,
+            clears=self.leftover.restore_id if self.leftover else "",
         )
         return plan_restore(
             wishes,
@@ -125,7 +130,7 @@ class _Preparation:
             self.root,
             self.tablespaces,
             segment_bytes=self.archive.segment_bytes,
-            cleared=self.leftover.restore_id if self.leftover else "",
+            damaged=self.damaged,
         )
 
     def carry_out(self, plan: RestorePlan) -> RestoreResult:
@@ -268,8 +273,8 @@ def _refuse_contradictions(request: RestoreRequest) -> None:
 
 def _backups(
     context: RunContext, opened: OpenedRepository, backup_id: str
-) -> tuple[list[Completion], Generation]:
-    """The backups that may serve, and the generation that they are of."""
+) -> tuple[list[Completion], Generation, list[Finding]]:
+    """The backups that may serve, the generation that they are of, and findings on others."""
     server = context.server.name
     complete, findings = opened.catalog(server).survey()
     latest = latest_generation(opened.store, server)
@@ -290,4 +295,4 @@ def _backups(
             f" only of older ones (before pg_upgrade or initdb)",
             hint="take one now; an older one is restored with --backup ID",
         )
-    return chosen, read_generation(opened.store, server, number)
+    return chosen, read_generation(opened.store, server, number), findings

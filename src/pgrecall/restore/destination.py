@@ -80,7 +80,10 @@ def _refuse_overlaps(targets: Sequence[TablespaceTarget], target_dir: str) -> No
     seen = {root: "the data directory"}
     for space in targets:
         if not os.path.isabs(space.target):
-            raise UsageError(f"the tablespace directory {space.target!r} is not an absolute path")
+            raise UsageError(
+                f"the tablespace directory {space.target!r} is not an absolute path",
+                hint="give the whole path, beginning with /",
+            )
         real = os.path.realpath(space.target)
         for other, what in seen.items():
             if os.path.commonpath((real, other)) in (real, other):

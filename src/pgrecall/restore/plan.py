@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 import msgspec
@@ -15,7 +16,10 @@ from pgrecall.restore.stops import PARAMETERS
 
 
 class RestoreWishes(msgspec.Struct, frozen=True, kw_only=True):
-    """What was asked for, and where it goes."""
+    """What was asked for, and where it goes.
+
+    ``clears``: the id of an interrupted restore whose remains are in the way.
+    """
 
     server: str
     repository: str
@@ -24,6 +28,7 @@ class RestoreWishes(msgspec.Struct, frozen=True, kw_only=True):
     action: str
     is_standby: bool
     takes_over: bool
+    clears: str = ""
 
 
 class RestorePlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,13 +66,15 @@ def plan_restore(
     tablespaces: tuple[TablespaceTarget, ...],
     *,
     segment_bytes: int,
-    cleared: str = "",
+    damaged: Sequence[Finding] = (),
 ) -> RestorePlan:
-    """Put the decisions together; pure. ``cleared``: an interrupted restore whose remains go."""
+    """Put the decisions together; pure. ``damaged``: findings on backups left out for that."""
     backup, stop = choice.backup, choice.stop
     reasons = list(choice.reasons)
-    if cleared:
-        reasons.append(f"{wishes.target_dir} holds the remains of the restore {cleared}: cleared")
+    if wishes.clears:
+        reasons.append(
+            f"{wishes.target_dir} holds the remains of the restore {wishes.clears}: cleared"
+        )
     if wishes.takes_over:
         archiving = "on: the restored server takes the archive over, and the old one is refused"
     else:
@@ -95,7 +102,7 @@ def plan_restore(
         archiving=archiving,
         action="stays a standby" if wishes.is_standby else wishes.action,
         reasons=tuple(reasons),
-        findings=tuple(_findings(root)),
+        findings=(*damaged, *_findings(root)),
     )
 
 

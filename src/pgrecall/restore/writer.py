@@ -20,9 +20,11 @@ from pgrecall.repository.packs import Frame, PackReader
 from pgrecall.restore.contents import Contents, PackRun
 from pgrecall.store.base import Store
 from pgrecall.system.faults import reached
+from pgrecall.system.filesystems import WriteBack
 from pgrecall.system.progress import Progress
 
 _PIECE_BYTES = 4 << 20
+_WRITE_BACK_BYTES = 8 << 20
 _FULL = (28, 122)  # ENOSPC, EDQUOT
 
 # File, offset in the file, start and length within the raw frame.
@@ -86,6 +88,7 @@ class FileWriter:
         self._progress = progress
         self._stop = threading.Event()
         self._lock = threading.Lock()
+        self.write_back = WriteBack()
 
     def write(self, workers: int) -> None:
         """Write every file. Modes are right when it returns; nothing is durable yet.
@@ -176,6 +179,7 @@ class _OpenFile:
         self._writer = writer
         self._index = -1
         self._descriptor = -1
+        self._begun = 0
 
     def put(self, piece: _Piece, raw: bytes | memoryview) -> None:
         index, file_offset, start, length = piece
@@ -188,15 +192,23 @@ class _OpenFile:
             self.close()
             self._descriptor = self._writer.open(index)
             self._index = index
+            self._begun = file_offset
         try:
             while data:
                 written = os.pwrite(self._descriptor, data, file_offset)
                 data = data[written:]
                 file_offset += written
+            self._write_back(file_offset)
         except OSError as error:
             path = self._writer.path(index)
             raise write_failed(path, error) from error
         self._writer.advance(length)
+
+    def _write_back(self, end: int) -> None:
+        """Have the kernel begin with what was written since the last time."""
+        if end - self._begun >= _WRITE_BACK_BYTES:
+            self._writer.write_back.start(self._descriptor, self._begun, end - self._begun)
+            self._begun = end
 
     def close(self) -> None:
         if self._descriptor >= 0:
