@@ -1,4 +1,4 @@
-"""Fixtures of every test: real PostgreSQL servers, an environment without PG* variables."""
+"""Fixtures of every test: real servers, and an environment without PG* variables."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from tests.support.postgresql import (
     Templates,
     find_installations,
 )
+
+pytest_plugins = ["tests.support.s3_fixtures"]
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPECTED_VARIABLE = "PGRECALL_EXPECT_VERSIONS"

@@ -25,7 +25,6 @@ from pgrecall.settings.sections import RepositorySettings
 from pgrecall.store.base import Store
 from pgrecall.store.opening import ANCHOR, open_store
 from pgrecall.store.probing import probe_store
-from tests.contract.conftest import S3Settings
 from tests.support.certificates import Certificates, make_certificates
 from tests.support.object_servers import (
     BUCKET,
@@ -34,6 +33,7 @@ from tests.support.object_servers import (
     S3Server,
     s3_server,
 )
+from tests.support.s3_fixtures import S3Settings
 
 Environment = dict[str, str]
 

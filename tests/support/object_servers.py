@@ -20,7 +20,6 @@ import sys
 import sysconfig
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 ACCESS_KEY = "pgrecall-access"
@@ -34,18 +33,61 @@ _STOP_SECONDS = 2.0
 _PR_SET_PDEATHSIG = 1
 
 
-@dataclass(frozen=True)
 class S3Server:
-    """A running server. ``https_endpoint`` is empty unless it was given a certificate."""
+    """A server on ports of its own, which it keeps when it is started again.
 
-    endpoint: str
-    https_endpoint: str
-    process: subprocess.Popen[bytes]
-    log: Path
+    ``https_endpoint`` is empty unless it was given a certificate.
+    """
+
+    def __init__(self, directory: Path, certificate: Path | None, key: Path | None) -> None:
+        names = ("master", "volume", "filer", "s3", "https")
+        ports = free_ports(2 * len(names))
+        self._ports = dict(zip(names, ports[: len(names)], strict=True))
+        self._directory = directory
+        self.log = directory / "server.log"
+        self.endpoint = f"http://127.0.0.1:{self._ports['s3']}"
+        self.https_endpoint = f"https://localhost:{self._ports['https']}" if certificate else ""
+        data = directory / "data"
+        data.mkdir(parents=True)
+        config = directory / "s3.json"
+        config.write_text(json.dumps(_identities()))
+        grpc_ports = dict(zip(names, ports[len(names) :], strict=True))
+        self._command = [
+            weed_binary(), "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={data}",
+            "-master.telemetry=false", "-master.volumeSizeLimitMB=256", "-volume.max=64",
+            "-volume.preStopSeconds=0", "-volume.minFreeSpace=100MiB",
+            "-filer", "-s3", f"-s3.config={config}", "-s3.autoCreateBucket=false",
+            "-s3.iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
+            *(f"-{name}.port={self._ports[name]}" for name in names[:4]),
+            *(f"-{name}.port.grpc={grpc_ports[name]}" for name in names[:4]),
+        ]  # fmt: skip
+        if certificate is not None:
+            self._command += [
+                f"-s3.port.https={self._ports['https']}",
+                f"-s3.cert.file={certificate}",
+                f"-s3.key.file={key}",
+            ]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it with what it holds, and wait until it answers."""
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=self._directory,
+                env={"HOME": str(self._directory), "PATH": os.environ.get("PATH", "")},
+                preexec_fn=end_with_parent,  # noqa: PLW1509  # one prctl(2), no locks
+            )
+        _await(self, self._ports["filer"], f"/buckets/{BUCKET}/", "POST", {201})
+        _await(self, self._ports["s3"], f"/{BUCKET}/none", "HEAD", {403, 404})
 
     def stop(self) -> None:
         """End it and wait; may be called twice."""
-        end_process(self.process)
+        if self.process is not None:
+            end_process(self.process)
 
 
 def weed_binary() -> str:
@@ -61,46 +103,9 @@ def s3_server(
     directory: Path, *, certificate: Path | None = None, key: Path | None = None
 ) -> Iterator[S3Server]:
     """Start a server with its data below ``directory``, holding an empty bucket ``BUCKET``."""
-    names = ("master", "volume", "filer", "s3", "https")
-    ports = free_ports(2 * len(names))
-    http_ports = dict(zip(names, ports[: len(names)], strict=True))
-    grpc_ports = dict(zip(names, ports[len(names) :], strict=True))
-    data = directory / "data"
-    data.mkdir(parents=True)
-    config = directory / "s3.json"
-    config.write_text(json.dumps(_identities()))
-    command = [
-        weed_binary(), "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={data}",
-        "-master.telemetry=false", "-master.volumeSizeLimitMB=256", "-volume.max=64",
-        "-volume.preStopSeconds=0", "-volume.minFreeSpace=100MiB",
-        "-filer", "-s3", f"-s3.config={config}", "-s3.autoCreateBucket=false",
-        "-s3.iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
-        *(f"-{name}.port={http_ports[name]}" for name in names[:4]),
-        *(f"-{name}.port.grpc={grpc_ports[name]}" for name in names[:4]),
-    ]  # fmt: skip
-    https_endpoint = ""
-    if certificate is not None:
-        command += [
-            f"-s3.port.https={http_ports['https']}",
-            f"-s3.cert.file={certificate}",
-            f"-s3.key.file={key}",
-        ]
-        https_endpoint = f"https://localhost:{http_ports['https']}"
-    log = directory / "server.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            cwd=directory,
-            env={"HOME": str(directory), "PATH": os.environ.get("PATH", "")},
-            preexec_fn=end_with_parent,  # noqa: PLW1509  # one prctl(2), no locks
-        )
-    server = S3Server(f"http://127.0.0.1:{http_ports['s3']}", https_endpoint, process, log)
+    server = S3Server(directory, certificate, key)
     try:
-        _await(server, http_ports["filer"], f"/buckets/{BUCKET}/", "POST", {201})
-        _await(server, http_ports["s3"], "/status", "GET", {200})
+        server.start()
         yield server
     finally:
         server.stop()
@@ -152,7 +157,7 @@ def _await(server: S3Server, port: int, path: str, method: str, wanted: set[int]
     deadline = time.monotonic() + _START_SECONDS
     answer = "no answer"
     while time.monotonic() < deadline:
-        if server.process.poll() is not None:
+        if server.process is None or server.process.poll() is not None:
             break
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
         try:
