@@ -21,6 +21,7 @@ from pgrecall.postgres.facts import server_facts, server_rights
 from pgrecall.repository.identity import require_generation, require_owner
 from pgrecall.repository.wal_archive import WalArchive
 from pgrecall.system.clock import SystemClock
+from pgrecall.system.memory import keep_freed_memory
 
 
 class BackupResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,6 +39,7 @@ def run_backup(context: RunContext, request: BackupRequest) -> BackupResult:
     IdentityError and NotOwnerError; then there is no new backup and the server
     is as before.
     """
+    keep_freed_memory()
     server = context.server
     opened = main_repository(context)
     task = _task(context, opened, request)
