@@ -25,6 +25,8 @@ _USERS = ("postgres", "nobody")
 _PLACES = ("/var/tmp", "/dev/shm", "/run")  # noqa: S108 - only a fresh directory is used in them
 _PROBE_TIMEOUT_SECONDS = 60
 _SIGNALS_UNTIL_KILL = 3
+RUNTIME_VARIABLE = "PGRECALL_RUNTIME"  # tells the program where everything was made for it
+_KEPT = "KEPT"  # a runtime that holds this file outlives us
 LEFT_OUT = frozenset(
     {
         ".git",
@@ -69,6 +71,7 @@ def run_unprivileged(
     copies: Mapping[str, Path] | None = None,
     working_directory: str = "",
     environment: Mapping[str, str] | None = None,
+    keep_after: frozenset[int] = frozenset(),
 ) -> int:
     """Run ``python *arguments`` as an ordinary user and return its exit status.
 
@@ -76,14 +79,18 @@ def run_unprivileged(
     path is in the environment variable ``PGRECALL_COPY_<NAME>``. ``working_directory`` is the
     name of one of them. ``environment`` is added to the process's own. Not as root, everything
     is used as it is. SIGINT, SIGTERM and SIGHUP are handed on; whatever was made, and every
-    process that still works in it, is gone on return. Ended by a signal: 128 + its number.
+    process that still works in it, is gone on return, except after an exit status in
+    ``keep_after``. Ended by a signal: 128 + its number.
 
     Raises PostgresRightsError when there is no user or place that can be used, and
     InterruptedRunError when a signal came before the program was started.
     """
     with signals_as_errors(), unprivileged_runtime(copies or {}, environment or {}) as runtime:
         directory = runtime.copies[working_directory] if working_directory else None
-        return _run(runtime, arguments, directory)
+        status = _run(runtime, arguments, directory)
+        if runtime.directory is not None and status in keep_after:
+            (runtime.directory / _KEPT).touch()
+        return status
 
 
 @contextmanager
@@ -106,7 +113,8 @@ def unprivileged_runtime(
     try:
         yield _prepare(directory, account, copies, environment)
     finally:
-        _remove(directory)
+        if not (directory / _KEPT).exists():
+            _remove(directory)
 
 
 def choose_account() -> Account:
@@ -176,6 +184,7 @@ def _prepare(
             **clean,
             "HOME": str(directory / "home"),
             "TMPDIR": str(directory / "tmp"),
+            RUNTIME_VARIABLE: str(directory),
             "USER": account.name,
             "LOGNAME": account.name,
             "PATH": f"{python.parent}:{clean.get('PATH', os.defpath)}",
