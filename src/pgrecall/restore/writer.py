@@ -19,6 +19,7 @@ from pgrecall.repository import layout
 from pgrecall.repository.packs import Frame, PackReader
 from pgrecall.restore.contents import Contents, PackRun
 from pgrecall.store.base import Store
+from pgrecall.system.durable import WRITE_BYTES
 from pgrecall.system.faults import reached
 from pgrecall.system.filesystems import WriteBack
 from pgrecall.system.progress import Progress
@@ -195,7 +196,7 @@ class _OpenFile:
             self._begun = file_offset
         try:
             while data:
-                written = os.pwrite(self._descriptor, data, file_offset)
+                written = os.pwrite(self._descriptor, data[:WRITE_BYTES], file_offset)
                 data = data[written:]
                 file_offset += written
             self._write_back(file_offset)

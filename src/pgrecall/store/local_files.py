@@ -22,6 +22,7 @@ from pgrecall.errors import (
     UnsafeStoreError,
 )
 from pgrecall.store.base import Buffer
+from pgrecall.system.durable import WRITE_BYTES
 
 _DIRECTORY_MODE = 0o750
 # Bytes after which the kernel is asked to begin writing: keeps the final fdatasync short.
@@ -49,7 +50,7 @@ class LocalWriter:
         view = memoryview(data).cast("B")
         try:
             while view:
-                written = os.write(self._descriptor, view)
+                written = os.write(self._descriptor, view[:WRITE_BYTES])
                 self.size += written
                 view = view[written:]
             if self.size - self._asked_bytes >= _WRITE_BACK_BYTES:

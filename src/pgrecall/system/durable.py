@@ -21,11 +21,17 @@ def fsync_directory(path: str) -> None:
         os.close(descriptor)
 
 
-def write_all(descriptor: int, data: bytes | memoryview) -> None:
+# Larger writes make the kernel look for large pieces of contiguous memory for its cache. In a
+# virtual machine that gives free memory back to its host, those are the ones that the host
+# took: measured, 1 MiB writes were three to eight times slower than these.
+WRITE_BYTES = 128 << 10
+
+
+def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
     """Write every byte, however many calls it takes; raises OSError."""
     view = memoryview(data)
     while view:
-        view = view[os.write(descriptor, view) :]
+        view = view[os.write(descriptor, view[:WRITE_BYTES]) :]
 
 
 def write_durable(path: str, chunks: Iterable[bytes], *, mode: int = 0o600) -> None:
