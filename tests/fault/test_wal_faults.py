@@ -117,7 +117,7 @@ class Stores:
         self.plan: list[Fault] = []
         self.opened = FaultyStore(self.inner)
 
-    def open(self, settings: RepositorySettings, environment: object) -> Store:
+    def open(self, settings: RepositorySettings, environment: object, **options: object) -> Store:
         self.opened = FaultyStore(self.inner, self.plan)
         return self.opened
 

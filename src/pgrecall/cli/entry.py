@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ``wal fetch`` end the process here.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    _open_missing_streams()
     command = command_words(words)
     module = _TRANSFERS.get(command)
     if module is not None and not _HELP.intersection(words):
@@ -51,6 +52,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os._exit(status)
         return status
     return int(importlib.import_module(_TREE).run(words))
+
+
+def _open_missing_streams() -> None:
+    """A caller may have closed 0, 1 or 2: no file of ours may get such a number.
+
+    What is said on a closed stream goes nowhere, and is no reason to fail.
+    """
+    descriptor = os.open(os.devnull, os.O_RDWR)
+    while descriptor <= 2:
+        descriptor = os.open(os.devnull, os.O_RDWR)
+    os.close(descriptor)
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for the whole process)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def command_words(words: Sequence[str]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -61,7 +62,13 @@ def push(path: str, options: TransferOptions) -> int:
     result = push_file(
         settings, server, path, pgdata=_data_directory(server), environment=os.environ
     )
-    facts = {"name": result.name, "outcome": result.outcome, "stored_bytes": result.stored_bytes}
+    _warn(result.warnings)
+    facts = {
+        "name": result.name,
+        "outcome": result.outcome,
+        "stored_bytes": result.stored_bytes,
+        "warnings": result.warnings,
+    }
     _tell("push", facts, options, settings)
     return 0
 
@@ -73,7 +80,9 @@ def fetch(name: str, destination: str, options: TransferOptions) -> int:
         settings, server, name, destination, pgdata=_data_directory(server), environment=os.environ
     )
     outcome = "absent" if result is None else "delivered"
-    _tell("fetch", {"name": name, "outcome": outcome}, options, settings)
+    warnings = [] if result is None else result.warnings
+    _warn(warnings)
+    _tell("fetch", {"name": name, "outcome": outcome, "warnings": warnings}, options, settings)
     return EXIT_PROVEN_ABSENT if result is None else 0
 
 
@@ -123,6 +132,16 @@ def _data_directory(server: ServerSettings) -> str:
         f"the data directory of server {server.name!r} is not known, and {here} is none",
         hint="set data_directory in pgrecall.toml, or run the command in PGDATA",
     )
+
+
+def _warn(warnings: Sequence[str]) -> None:
+    """What went wrong without failing the transfer goes into PostgreSQL's log.
+
+    The file is where it belongs whether anybody hears of it or not.
+    """
+    with contextlib.suppress(OSError):
+        for warning in warnings:
+            sys.stderr.write(f"pgrecall: WARNING: {warning}\n")
 
 
 def _tell(

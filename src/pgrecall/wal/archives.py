@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Generic, TypeVar
 
 from pgrecall.errors import PgrecallError
 from pgrecall.model.timelines import TimelineHistory
 from pgrecall.model.wal_files import WalFile, history_name
 from pgrecall.postgres.control import CONTROL_FILE, ControlData, read_control
 from pgrecall.repository import layout
-from pgrecall.repository.identity import RepositoryIdentity, open_repository
+from pgrecall.repository.identity import RepositoryIdentity
 from pgrecall.repository.wal_objects import WalObjectReader
 from pgrecall.settings.collection import Settings
 from pgrecall.settings.sections import RepositorySettings
 from pgrecall.store.base import Store
 from pgrecall.store.opening import open_store
+
+T = TypeVar("T")
 
 
 class Archive:
@@ -29,16 +33,54 @@ class Archive:
         self.identity = identity
 
 
-def open_archive(
-    settings: Settings, repository: RepositorySettings, environment: Mapping[str, str]
-) -> Archive:
-    """Open a repository for one file; no operation tries longer than ``wal.retry_seconds``.
+def archive_store(
+    settings: Settings,
+    repository: RepositorySettings,
+    environment: Mapping[str, str],
+    *,
+    is_anchored: bool = True,
+) -> Store:
+    """A repository's store for one file; no operation tries longer than ``wal.retry_seconds``.
 
-    Raises SettingsError, StoreError, RepositoryError.
+    ``is_anchored`` as in open_store. Nothing is sent yet. Raises SettingsError.
     """
     seconds = min(repository.retry_seconds, settings.wal.retry_seconds)
-    store = open_store(repository.replace(retry_seconds=seconds), environment)
-    return Archive(repository.name, store, open_repository(store))
+    bounded = repository.replace(retry_seconds=seconds)
+    return open_store(bounded, environment, is_anchored=is_anchored)
+
+
+class Question(Generic[T]):
+    """A question to a store whose answer is not needed at once.
+
+    Where every question is a round trip, a thread asks while others are asked;
+    otherwise it is asked when the answer is wanted, because a local read takes
+    less time than a thread.
+    """
+
+    def __init__(self, store: Store, ask: Callable[[], T]) -> None:
+        self._ask = ask
+        self._found: list[T] = []
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+        if store.reads_whole:
+            # A daemon: who is ended by a signal, or by another answer, does not wait for it.
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.start()
+
+    def answer(self) -> T:
+        """Wait for the answer; raises what the question raised."""
+        if self._thread is None:
+            return self._ask()
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._found[0]
+
+    def _run(self) -> None:
+        try:
+            self._found.append(self._ask())
+        except BaseException as error:  # noqa: BLE001 (raised in the thread that wants the answer)
+            self._error = error
 
 
 def data_directory_of(path: str, given: str) -> str:

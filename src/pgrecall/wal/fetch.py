@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Mapping
+from functools import partial
 
 from pgrecall.codec.wal_scan import read_segment_header
 from pgrecall.errors import (
@@ -26,20 +27,23 @@ from pgrecall.repository import layout
 from pgrecall.repository.identity import (
     Generation,
     latest_generation,
+    open_repository,
     require_generation,
 )
 from pgrecall.repository.wal_objects import WalObjectReader
 from pgrecall.settings.collection import Settings
 from pgrecall.settings.sections import ServerSettings
+from pgrecall.store.base import Store
 from pgrecall.system.durable import write_all
 from pgrecall.system.faults import reached
 from pgrecall.wal.archives import (
     Archive,
+    Question,
+    archive_store,
     archived_history,
     control_of,
     data_directory_of,
     first_of,
-    open_archive,
 )
 
 
@@ -84,8 +88,10 @@ def fetch_file(
     failures: list[PgrecallError] = []
     for repository in settings.repositories_of(server):
         try:
-            archive = open_archive(settings, repository, environment)
-            generation = _generation(archive, server.name, system_identifier)
+            store = archive_store(settings, repository, environment)
+            chosen = Question(store, partial(_generation, store, server.name, system_identifier))
+            archive = Archive(repository.name, store, open_repository(store))
+            generation = chosen.answer()
             size = _fetch_from(archive, server.name, generation, file, destination)
         except (DestinationError, SpaceError):
             raise
@@ -100,15 +106,15 @@ def fetch_file(
     return None
 
 
-def _generation(archive: Archive, server: str, system_identifier: int | None) -> Generation:
+def _generation(store: Store, server: str, system_identifier: int | None) -> Generation:
     if system_identifier is not None:
         return require_generation(
-            archive.store, server, system_identifier, "the data directory's pg_control"
+            store, server, system_identifier, "the data directory's pg_control"
         )
-    generation = latest_generation(archive.store, server)
+    generation = latest_generation(store, server)
     if generation is None:
         raise IdentityError(
-            f"{archive.store.name} does not know the server {server!r}",
+            f"{store.name} does not know the server {server!r}",
             hint="is this the right repository, and the right name of the server?",
         )
     return generation

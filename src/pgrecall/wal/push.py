@@ -33,7 +33,12 @@ from pgrecall.model.wal_files import HISTORY, PARTIAL, SEGMENT, WalFile, history
 from pgrecall.model.wal_index import WalIndex
 from pgrecall.postgres.control import ControlData
 from pgrecall.repository import layout
-from pgrecall.repository.identity import Generation, require_generation, require_owner
+from pgrecall.repository.identity import (
+    Generation,
+    open_repository,
+    require_generation,
+    require_owner,
+)
 from pgrecall.repository.records import format_time
 from pgrecall.repository.wal_objects import (
     WalContent,
@@ -43,15 +48,16 @@ from pgrecall.repository.wal_objects import (
 )
 from pgrecall.settings.collection import Settings
 from pgrecall.settings.sections import ServerSettings
-from pgrecall.store.base import Buffer
+from pgrecall.store.base import Buffer, Store
 from pgrecall.system.faults import reached
 from pgrecall.wal.archives import (
     Archive,
+    Question,
+    archive_store,
     archived_history,
     control_of,
     data_directory_of,
     first_of,
-    open_archive,
     parse_history,
 )
 
@@ -164,8 +170,12 @@ def push_file(
         failures: list[PgrecallError] = []
         for repository in repositories:
             try:
-                archive = open_archive(settings, repository, environment)
-                result.outcomes.append(_push_to(settings, server.name, archive, source))
+                # repository.json is read in any case: that proves an object store to be ours,
+                # and an empty listing need not ask for it again.
+                is_local = repository.store == "local"
+                store = archive_store(settings, repository, environment, is_anchored=is_local)
+                outcome = _push_to(settings, server.name, (repository.name, store), source)
+                result.outcomes.append(outcome)
             except PgrecallError as error:
                 if repository.role == "required":
                     failures.append(error)
@@ -281,15 +291,21 @@ def _check_segment(source: _Source) -> None:
 # --- one repository ------------------------------------------------------------------------
 
 
-def _push_to(settings: Settings, server: str, archive: Archive, source: _Source) -> PushOutcome:
-    store, file = archive.store, source.file
+def _push_to(
+    settings: Settings, server: str, repository: tuple[str, Store], source: _Source
+) -> PushOutcome:
+    name, store = repository
+    file = source.file
     system_identifier, found_in = source.system()
-    generation = require_generation(store, server, system_identifier, found_in)
+    known = Question(store, lambda: require_generation(store, server, system_identifier, found_in))
+    owned = Question(store, lambda: require_owner(store, server, source.pgdata))
+    archive = Archive(name, store, open_repository(store))
+    generation = known.answer()
     _check_generation(archive, server, generation, source)
     header = WalHeader(file.name, file.kind)
     header.system_identifier = system_identifier
     header.segment_bytes = generation.segment_bytes
-    header.writer = require_owner(store, server, source.pgdata)
+    header.writer = owned.answer()
     header.pushed_at = datetime.now(UTC)
     index = source.index.to_bytes() if source.index is not None else b""
     content = WalContent(source.raw, index, archive.identity.raw_key())
