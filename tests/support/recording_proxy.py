@@ -99,7 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(content)
 
-    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _pass_on  # noqa: N815
+    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _pass_on
 
     def log_message(self, format: str, *args: object) -> None:
         """Tests read ``requests``."""

@@ -25,7 +25,8 @@ def report_error(error: PgrecallError, *, as_json: bool) -> int:
             "hint": error.hint,
             "exit_status": error.exit_status,
         }
-        sys.stdout.write(json.dumps({"error": content}, ensure_ascii=False) + "\n")
+        document = {"schema": "pgrecall/error/1", "error": content}
+        sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")
         sys.stdout.flush()
     else:
         lines = f"pgrecall: {error.message}\n"
