@@ -60,7 +60,7 @@ from pgrecall.settings import ServerSettings, load_settings
 from pgrecall.system.progress import NoProgress
 
 _ARCHIVE_TIMEOUT_SECONDS = 60.0
-_TRANSACTIONS_AFTER_BACKUP = 2000
+_TRANSACTIONS_AFTER_BACKUP = 1000
 
 
 def run_demo(surroundings: Surroundings, request: DemoRequest, story: Story) -> DemoReport:
