@@ -26,6 +26,7 @@ from pgrecall.app.recovering import (
 )
 from pgrecall.app.requests import BackupRequest, RecoveryRequest, RestoreRequest
 from pgrecall.app.restoring import RestoreResult, run_restore
+from pgrecall.errors import ArchiveTimeoutError
 from pgrecall.model.manifest import Completion
 from pgrecall.model.targets import Latest, RecoveryTarget
 from pgrecall.postgres.control import read_control
@@ -99,7 +100,7 @@ class Product:
             f'host = "{server.host}"\nport = {server.port}\nuser = "{SUPERUSER}"\n'
             f"bin_directory = {json.dumps(str(server.installation.bin_directory))}\n"
             "[wal]\nretry_seconds = 0\n"
-            '[backup]\nlevel = 1\narchive_timeout_seconds = 60\ncheckpoint = "fast"\n'
+            '[backup]\nlevel = 1\narchive_timeout_seconds = 15\ncheckpoint = "fast"\n'
             f'[repositories.one]\nstore = "local"\npath = {json.dumps(self.repository.path)}\n',
             encoding="utf-8",
         )
@@ -131,7 +132,10 @@ class Product:
 
     def backup(self, **wishes: Any) -> Completion:
         """Take a backup."""
-        result = run_backup(self.context(), BackupRequest(**wishes))
+        try:
+            result = run_backup(self.context(), BackupRequest(**wishes))
+        except ArchiveTimeoutError as error:
+            raise AssertionError(f"{error}\n{self.server.log[-4000:]}") from error
         assert result.backup is not None
         return result.backup
 

@@ -33,6 +33,7 @@ from pgrecall.restore.destination import (
 )
 from pgrecall.restore.plan import RestorePlan, RestoreWishes, needed_parameters, plan_restore
 from pgrecall.restore.recovery_settings import (
+    IN_PLACE_TABLESPACES,
     isolation_settings,
     raised_parameters,
     recovery_settings,
@@ -243,6 +244,9 @@ class _Preparation:
                 action=request.action,
             )
         )
+        if any(space.is_in_place for space in self.root.tablespaces):
+            # Recovery takes a directory in pg_tblspc for damage otherwise, and ends with PANIC.
+            chosen[IN_PLACE_TABLESPACES] = "on"
         return chosen
 
     def _verify_wal(self) -> None:

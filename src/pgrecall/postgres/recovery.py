@@ -28,8 +28,11 @@ _CONSISTENT = re.compile(
 )
 _PAUSED = re.compile(r"LOG:  (?:pausing at the end of recovery|recovery has paused)", re.MULTILINE)
 _SHUT_DOWN = re.compile(r"LOG:  shutdown at recovery target", re.MULTILINE)
-_TROUBLE = re.compile(r"(?:FATAL|PANIC|ERROR):  |LOG:  (?:startup process|could not|invalid)")
-_DETAIL = re.compile(r"(?:DETAIL|HINT|CONTEXT):  ")
+# What restore_command, which is pgrecall, wrote to the same log explains a failure best.
+_TROUBLE = re.compile(
+    r"(?:FATAL|PANIC|ERROR):  |LOG:  (?:startup process|could not|invalid)|^pgrecall: "
+)
+_DETAIL = re.compile(r"(?:DETAIL|HINT|CONTEXT): ")
 
 
 class RecoveryState(msgspec.Struct, frozen=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
@@ -12,6 +13,10 @@ from pgrecall.postgres.configuration import quote_setting
 from pgrecall.restore.recovery_settings import rewrite_auto_conf
 
 AUTO_CONF = "postgresql.auto.conf"
+# guc-file.l: the name may be quoted, the equals sign is optional.
+_INCLUDE_DIR = re.compile(
+    rb"^[ \t]*include_dir[ \t]*=?[ \t]*(?:'([^'\n]+)'|([^\s'#]+))", re.M | re.I
+)
 _ROLE_FILES = {"config": "postgresql.conf", "hba": "pg_hba.conf", "ident": "pg_ident.conf"}
 
 
@@ -45,6 +50,26 @@ def configuration_files(
             content = content.rstrip(b"\n") + b"\n" + _own_paths(directory, external)
         files[os.fsencode(name)] = content
     return files
+
+
+def included_directories(external: Sequence[ExternalFile]) -> list[bytes]:
+    """Directories (relative to PGDATA) that the configuration from outside includes.
+
+    One that holds no file is not in the backup, and PostgreSQL does not start without it.
+    """
+    configs = [file for file in external if file.role == "config"]
+    base = os.path.dirname(configs[0].path) if configs else ""
+    found = []
+    for file in external:
+        inside = os.path.relpath(os.path.dirname(file.path), base) if base else ".."
+        if file.role not in {"config", "include"} or inside.startswith(".."):
+            continue
+        for match in _INCLUDE_DIR.finditer(file.content):
+            name = match.group(1) or match.group(2)
+            directory = os.path.normpath(os.path.join(os.fsencode(inside), name))
+            if not name.startswith(b"/") and not directory.startswith(b".."):
+                found.append(directory)
+    return found
 
 
 def _own_paths(directory: str, external: Sequence[ExternalFile]) -> bytes:

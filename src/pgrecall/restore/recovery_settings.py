@@ -61,6 +61,9 @@ ISOLATION = frozenset(
     }
 )
 
+IN_PLACE_TABLESPACES = "allow_in_place_tablespaces"
+_FOR_RECOVERY = (OWNED | {IN_PLACE_TABLESPACES}) - {"primary_conninfo"}
+
 _SETTING = re.compile(r"^\s*([A-Za-z_][A-Za-z0-9_.]*)\s*(=|\s)")
 _BEGIN = "# Written by pgrecall restore"
 _HIDDEN = "  # commented out by pgrecall restore at "
@@ -88,7 +91,7 @@ def clear_targets(text: str, *, now: datetime) -> str:
     lines = []
     for line in text.splitlines():
         match = _SETTING.match(line)
-        if match is not None and match.group(1).lower() in OWNED - {"primary_conninfo"}:
+        if match is not None and match.group(1).lower() in _FOR_RECOVERY:
             lines.append(f"# {line}  # recovery ended at {stamp}")
         else:
             lines.append(line)

@@ -14,7 +14,7 @@ import msgspec
 from pgrecall.codec.crc import crc32c
 from pgrecall.errors import CorruptObjectError, DestinationError, RestoreError
 from pgrecall.model.manifest import ManifestRoot
-from pgrecall.restore.configuration import configuration_files
+from pgrecall.restore.configuration import configuration_files, included_directories
 from pgrecall.restore.contents import Contents
 from pgrecall.restore.destination import UNFINISHED_MARKER, TablespaceTarget, UnfinishedRestore
 from pgrecall.restore.server_manifest import write_server_manifest
@@ -157,6 +157,8 @@ class RestoreRun:
                 os.unlink(os.path.join(self._directory, name))
         for path, content in self._extra.items():
             self._put(path, content)
+        for directory in included_directories(self._root.external_files):
+            self._make(directory)
         reached("restore.configured")
 
     def _write_manifest(self) -> None:
@@ -212,6 +214,13 @@ class RestoreRun:
             with open(absolute, "wb") as file:
                 os.fchmod(file.fileno(), mode)
                 file.write(content)
+        except OSError as error:
+            raise write_failed(absolute, error) from error
+
+    def _make(self, path: bytes) -> None:
+        absolute = os.path.join(os.fsencode(self._directory), path)
+        try:
+            os.makedirs(absolute, mode=0o700, exist_ok=True)
         except OSError as error:
             raise write_failed(absolute, error) from error
 
