@@ -21,12 +21,15 @@ from pgrecall.app.backing_up import BackupResult, run_backup
 from pgrecall.app.catalog import BackupList, list_backups
 from pgrecall.app.context import RunContext, Surroundings
 from pgrecall.app.requests import BackupRequest
+from pgrecall.codec.crc import crc32c
 from pgrecall.model.manifest import Completion, FileEntry, ManifestRoot
 from pgrecall.postgres.control import read_control
 from pgrecall.repository import layout
 from pgrecall.repository.catalog import Catalog
 from pgrecall.repository.identity import System, add_generation, create_repository
+from pgrecall.repository.packs import PackReader
 from pgrecall.settings import load_settings
+from pgrecall.store.base import Store
 from pgrecall.store.local import LocalStore
 from pgrecall.system.clock import SystemClock
 from pgrecall.system.progress import NoProgress
@@ -200,6 +203,14 @@ class BackupScene:
         reader = Catalog(self.store, self.name).manifest(backup)
         return reader.root, {entry.path_bytes(): entry for entry in reader.files()}
 
+    def completion(self, backup_id: str) -> Completion:
+        """One complete backup."""
+        return Catalog(self.store, self.name).get(backup_id)
+
+    def read_files(self, backup: Completion, store: Store | None = None) -> dict[bytes, bytes]:
+        """Every file's content, read through our own readers, and held to its CRC."""
+        return read_files(store or self.store, self.name, backup)
+
     def contents(self, backup: Completion, target: Path) -> Path:
         """The backup's files, brought back by the program in docs/format.md."""
         target.mkdir()
@@ -230,6 +241,34 @@ class BackupScene:
         assert self.server.sql("SELECT slot_name FROM pg_replication_slots") == []
         if self.server.installation.major < 15:
             assert self.server.value("SELECT pg_is_in_backup()") is False
+
+
+def read_files(store: Store, server: str, backup: Completion) -> dict[bytes, bytes]:
+    """Every file's content of a backup; raises what a restore would."""
+    manifest = Catalog(store, server).manifest(backup)
+    packs = []
+    for entry in manifest.packs():
+        key = layout.pack_key(server, entry.owner or backup.backup_id, entry.number)
+        pack = PackReader(key, store.reader(key), entry.footer_digest)
+        assert pack.stored_bytes == entry.stored_bytes
+        packs.append(pack)
+    files = {}
+    for entry in manifest.files():
+        if entry.kind != "f":
+            continue
+        content = bytearray(entry.size)
+        for run in entry.runs:
+            at, frame, start, left = run.file_offset, run.frame, run.frame_offset, run.length
+            while left:
+                piece = packs[run.pack].raw(frame)[start : start + left]
+                content[at : at + len(piece)] = piece
+                at, frame, start, left = at + len(piece), frame + 1, 0, left - len(piece)
+        assert len(content) == entry.size
+        assert crc32c(bytes(content)) == entry.crc32c, entry.path
+        files[entry.path_bytes()] = bytes(content)
+    for pack in packs:
+        pack.close()
+    return files
 
 
 def by_hand(backup: Path, target: Path) -> None:

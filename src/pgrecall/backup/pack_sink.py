@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
-from pgrecall.errors import RepositoryError
+from pgrecall.errors import CorruptObjectError, RepositoryError
 from pgrecall.model.manifest import PackEntry
 from pgrecall.repository import layout
-from pgrecall.repository.packs import PackHeader, PackWriter
+from pgrecall.repository.packs import PackHeader, PackReader, PackWriter
 from pgrecall.store.base import Buffer, ObjectWriter, Store
 from pgrecall.system.faults import reached
+
+# Bounds the footer, which writers and readers hold in memory: tiny files would never fill a pack.
+_PACK_SLICES = 16_384
 
 
 class PackFactory:
@@ -99,14 +103,23 @@ class PackFactory:
     def _publish_one(self, pack: PackWriter, writer: ObjectWriter) -> None:
         with writer:
             reached("backup.pack-commit")
-            if not writer.commit():
+            if not writer.commit() and not self._is_ours(pack):
                 raise RepositoryError(
                     f"pack {pack.number} exists already in {self.store.name}",
                     hint="two runs used one backup id; run the backup again",
                 )
-            entry = PackEntry(pack.number, writer.size, pack.footer_digest)
+            entry = PackEntry(pack.number, pack.stored_bytes, pack.footer_digest)
         with self._lock:
             self._entries[pack.number] = entry
+
+    def _is_ours(self, pack: PackWriter) -> bool:
+        """Whether the pack was stored by an earlier try of this commit, whose answer was lost."""
+        key = layout.pack_key(self._header.server, self._header.backup_id, pack.number)
+        try:
+            with closing(PackReader(key, self.store.reader(key), pack.footer_digest)) as found:
+                return found.stored_bytes == pack.stored_bytes
+        except CorruptObjectError:
+            return False  # somebody else's
 
 
 class PackSink:
@@ -123,7 +136,8 @@ class PackSink:
         pack = self._pack
         frame = pack.frame_count
         pack.add(raw, slices)
-        if pack.stored_bytes >= self._factory.store.pack_bytes:
+        is_full = pack.stored_bytes >= self._factory.store.pack_bytes
+        if is_full or pack.slice_count >= _PACK_SLICES:
             self.finish_pack()
         return pack.number, frame
 

@@ -118,17 +118,21 @@ def _require_supported(wishes: BackupWishes, facts: ServerFacts, rights: ServerR
             f"the role {rights.role!r} may not start a backup",
             hint=f'GRANT EXECUTE on the backup functions to "{rights.role}", see docs/rights.md',
         )
+    if facts.wal_level == "minimal":
+        raise UnsupportedServerError(
+            "the server writes too little WAL for a backup (wal_level=minimal)",
+            hint="set wal_level to replica and restart the server",
+        )
     if wishes.with_wal:
         if not rights.can_replicate:
             raise PostgresRightsError(
                 f"the role {rights.role!r} may not reserve WAL for a backup with its WAL",
                 hint=f'ALTER ROLE "{rights.role}" REPLICATION, or leave --with-wal out',
             )
-        return
-    if facts.wal_level == "minimal" or facts.archive_mode == "off":
+    elif facts.archive_mode == "off":
         raise UnsupportedServerError(
-            f"the server does not archive WAL (wal_level={facts.wal_level},"
-            f" archive_mode={facts.archive_mode}): a backup could never become consistent",
+            "the server does not archive WAL (archive_mode=off):"
+            " a backup could never become consistent",
             hint="turn archiving on ('pgrecall check' says how),"
             " or take this one backup with --with-wal",
         )

@@ -33,6 +33,7 @@ from pgrecall.postgres.actions import archiver_facts, insert_lsn
 from pgrecall.postgres.backup_session import BackupSession, BackupStart, BackupStop
 from pgrecall.postgres.connection import Connection
 from pgrecall.postgres.control import read_control_bytes
+from pgrecall.repository import layout
 from pgrecall.repository.catalog import Catalog
 from pgrecall.repository.manifests import ManifestWriter, StoredManifest
 from pgrecall.repository.packs import FRAME_BYTES, PackHeader
@@ -96,6 +97,7 @@ class BackupRun:
             backup_id=self.backup_id, start=start, stop=stop, findings=tuple(self._findings)
         )
         stored = self._store_manifest(taken, scan, results, external)
+        self._prove_stored(results, stored)
         record = completion(
             self._task,
             taken,
@@ -243,6 +245,22 @@ class BackupRun:
         stored = manifest.finish(root)
         reached("backup.manifest-stored")
         return stored
+
+    def _prove_stored(self, results: CopyResults, stored: StoredManifest) -> None:
+        """See every object of the backup in the store before anything says that it exists."""
+        server = self._task.plan.server
+        prefix = layout.backup_prefix(server, self.backup_id)
+        found = {info.key: info.size for info in self._tools.store.list(prefix)}
+        wanted = dict(stored.sizes)
+        for pack in results.packs:
+            wanted[layout.pack_key(server, self.backup_id, pack.number)] = pack.stored_bytes
+        for key, size in wanted.items():
+            if found.get(key) != size:
+                seen = f"has {found[key]} bytes there" if key in found else "is not there"
+                raise BackupError(
+                    f"{self._tools.store.name} took {key} ({size} bytes), and it {seen}",
+                    hint="the store loses what it acknowledges: do not trust it with backups",
+                )
 
     # --- parts -------------------------------------------------------------------
 

@@ -93,7 +93,10 @@ def _timeout(
     ):
         cause = f"archive_command fails, last for {now.last_failed_file}"
         hint = "the server's log has the error of archive_command; 'pgrecall check' finds the cause"
-    elif now.archived_count > before.archived_count:
+    elif (
+        now.archived_count > before.archived_count
+        or now.last_archived_file[: len(missing[0])] >= missing[0]
+    ):
         cause = f"the server archives elsewhere: it says that {now.last_archived_file} is archived"
         hint = "archive_command must be 'pgrecall wal push'; 'pgrecall check' shows what it is"
     else:

@@ -69,8 +69,7 @@ class CopyWorker:
         self.result = WorkerResult()
         self._source = source
         self._sink = sink
-        self._memory = mmap.mmap(-1, FRAME_BYTES)
-        self._buffer = memoryview(self._memory)
+        self._buffer = memoryview(mmap.mmap(-1, FRAME_BYTES))
         self._used = 0
         self._slices: list[tuple[int, int, int]] = []
 
@@ -98,10 +97,13 @@ class CopyWorker:
         self._sink.finish_pack()
 
     def close(self) -> None:
-        """Give the buffer back; an unfinished pack is dropped."""
+        """Drop an unfinished pack. The buffer goes when nothing looks at it any more.
+
+        It is not closed here: after a failure, the frames of its traceback hold views of it, and
+        closing would raise in its place.
+        """
         self._sink.discard()
         self._buffer.release()
-        self._memory.close()
 
     def _copy_small(self, index: int) -> None:
         path = self._source.table.path(index)

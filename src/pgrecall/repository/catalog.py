@@ -17,7 +17,7 @@ from pgrecall.model.ids import BACKUP, check_id
 from pgrecall.model.manifest import FORMAT_VERSION, Completion
 from pgrecall.repository import layout
 from pgrecall.repository.documents import sealed, unsealed
-from pgrecall.repository.manifests import ManifestReader
+from pgrecall.repository.manifests import ManifestReader, put_or_find
 from pgrecall.store.base import Store
 
 _COMPLETIONS = msgspec.json.Decoder(Completion)
@@ -78,8 +78,11 @@ class Catalog:
     def add(self, completion: Completion) -> None:
         """Write the completion record: from here on the backup exists."""
         key = layout.complete_key(self.server, completion.backup_id)
-        if not self.store.put(key, [sealed(completion)]):
-            raise RepositoryError(f"{key} exists already in {self.store.name}")
+        data = sealed(completion)
+        put_or_find(self.store, key, data)
+        # A store that lost it in silence would leave the operator with a backup that is none.
+        if self.store.read(key) != data:
+            raise RepositoryError(f"{self.store.name} gives back other bytes than it took: {key}")
 
     def _examine(self, backup_id: str) -> Completion | Finding | None:
         try:

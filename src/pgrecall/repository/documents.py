@@ -96,7 +96,7 @@ def unsealed(key: str, data: bytes) -> msgspec.Raw:
     """The record's bytes inside a sealed object; raises CorruptObjectError naming ``key``."""
     try:
         envelope = _SEALED.decode(data)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _corrupt(key, f"does not parse: {error}") from error
     if stored_digest(bytes(envelope.record)).hex() != envelope.digest:
         raise _corrupt(key, "does not match its own digest")

@@ -27,18 +27,35 @@ _PACKS = msgspec.json.Decoder(list[PackEntry])
 
 
 class StoredManifest(msgspec.Struct, frozen=True):
-    """A manifest that is durable: size and digest (hex) of its root, and bytes with all parts."""
+    """A manifest that is durable: size and digest (hex) of its root, and every object's size."""
 
     root_bytes: int
     root_digest: str
-    all_bytes: int
+    sizes: dict[str, int]
+
+    @property
+    def all_bytes(self) -> int:
+        """Bytes of the root and all parts."""
+        return sum(self.sizes.values())
+
+
+def put_or_find(store: Store, key: str, data: bytes) -> None:
+    """Store an object, or find that an earlier try whose answer was lost has stored it.
+
+    Raises RepositoryError when the key holds something else, which stays as it is.
+    """
+    if not store.put(key, [data]) and store.read(key) != data:
+        raise RepositoryError(
+            f"{key} exists already in {store.name}",
+            hint="two runs used one backup id; run the backup again",
+        )
 
 
 class ManifestWriter:
     """Stores the parts of one manifest as their entries come, then the root."""
 
     def __init__(self, store: Store, server: str, backup_id: str, repository_id: str) -> None:
-        self._stored_bytes = 0
+        self._sizes: dict[str, int] = {}
         self._store = store
         self._server = server
         self._backup_id = backup_id
@@ -92,15 +109,11 @@ class ManifestWriter:
         """Store the root; its ``parts`` must be ours."""
         data = encode_document(ROOT_KIND, self._repository_id, _ENCODER.encode(root))
         self._put(layout.manifest_key(self._server, self._backup_id), data)
-        return StoredManifest(len(data), stored_digest(data).hex(), self._stored_bytes)
+        return StoredManifest(len(data), stored_digest(data).hex(), self._sizes)
 
     def _put(self, key: str, data: bytes) -> None:
-        if not self._store.put(key, [data]):
-            raise RepositoryError(
-                f"{key} exists already in {self._store.name}",
-                hint="two runs used one backup id; run the backup again",
-            )
-        self._stored_bytes += len(data)
+        put_or_find(self._store, key, data)
+        self._sizes[key] = len(data)
 
 
 class ManifestReader:

@@ -99,6 +99,7 @@ class PackWriter:
         self._encode = make_frame_encoder(codec, level)
         self._paths: dict[bytes, int] = {}
         self._frames: list[Frame] = []
+        self.slice_count = 0
         encoded = msgspec.json.encode(header)
         self._header_digest = stored_digest(encoded).hex()
         self._write(MAGIC + _LENGTH.pack(len(encoded)) + encoded)
@@ -130,6 +131,7 @@ class PackWriter:
         )
         self._write(stored)
         self._frames.append(frame)
+        self.slice_count += len(slices)
 
     def finish(self) -> ObjectWriter:
         """Write the footer and hand the object over, ready to be committed."""
@@ -164,6 +166,11 @@ class PackReader:
         if stored_digest(encoded).hex() != self.footer.header:
             raise self._corrupt("has a header that does not match its digest")
         self.header = self._decode_header(encoded)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Size of the whole pack."""
+        return self._reader.size
 
     @property
     def frames(self) -> tuple[Frame, ...]:
