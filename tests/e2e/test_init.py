@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -196,6 +197,17 @@ def test_places_that_are_no_repository(
     assert not cli.config.exists()
 
 
+def test_another_user_than_the_servers(
+    cli: CommandLine, server: PostgresServer, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (server, directory / "repository", "--dry-run", "--json")
+    codes = [one["code"] for one in cli.init(*arguments).document["plan"]["findings"]]
+    assert "other-user" not in codes
+    monkeypatch.setattr(os, "geteuid", lambda: 1 + os.getuid())
+    codes = [one["code"] for one in cli.init(*arguments).document["plan"]["findings"]]
+    assert "other-user" in codes
+
+
 def test_a_repository_in_s3(
     cli: CommandLine, server: PostgresServer, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +226,10 @@ def test_a_repository_in_s3(
         checked = cli("check", "--json")
         assert checked.status == 0, checked
         assert "archive" in checked.findings("ok")
+        assert "secret-readable" not in checked.findings("warn")
+        (directory / "secret").chmod(0o644)
+        careless = cli("check", "--json", "--no-switch").findings("warn")["secret-readable"]
+        assert careless["subject"] == str(directory / "secret")
         missing = cli(
             "init", "--json", "--overwrite", "--port", str(server.port), "--store", "s3",
             "--bucket", "nowhere", "--endpoint", s3.endpoint, "--allow-http", "--path-style",

@@ -38,7 +38,7 @@ _CONFIG_MODE = 0o644
 
 
 class InitPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``init`` is going to do. ``generation`` is 0 while the server is unknown there."""
+    """What ``init`` is going to do. ``generation`` is None while the server is unknown there."""
 
     config_path: str
     config: Doing
@@ -53,7 +53,7 @@ class InitPlan(msgspec.Struct, frozen=True, kw_only=True):
     repository: str
     store: str
     repository_state: Doing
-    generation: int
+    generation: int | None
     findings: tuple[Finding, ...] = ()
 
 
@@ -107,7 +107,7 @@ def run_init(surroundings: Surroundings, request: InitRequest) -> InitResult:
     generation = add_generation(store, plan.server, prepared.located.system, now)
     done.append(
         f"introduced the server as generation {generation.number}"
-        if plan.generation == 0
+        if plan.generation is None
         else f"the repository knew the server already, as generation {generation.number}"
     )
     if plan.config == "keep":
@@ -245,16 +245,16 @@ def _require_apart(repository: RepositorySettings, located: LocatedServer) -> No
 
 def _repository_state(
     store: Store, repository: RepositorySettings, located: LocatedServer
-) -> tuple[Doing, int]:
-    """Whether there is a repository, and the generation that the server has in it (0: none)."""
+) -> tuple[Doing, int | None]:
+    """Whether there is a repository, and the generation that the server has in it, if any."""
     try:
         first = next(iter(store.list("")), None)
     except StoreAbsentError:
         if repository.store != "local":
             raise
-        return "make", 0  # the directory is made
+        return "make", None  # the directory is made
     if first is None:
-        return "make", 0
+        return "make", None
     if store.head("repository.json") is None:
         raise RepositoryError(
             f"{store.name} holds other things ({first.key}) and no repository.json",
@@ -265,7 +265,7 @@ def _repository_state(
     name, system = located.settings.name, located.system
     latest = latest_generation(store, name)
     if latest is None:
-        return "keep", 0
+        return "keep", None
     if latest.record() != system.record():
         raise IdentityError(
             f"the server {name!r} in {store.name} is system {latest.system_identifier} of "
@@ -309,6 +309,8 @@ def _findings(located: LocatedServer, repository: RepositorySettings) -> list[Fi
                 hint="set data_directory in the file, or GRANT pg_read_all_settings to the role",
             )
         )
+    if repository.store == "local":
+        found += _ownership(located)
     if repository.store == "local" and _share_a_disk(repository.path, located):
         found.append(
             Finding(
@@ -320,6 +322,25 @@ def _findings(located: LocatedServer, repository: RepositorySettings) -> list[Fi
             )
         )
     return found
+
+
+def _ownership(located: LocatedServer) -> list[Finding]:
+    """PostgreSQL's user pushes into the directory that the user of init makes."""
+    try:
+        server = os.stat(located.settings.data_directory or "/nowhere").st_uid
+    except OSError:
+        return []  # not readable from here: nothing can be said
+    if server == os.geteuid():
+        return []
+    return [
+        Finding(
+            severity="warn",
+            code="other-user",
+            message=f"this runs as user id {os.geteuid()}, the server as {server}: the server may "
+            "not be able to write into the repository",
+            hint="run init as the server's user, or give the repository to it (docs/rights.md)",
+        )
+    ]
 
 
 def _share_a_disk(path: str, located: LocatedServer) -> bool:

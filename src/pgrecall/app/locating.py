@@ -75,7 +75,7 @@ def locate_server(
         values.setdefault("port", running.port)
         if running.host:
             values.setdefault("host", running.host)
-        how = how or f"process {running.pid} works in {running.data_directory}"
+        how = "; ".join(filter(None, (how, f"process {running.pid} of this host")))
     settings = ServerSettings(name=name, **values)  # type: ignore[arg-type]
     try:
         settings, facts = _ask(settings, environment)

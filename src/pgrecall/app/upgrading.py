@@ -88,6 +88,7 @@ def upgrade_server(context: RunContext, request: UpgradeRequest) -> UpgradeResul
     plan = _plan(located, steps, findings)
     todo = [one for one, step in zip(opened, steps, strict=True) if step.opens]
     if not todo:
+        context.approve(plan)  # shown, for nothing is asked
         why = "; ".join(f"{step.repository}: {step.reason}" for step in steps)
         return UpgradeResult(plan=plan, server=server.name, outcome=f"nothing to do ({why})")
     for one in todo:

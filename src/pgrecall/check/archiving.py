@@ -35,7 +35,7 @@ class SegmentWait:
     """Waits for one segment in several repositories.
 
     ``archiver`` asks the server's pg_stat_archiver; ``before`` is what it said
-    before the switch.
+    before the switch. ``complaint`` finds what archive_command wrote when it failed.
     """
 
     def __init__(
@@ -46,12 +46,14 @@ class SegmentWait:
         archiver: Callable[[], ArchiverFacts],
         before: ArchiverFacts,
         clock: Clock,
+        complaint: Callable[[], str],
     ) -> None:
         self.segment = segment
         self._watched = watched
         self._archiver = archiver
         self._before = before
         self._clock = clock
+        self._complaint = complaint
 
     def run(self, timeout_seconds: float) -> tuple[list[Watched], list[Finding]]:
         """Repositories that have the segment, and a finding for each that has not.
@@ -91,8 +93,11 @@ class SegmentWait:
         return arrived, findings
 
     def _is_claimed(self, archiver: ArchiverFacts) -> bool:
+        """Whether the server says that it archived the segment, or a later one of its timeline."""
+        last = archiver.last_archived_file
         is_new = archiver.archived_count > self._before.archived_count
-        return is_new and archiver.last_archived_file == self.segment
+        is_segment = len(last) == len(self.segment) and last[:8] == self.segment[:8]
+        return is_new and is_segment and last >= self.segment
 
     def _elsewhere(self, one: Watched) -> Finding:
         return _failed(
@@ -109,11 +114,16 @@ class SegmentWait:
         behind = ""
         if archiver.last_failed_file != self.segment:
             behind = f"; {self.segment} waits behind it"
+        complaint = self._complaint()
         return _failed(
             one,
             "archive-command-fails",
-            f"archive_command fails for {archiver.last_failed_file}{behind}",
-            "run the command by hand as the server's user, or read its message in the server's log",
+            f"archive_command fails for {archiver.last_failed_file}{behind}"
+            + (f", and says: {complaint}" if complaint else ""),
+            "mend what it says; PostgreSQL tries again by itself"
+            if complaint
+            else "run the command by hand as the server's user, or read its message in the "
+            "server's log",
         )
 
     def _late(self, one: Watched, seconds: float) -> Finding:

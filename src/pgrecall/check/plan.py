@@ -61,6 +61,7 @@ def can_prove_archiving(facts: CheckFacts) -> bool:
         and server.wal_level != "minimal"
         and server.archive_mode != "off"
         and bool(server.archive_command.strip())
+        and not server.archive_library
     )
 
 

@@ -15,6 +15,7 @@ from pgrecall.model.findings import Finding, Severity
 from pgrecall.model.manifest import Completion
 from pgrecall.postgres.actions import archiver_facts, server_clock, switch_wal
 from pgrecall.postgres.connection import Connection
+from pgrecall.postgres.server_log import last_message
 from pgrecall.repository.catalog import Catalog
 from pgrecall.repository.identity import (
     Generation,
@@ -233,6 +234,7 @@ class CheckRun:
             archiver=lambda: archiver_facts(connection),
             before=before,
             clock=self._tools.clock,
+            complaint=lambda: last_message(connection, self._data_directory, "pgrecall: "),
         )
         arrived, problems = wait.run(self._tools.archive_timeout_seconds)
         for one in arrived:

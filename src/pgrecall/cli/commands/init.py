@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 from msgspec import structs
 
@@ -10,6 +12,7 @@ from pgrecall.app.requests import InitRequest
 from pgrecall.cli.frame import Example, framed_command
 from pgrecall.cli.invocation import Invocation
 from pgrecall.errors import UsageError
+from pgrecall.settings.loading import CONFIG_VARIABLE
 from pgrecall.settings.sections import RepositorySettings
 
 _SERVER_KEYS = (
@@ -79,7 +82,7 @@ def command(invocation: Invocation, *, overwrite: bool, **options: str | int | b
             hint="--path DIRECTORY, best on another disk or host; or --store s3 --bucket NAME",
         )
     request = InitRequest(
-        config_path=invocation.text("config") or "pgrecall.toml",
+        config_path=invocation.text("config") or os.environ.get(CONFIG_VARIABLE) or "pgrecall.toml",
         server=invocation.text("server") or "main",
         repository=invocation.text("repository") or "main",
         server_values=server_values,
@@ -92,7 +95,9 @@ def command(invocation: Invocation, *, overwrite: bool, **options: str | int | b
         invocation.emit(result, "init/1")
         return
     # Lines to paste stand by themselves: in a table they would be cut or folded.
-    invocation.emit(structs.replace(result, steps=(), archive_command=""), "init/1")
+    invocation.emit(structs.replace(result, done=(), steps=(), archive_command=""), "init/1")
+    for line in result.done:
+        click.echo(line)
     for step in result.steps:
         click.echo(f"\n{step.why}:")
         for line in step.lines:
