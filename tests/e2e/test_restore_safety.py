@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from pgrecall.errors import NotOwnerError, RecoveryError
+from pgrecall.errors import CorruptObjectError, NotOwnerError, RecoveryError
 from pgrecall.model.targets import Immediate, Latest, ToLsn, ToName, ToTime, ToXid
+from pgrecall.model.wal_files import WalFile
 from pgrecall.postgres.instance import running_postmaster
+from pgrecall.repository import layout
 from pgrecall.wal.push import push_file
 from tests.support.oracle import Oracle
 from tests.support.postgresql import PostgresServer, ServerFactory, free_port
@@ -130,6 +132,15 @@ def test_take_over_and_recovery_across_the_switch(
         assert oracle.found_on(product.connected(copy)) == rows
         product.end(copy)
     assert last.number == 6
+    # A damaged history file: which WAL belongs together cannot be told any more.
+    history = product.path_of(layout.wal_key("main", 1, WalFile("00000002.history")))
+    content = bytearray(history.read_bytes())
+    content[len(content) // 2] ^= 1
+    history.chmod(0o600)
+    history.write_bytes(content)
+    with pytest.raises(CorruptObjectError, match=r"00000002\.history"):
+        product.restore(tmp_path / "damaged")
+    assert not (tmp_path / "damaged").exists()
 
 
 def test_paused_and_inspected_then_promoted_to_take_over(
