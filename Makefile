@@ -9,6 +9,7 @@ CACHE := .cache
 PY := $(VENV)/bin/python
 LAUNCH := $(PY) -m tests.support.launch
 PYTEST_OPTIONS ?=
+BENCH_OPTIONS ?=
 SOURCES := src tests benchmarks setup.py
 BUILT_FROM := pyproject.toml setup.py $(wildcard src/pgrecall/codec/_native.c)
 
@@ -18,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-matrix test-azure test-slow check format-check lint types layers docs-check \
-	locks-check unit format docs bench lock clean setup
+	locks-check unit format docs bench bench-million bench-startup lock clean setup
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sort \
@@ -46,8 +47,17 @@ test-azure: $(VENV)/.dev ## Run the contract of stores on Azurite (needs npm).
 test-slow: $(VENV)/.dev ## Run the tests that take long: faults at every call, a million files.
 	$(LAUNCH) pytest -m "slow and not matrix and not azure" $(PYTEST_OPTIONS)
 
+# As root the benchmark runs in a copy of the checkout: its report is carried back.
 bench: $(VENV)/.dev ## Measure against pgBackRest and pg_basebackup; writes docs/benchmarks.md.
-	$(LAUNCH) benchmarks.run
+	@report=$$(mktemp -d) && chmod 0777 "$$report" && trap 'rm -rf "$$report"' EXIT && \
+		$(LAUNCH) benchmarks.run --report "$$report/benchmarks.md" $(BENCH_OPTIONS) && \
+		cat "$$report/benchmarks.md" > docs/benchmarks.md
+
+bench-million: $(VENV)/.dev ## Plan a backup and a restore of a million files: time and memory.
+	$(LAUNCH) benchmarks.million $(BENCH_OPTIONS)
+
+bench-startup: $(VENV)/.dev ## Measure what wal push and wal fetch take, call by call.
+	$(LAUNCH) benchmarks.startup $(BENCH_OPTIONS)
 
 # --- checks --------------------------------------------------------------------
 

@@ -1,0 +1,172 @@
+"""Tables of medians and ratios, for the terminal and for docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from benchmarks.jobs import Job
+from benchmarks.measure import Measurement
+from benchmarks.peers import PGBACKREST, PGRECALL
+
+_MB = 1e6
+_GENERATED = "<!-- Written by `make bench`; do not edit. -->"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the numbers depend on, besides the tools."""
+
+    command: str
+    place: Path
+    versions: Sequence[str]
+    notes: Sequence[str]
+
+
+def median(runs: Iterable[Measurement], value: Callable[[Measurement], float]) -> float:
+    """The median of one figure of the runs."""
+    return statistics.median(value(run) for run in runs)
+
+
+def document(jobs: Sequence[Job], facts: Facts, sections: Sequence[str]) -> str:
+    """The whole of docs/benchmarks.md; ``sections`` are appended as they are."""
+    parts = ["# Benchmarks", "", _GENERATED, "", _head(facts), "", "## Results in short", ""]
+    parts += [_short(jobs), ""]
+    for job in jobs:
+        parts += [f"## {job.title[0].upper()}{job.title[1:]}: {job.subject}", ""]
+        parts += [_table(job), ""]
+    for section in sections:
+        parts += [section, ""]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def summary(jobs: Sequence[Job]) -> str:
+    """For the terminal: the ratios of every job."""
+    return _short(jobs)
+
+
+def best_of(job: Job, family: str) -> str | None:
+    """The fastest configuration of a tool, by median wall time."""
+    names = [name for name in job.runs if name.startswith(family)]
+    return min(names, key=lambda name: _wall(job, name)) if names else None
+
+
+def _short(jobs: Sequence[Job]) -> str:
+    lines = [
+        "| job | pgrecall | pgBackRest's best | times as fast | against each | stored, relative |",
+        "|---|---|---|---|---|---|",
+    ]
+    for job in jobs:
+        own = next((name for name in job.runs if name.startswith(PGRECALL)), None)
+        if own is None:
+            continue
+        best = best_of(job, PGBACKREST)
+        others = [name for name in job.runs if name != own]
+        against = ", ".join(
+            f"{_brief(name)} {_wall(job, name) / _wall(job, own):.2f}" for name in others
+        )
+        stored = ", ".join(
+            f"{_brief(name)} {_stored(job, own) / _stored(job, name):.2f}"
+            for name in others
+            if _stored(job, name)
+        )
+        beside = f"{_wall(job, best):.2f} s ({best})" if best else "not measured"
+        ratio = f"**{_wall(job, best) / _wall(job, own):.2f}**" if best else ""
+        lines.append(
+            f"| {job.title}: {job.subject} | {_wall(job, own):.2f} s | {beside} | {ratio}"
+            f" | {against} | {stored} |"
+        )
+    return "\n".join(lines)
+
+
+def _table(job: Job) -> str:
+    rounds = max(len(runs) for runs in job.runs.values())
+    has_calls = job.title == "wal push"
+    heading = "| tool | wall s (all rounds) | CPU s | server CPU s | peak MB | stored MB |"
+    rule = "|---|---|---|---|---|---|"
+    if has_calls:
+        heading = (
+            "| tool | wall s (all rounds) | CPU s | peak MB | stored MB | per s | p50, p95 ms |"
+        )
+        rule = "|---|---|---|---|---|---|---|"
+    lines = [f"Medians of {rounds} round{'s' if rounds > 1 else ''}, interleaved.", "", heading]
+    lines.append(rule)
+    for name, runs in job.runs.items():
+        walls = " ".join(f"{run.wall_seconds:.2f}" for run in runs)
+        cells = [
+            name,
+            f"**{_wall(job, name):.2f}** ({walls})",
+            f"{median(runs, lambda run: run.cpu_seconds):.2f}",
+        ]
+        if not has_calls:
+            cells.append(f"{median(runs, lambda run: run.server_cpu_seconds):.2f}")
+        cells.append(f"{median(runs, lambda run: run.peak_bytes) / _MB:.0f}")
+        stored = _stored(job, name) / _MB
+        cells.append(f"{stored:.1f}" if stored else "")
+        if has_calls:
+            calls = sorted(call for run in runs for call in run.calls)
+            cells.append(f"{len(runs[0].calls) / _wall(job, name):.1f}")
+            cells.append(f"{_at(calls, 0.5) * 1000:.0f}, {_at(calls, 0.95) * 1000:.0f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _at(ordered: Sequence[float], share: float) -> float:
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+
+
+def _wall(job: Job, name: str) -> float:
+    return median(job.runs[name], lambda run: run.wall_seconds)
+
+
+def _stored(job: Job, name: str) -> float:
+    return median(job.runs[name], lambda run: run.stored_bytes)
+
+
+def _brief(name: str) -> str:
+    return name.removeprefix(f"{PGBACKREST} ")
+
+
+def _head(facts: Facts) -> str:
+    day = datetime.now(UTC).strftime("%Y-%m-%d")
+    lines = [
+        f"Measured on {day} with `{facts.command}` on {machine(facts.place)}.",
+        "",
+        *(f"- {version}" for version in facts.versions),
+        "",
+        "How it is measured:",
+        "",
+        *(f"- {note}" for note in facts.notes),
+    ]
+    return "\n".join(lines)
+
+
+def machine(place: Path) -> str:
+    """Processor, cores, memory, kernel, file system, in one line."""
+    model = "an unnamed processor"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
+    return (
+        f"{len(os.sched_getaffinity(0))} cores of {model}, {memory:.0f} GiB of memory,"
+        f" Linux {platform.release()}, {_filesystem(place)}, Python {platform.python_version()}"
+    )
+
+
+def _filesystem(place: Path) -> str:
+    """The type of the file system that holds ``place``: the longest mount point that fits."""
+    best, kind = "", "an unknown file system"
+    resolved = str(place.resolve())
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, point, name, *_ = line.split()
+        prefix = point if point.endswith("/") else point + "/"
+        if (resolved + "/").startswith(prefix) and len(point) >= len(best):
+            best, kind = point, name
+    return kind
