@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +25,15 @@ KNOWN = Known(
     orders=10, orders_md5="a", orders_after_point=2, accounts=5, accounts_sum=7, history=3,
     history_sum=7,
 )  # fmt: skip
+
+# What the caller's shell says of other servers is of no concern here.
+OF_OTHER_SERVERS = {
+    "PGHOST": "/nowhere",
+    "PGOPTIONS": "-c nonsense=1",
+    "PGSERVICE": "none",
+    "PGRECALL_CONFIG": "/nowhere",
+    "PGRECALL_SERVERS__MAIN__PORT": "1",
+}
 
 
 @pytest.fixture
@@ -71,7 +79,9 @@ def test_it_tells_the_story_and_proves_it(place: Path, start: Any) -> None:
     assert_nothing_left(place)
 
 
-def test_two_at_a_time_in_json(place: Path, start: Any) -> None:
+def test_two_at_a_time_in_json(place: Path, start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in OF_OTHER_SERVERS.items():
+        monkeypatch.setenv(name, value)
     both = [start("--json"), start("--json")]
     for told in both:
         assert told.wait() == 0, told.text
@@ -93,11 +103,11 @@ def test_two_at_a_time_in_json(place: Path, start: Any) -> None:
     [
         (r"^1  ", signal.SIGINT),
         (r"^2  ", signal.SIGTERM),
-        (r"pgrecall init", signal.SIGINT),
+        pytest.param(r"pgrecall init", signal.SIGINT, marks=pytest.mark.slow),
         (r"^4  ", signal.SIGTERM),
-        (r"^5  ", signal.SIGINT),
+        pytest.param(r"^5  ", signal.SIGINT, marks=pytest.mark.slow),
         (r"segment with the accident", signal.SIGTERM),
-        (r"^8  ", signal.SIGINT),
+        pytest.param(r"^8  ", signal.SIGINT, marks=pytest.mark.slow),
     ],
     ids=["initdb", "load", "restart", "backup", "writes", "restore", "proof"],
 )
@@ -161,21 +171,6 @@ def test_an_empty_directory_is_used_and_left_empty(place: Path, start: Any) -> N
     told.end(signal.SIGINT)
     assert list(directory.iterdir()) == []
     directory.rmdir()
-    assert_nothing_left(place)
-
-
-def test_settings_of_other_servers_are_of_no_concern(place: Path) -> None:
-    strange = {
-        "PGHOST": "/nowhere", "PGOPTIONS": "-c nonsense=1", "PGSERVICE": "none",
-        "PGRECALL_CONFIG": "/nowhere", "PGRECALL_SERVERS__MAIN__PORT": "1",
-    }  # fmt: skip
-    shell = " ".join(f"{name}='{value}'" for name, value in strange.items())
-    command = f"{shell} exec {sys.executable} -m pgrecall demo --scale 1 --json"
-    told = DemoRun(place, argv=["/bin/sh", "-c", command])
-    try:
-        assert told.wait() == 0, told.text
-    finally:
-        told.kill()
     assert_nothing_left(place)
 
 
