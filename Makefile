@@ -18,7 +18,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV PIP_USER PIP_REQUIRE_VIRTUALENV PIP_T
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-matrix test-azure test-slow check format-check lint types layers docs-check \
+.PHONY: help demo test test-matrix test-azure test-slow test-root check format-check lint types layers docs-check \
 	locks-check unit format docs bench bench-million bench-startup lock clean setup
 
 help: ## List the targets.
@@ -48,6 +48,9 @@ test-slow: $(VENV)/.dev ## Run the tests that take long: faults at every call, a
 	$(LAUNCH) pytest -m "slow and not matrix and not azure" $(PYTEST_OPTIONS)
 
 # As root the benchmark runs in a copy of the checkout: its report is carried back.
+test-root: $(VENV)/.dev ## Run what only root can start: the demo from a closed clone.
+	$(PY) -m pytest -q tests/root -p no:cacheprovider $(PYTEST_OPTIONS)
+
 bench: $(VENV)/.dev ## Measure against pgBackRest and pg_basebackup; writes docs/benchmarks.md.
 	@report=$$(mktemp -d) && chmod 0777 "$$report" && trap 'rm -rf "$$report"' EXIT && \
 		$(LAUNCH) benchmarks.run --report "$$report/benchmarks.md" $(BENCH_OPTIONS) && \
@@ -118,6 +121,7 @@ $(VENV)/.created:
 # compiled to bytecode here: the user of PostgreSQL, who runs wal push for every
 # segment, cannot write into this directory, and without bytecode it starts half as fast.
 $(VENV)/.product: $(VENV)/.created requirements.lock $(BUILT_FROM)
+	@echo 'installing pgrecall and an embedded PostgreSQL (half a minute)'
 	$(PY) -m pip install --quiet --require-hashes --requirement requirements.lock
 	$(PY) -m pip install --quiet --no-build-isolation --no-deps --editable .
 	$(PY) -m compileall -q src/pgrecall
