@@ -187,6 +187,7 @@ def test_files_that_vanish_shrink_and_grow_during_the_copy(
     server.sql("DROP TABLE emptied, grown")
 
 
+@pytest.mark.slow
 def test_relation_files_over_one_gibibyte(scene: BackupScene) -> None:
     """Blocks are counted across the files of a relation: .1 begins with block 131072."""
     server = scene.server

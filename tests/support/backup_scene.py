@@ -225,8 +225,8 @@ class BackupScene:
         return target
 
     def temporary_files(self) -> list[str]:
-        """What writers left behind in the repository."""
-        return [found.key for found in self.store.leftovers()]
+        """What writers of backups left behind; a push may be under way beside them."""
+        return [found.key for found in self.store.leftovers() if "/backups/" in found.key]
 
     def assert_server_is_clean(self) -> None:
         """No session of ours, no slot, and no backup under way on the server."""
