@@ -86,7 +86,7 @@ class Product:
             installation,  # type: ignore[arg-type]
             start=False,
             segment_mib=segment_mib,
-            **{"min_wal_size": "8MB", **settings},
+            **{"min_wal_size": f"{8 * segment_mib}MB", **settings},
         )
         product = cls(directory, server)
         server.start()
@@ -217,11 +217,15 @@ class Product:
         server.host, server.port = status.host, status.port
         return server
 
-    def end(self, pgdata: Path) -> None:
+    def stop(self, pgdata: Path) -> None:
+        """Stop the instance of a copy cleanly."""
+        self.end(pgdata, signal.SIGINT)
+
+    def end(self, pgdata: Path, number: signal.Signals = signal.SIGQUIT) -> None:
         """End the instance of a copy, if there is one."""
         pid = running_postmaster(pgdata)
         if pid is not None:
-            os.kill(pid, signal.SIGQUIT)
+            os.kill(pid, number)
             # Its parent, which is this process, never waits for an instance that it let go.
             while running_postmaster(pgdata) == pid:
                 reap(pid)
