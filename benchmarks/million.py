@@ -33,6 +33,7 @@ from pgrecall.backup.run_log import file_entries
 from pgrecall.backup.scan import Scan, scan_data_directory
 from pgrecall.backup.units import Unit, cut_into_units
 from pgrecall.backup.worker import CopySource, WorkerResult
+from pgrecall.errors import PgrecallError
 from pgrecall.model.ids import BACKUP, new_id
 from pgrecall.model.manifest import ManifestRoot, PackEntry, ServerFactsRecord, WalRange
 from pgrecall.repository.manifests import ManifestReader, ManifestWriter
@@ -41,6 +42,7 @@ from pgrecall.restore.contents import Contents
 from pgrecall.restore.writer import FileWriter, PackSource, make_directories
 from pgrecall.store.local import LocalStore
 from pgrecall.system.progress import NoProgress
+from pgrecall.system.signals import signals_as_errors
 
 WANTED_SECONDS = 60.0
 WANTED_BYTES = 250_000_000
@@ -247,17 +249,22 @@ def main(argv: list[str]) -> int:
         return 0
     work = Path(tempfile.mkdtemp(prefix="million-", dir=options.work))
     try:
-        began = time.perf_counter()
-        make_tree(work / "data", options.files)
-        print(
-            f"pgrecall {pgrecall.__version__}: {options.files:,} files"
-            f" made in {time.perf_counter() - began:.0f} s",
-            flush=True,
-        )
-        fits = [_report(step, work, copies=options.copy) for step in ("backup", "restore")]
-        return 0 if all(fits) else 1
+        with signals_as_errors():
+            return _both(work, options.files, copies=options.copy)
+    except PgrecallError as error:
+        print(f"benchmark: {error}", file=sys.stderr)
+        return 1
     finally:
         shutil.rmtree(work)
+
+
+def _both(work: Path, files: int, *, copies: bool) -> int:
+    began = time.perf_counter()
+    make_tree(work / "data", files)
+    seconds = time.perf_counter() - began
+    print(f"pgrecall {pgrecall.__version__}: {files:,} files made in {seconds:.0f} s", flush=True)
+    fits = [_report(step, work, copies=copies) for step in ("backup", "restore")]
+    return 0 if all(fits) else 1
 
 
 def _report(step: str, work: Path, *, copies: bool) -> bool:

@@ -34,7 +34,9 @@ from benchmarks.peers import (
 from benchmarks.phases import phases_section
 from benchmarks.report import Facts, document, summary
 from benchmarks.stages import stages_section
+from pgrecall.errors import PgrecallError
 from pgrecall.postgres.tools import embedded_bin_directory
+from pgrecall.system.signals import signals_as_errors
 
 _SMALL_TABLES = 5_000
 _SPACE_BYTES_PER_SCALE = 80_000_000
@@ -65,8 +67,9 @@ def main(argv: Sequence[str]) -> int:
     """Parse, measure, report."""
     options = _parser().parse_args(argv)
     try:
-        _measure(options, _command(options))
-    except (DatasetError, MeasureError) as error:
+        with signals_as_errors():
+            _measure(options, _command(options))
+    except (DatasetError, MeasureError, PgrecallError) as error:
         print(f"benchmark: {error}", file=sys.stderr)
         return 1
     return 0

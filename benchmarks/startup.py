@@ -20,6 +20,8 @@ from pathlib import Path
 from benchmarks.dataset import Cluster, DatasetError, Programs
 from benchmarks.peers import Pgrecall
 from benchmarks.run import free_port, programs_of
+from pgrecall.errors import PgrecallError
+from pgrecall.system.signals import signals_as_errors
 
 _CALLS = 30
 _WARM_CALLS = 2
@@ -38,8 +40,9 @@ def main(argv: list[str]) -> int:
     programs = programs_of(options.pg_bin, options.pg_share)
     with tempfile.TemporaryDirectory(prefix="startup-", dir=options.work) as directory:
         try:
-            return _measure(Path(directory), programs, options.calls)
-        except DatasetError as error:
+            with signals_as_errors():
+                return _measure(Path(directory), programs, options.calls)
+        except (DatasetError, PgrecallError) as error:
             print(f"benchmark: {error}", file=sys.stderr)
             return 1
 
