@@ -81,7 +81,9 @@ class S3Server:
                 env={"HOME": str(self._directory), "PATH": os.environ.get("PATH", "")},
                 preexec_fn=end_with_parent,  # noqa: PLW1509  # one prctl(2), no locks
             )
-        _await(self, self._ports["filer"], f"/buckets/{BUCKET}/", "POST", {201})
+        _await(self, self._ports["filer"], f"/buckets/{BUCKET}/", "POST", {201, 409})
+        # Written to a volume: until one has registered itself, nothing can be stored.
+        _await(self, self._ports["filer"], "/ready", "PUT", {201})
         _await(self, self._ports["s3"], f"/{BUCKET}/none", "HEAD", {403, 404})
 
     def stop(self) -> None:
@@ -161,7 +163,7 @@ def _await(server: S3Server, port: int, path: str, method: str, wanted: set[int]
             break
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
         try:
-            connection.request(method, path)
+            connection.request(method, path, b"ready" if method == "PUT" else None)
             response = connection.getresponse()
             answer = f"{response.status} {response.read()[:200]!r}"
             if response.status in wanted:

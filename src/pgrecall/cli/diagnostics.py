@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pgrecall.errors import PgrecallError
 
@@ -14,6 +14,16 @@ def wants_json(arguments: Sequence[str]) -> bool:
     words = list(arguments)
     options = words[: words.index("--")] if "--" in words else words
     return "--json" in options
+
+
+def json_line(document: Mapping[str, object]) -> str:
+    """One line of JSON that standard output can take: ASCII where its encoding is no better."""
+    text = json.dumps(document, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        text = json.dumps(document)  # also for names of files that are not Unicode
+    return text + "\n"
 
 
 def report_error(error: PgrecallError, *, as_json: bool) -> int:
@@ -26,7 +36,7 @@ def report_error(error: PgrecallError, *, as_json: bool) -> int:
             "exit_status": error.exit_status,
         }
         document = {"schema": "pgrecall/error/1", "error": content}
-        sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")
+        sys.stdout.write(json_line(document))
         sys.stdout.flush()
     else:
         lines = f"pgrecall: {error.message}\n"

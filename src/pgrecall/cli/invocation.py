@@ -12,6 +12,7 @@ import msgspec
 from pgrecall.app.context import RunContext, Surroundings
 from pgrecall.app.logs import configure_logs
 from pgrecall.cli.approval import Approval
+from pgrecall.cli.diagnostics import json_line
 from pgrecall.cli.progress import choose_progress
 from pgrecall.cli.rendering import render
 from pgrecall.errors import UsageError
@@ -93,6 +94,6 @@ class Invocation:
         """
         if self.flag("json"):
             document = {"schema": f"pgrecall/{schema}", **msgspec.to_builtins(result)}
-            sys.stdout.write(msgspec.json.encode(document).decode() + "\n")
+            sys.stdout.write(json_line(document))
         elif not self.flag("dry_run"):
             render(result, without=_SHOWN_BEFORE)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from pgrecall.cli.diagnostics import report_error, wants_json
+from pgrecall.cli.diagnostics import json_line, report_error, wants_json
 from pgrecall.errors import EXIT_PROVEN_ABSENT, DataDirectoryError, PgrecallError, UsageError
 from pgrecall.settings import ServerSettings, Settings, load_settings
 from pgrecall.wal.fetch import fetch_file
@@ -123,7 +122,10 @@ def _choose(options: TransferOptions) -> tuple[Settings, ServerSettings]:
 
 def _data_directory(server: ServerSettings) -> str:
     """PGDATA: PostgreSQL runs both commands in it; by hand, the settings say where it is."""
-    here = os.getcwd()
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        here = "(a directory that is gone)"
     if os.path.exists(os.path.join(here, "global", "pg_control")):
         return here
     if server.data_directory:
@@ -150,7 +152,7 @@ def _tell(
     """JSON when asked for; otherwise silent, because PostgreSQL logs what is written."""
     if options.as_json:
         document = {"schema": f"pgrecall/wal-{verb}/1", **facts}
-        sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")
+        sys.stdout.write(json_line(document))
     elif settings.log.level == "debug":
         shown = " ".join(f"{key}={value}" for key, value in facts.items())
         sys.stderr.write(f"DEBUG pgrecall.cli.wal_transfer: wal {verb} {shown}\n")

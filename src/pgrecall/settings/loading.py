@@ -60,17 +60,25 @@ def load_settings(
 def searched_paths(environment: Mapping[str, str]) -> list[str]:
     """The files that are looked for when --config is not given, in order."""
     if environment.get(CONFIG_VARIABLE):
-        return [os.path.abspath(environment[CONFIG_VARIABLE])]
+        return [_absolute(environment[CONFIG_VARIABLE])]
     home = environment.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
     return [
-        os.path.abspath("pgrecall.toml"),
+        _absolute("pgrecall.toml"),
         os.path.join(home, "pgrecall", "pgrecall.toml"),
         "/etc/pgrecall/pgrecall.toml",
     ]
 
 
+def _absolute(path: str) -> str:
+    """Absolute; a relative path as it is when the working directory is gone: nothing is there."""
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError:
+        return path
+
+
 def _find_file(config: str | None, environment: Mapping[str, str]) -> str:
-    candidates = [os.path.abspath(config)] if config else searched_paths(environment)
+    candidates = [_absolute(config)] if config else searched_paths(environment)
     for candidate in candidates:
         if os.path.exists(candidate):
             return candidate
@@ -179,10 +187,10 @@ def _located(field: Setting, value: Value, base: str) -> Value:
     if not isinstance(value, str) or not value:
         return value
     if field.is_path:
-        return os.path.abspath(os.path.join(base, os.path.expanduser(value)))
+        return _absolute(os.path.join(base, os.path.expanduser(value)))
     if field.is_secret and value.startswith("file:"):
         path = os.path.expanduser(value.removeprefix("file:"))
-        return "file:" + os.path.abspath(os.path.join(base, path))
+        return "file:" + _absolute(os.path.join(base, path))
     return value
 
 

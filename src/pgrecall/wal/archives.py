@@ -90,7 +90,10 @@ def data_directory_of(path: str, given: str) -> str:
     there counts more than what is configured: a copy that was restored beside
     production runs with production's configuration (fact 2).
     """
-    directory = os.path.dirname(os.path.abspath(path))
+    try:
+        directory = os.path.dirname(os.path.abspath(path))
+    except FileNotFoundError:
+        return given  # a relative path, and the working directory is gone
     if os.path.basename(directory) == "pg_wal":
         parent = os.path.dirname(directory)
         if os.path.exists(f"{parent}/{CONTROL_FILE}"):

@@ -194,7 +194,8 @@ def _opened(path: str, file: WalFile) -> Iterator[Buffer]:
     """The file's content: read, or mapped when it is large."""
     is_segment = file.kind in (SEGMENT, PARTIAL)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # Not blocking: a FIFO would wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise _unreadable(path, error) from error
     try:
