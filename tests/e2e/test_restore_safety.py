@@ -12,7 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from pgrecall.errors import CorruptObjectError, NotOwnerError, RecoveryError
+from pgrecall.errors import (
+    ConfirmationError,
+    CorruptObjectError,
+    NotOwnerError,
+    RecoveryError,
+    WalConflictError,
+)
 from pgrecall.model.targets import Immediate, Latest, ToLsn, ToName, ToTime, ToXid
 from pgrecall.model.wal_files import WalFile
 from pgrecall.postgres.instance import running_postmaster
@@ -94,6 +100,8 @@ def test_take_over_and_recovery_across_the_switch(
     first = oracle.write(3)
     last = oracle.write(3)
     product.switch()
+    clone = tmp_path / "clone"
+    product.restore(clone, ToXid(first.xid), start=True)
     product.approvals.questions.clear()
     new = tmp_path / "new"
     product.restore(new, ToXid(first.xid), take_over=True)
@@ -117,6 +125,11 @@ def test_take_over_and_recovery_across_the_switch(
     owner.sql("SELECT pg_create_restore_point('on_two')")
     owner.sql("INSERT INTO oracle VALUES (101, '')")
     assert product.switch(owner).startswith("00000002")
+    # The clone was promoted to timeline 2 as well: it comes too late.
+    before = product.objects()
+    with pytest.raises(WalConflictError, match="timeline 2"):
+        product.promote(clone, take_over=True)
+    assert product.objects() == before
     for target, wishes, rows in (
         (Latest(), {}, [1, 2, 3, 100, 101]),
         (ToName("on_two"), {}, [1, 2, 3, 100]),
@@ -169,6 +182,12 @@ def test_paused_and_inspected_then_promoted_to_take_over(
     inspected.sql("INSERT INTO oracle VALUES (100, '')")
     inspected.sql("SELECT pg_switch_wal()")
     before = product.objects()
+    words = ("recovery", "promote", "--take-over", "--target-dir", str(copy))
+    assert product.cli(*words).returncode == ConfirmationError.exit_status
+    shown = product.cli(*words, "--dry-run")
+    assert shown.returncode == 0
+    assert "the original server" in shown.stdout
+    assert product.objects() == before
     product.approvals.questions.clear()
     taken = product.promote(copy, take_over=True)
     assert product.approvals.questions == ["Shall this copy replace the server?"]

@@ -36,7 +36,7 @@ class Oracle:
         self._connection = server.connect(autocommit=False)
         with self._connection.transaction():
             self._connection.execute(
-                sql.SQL(f"CREATE TABLE {table} (number int PRIMARY KEY, filler text)")  # type: ignore[arg-type]
+                sql.SQL(f"CREATE TABLE {table} (number int PRIMARY KEY, filler text)")
             )
 
     def write(self, count: int = 1) -> Acknowledged:
@@ -66,7 +66,7 @@ class Oracle:
         xid = self._value("SELECT pg_current_xact_id()::text::bigint")
         with self._connection.transaction():
             self._connection.execute(
-                sql.SQL(f"INSERT INTO {self.table} VALUES (%s, '')"),  # type: ignore[arg-type]
+                sql.SQL(f"INSERT INTO {self.table} VALUES (%s, '')"),
                 (number,),
             )
             child = self._value(
@@ -84,7 +84,7 @@ class Oracle:
         self.acknowledged.append(Acknowledged(number, _short(xid), at, end))
 
     def _value(self, text: str, parameters: tuple[object, ...] | None = None) -> Any:
-        row = self._connection.execute(sql.SQL(text), parameters).fetchone()  # type: ignore[arg-type]
+        row = self._connection.execute(sql.SQL(text), parameters).fetchone()
         assert row is not None
         return row[0]
 

@@ -86,7 +86,7 @@ class Product:
             installation,  # type: ignore[arg-type]
             start=False,
             segment_mib=segment_mib,
-            **{"min_wal_size": f"{8 * segment_mib}MB", **settings},
+            **{"min_wal_size": f"{8 * segment_mib}MB", **settings},  # type: ignore[arg-type]
         )
         product = cls(directory, server)
         server.start()

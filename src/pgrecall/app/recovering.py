@@ -250,7 +250,7 @@ def _take_over(context: RunContext, instance: _Instance, status: RecoveryStatus)
     now = SystemClock().now()
     timeline = status.timeline or 0
     system_identifier = read_control(instance.directory).system_identifier
-    refuse_other_timeline(context, instance.directory, timeline, system_identifier)
+    refuse_other_timeline(context, status.restore_id, timeline, system_identifier)
     names, findings = record_owner(
         context, restore_id=status.restore_id, timeline=timeline, now=now
     )

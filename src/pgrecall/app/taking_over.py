@@ -86,23 +86,28 @@ def record_owner(
 
 
 def refuse_other_timeline(
-    context: RunContext, pgdata: str, timeline: int, system_identifier: int
+    context: RunContext, restore_id: str, timeline: int, system_identifier: int
 ) -> None:
-    """Raise WalConflictError when somebody else's timeline of this number is archived (fact 29)."""
-    own = Path(pgdata, "pg_wal", history_name(timeline))
-    if timeline == 1 or not own.exists():
-        return
+    """Raise WalConflictError when somebody else's timeline of this number is archived (fact 29).
+
+    Two copies that were promoted at one record have equal history files: what
+    tells them apart is who pushed them.
+    """
     for settings in context.repositories:
         if settings.role != "required":
             continue
         store = OpenedRepository(settings, context.environment).store
         server = context.server.name
-        generation = require_generation(store, server, system_identifier, pgdata)
+        generation = require_generation(store, server, system_identifier, "the copy")
         archive = WalArchive(store, server, generation)
-        if archive.has(own.name) and archive.read(own.name) != own.read_bytes():
+        newest = archive.newest(timeline)
+        names = [history_name(timeline), *([newest.name] if newest else [])]
+        for name in names:
+            if not archive.has(name) or archive.writer(name) == restore_id:
+                continue
             raise WalConflictError(
                 f"another server's timeline {timeline} is in {settings.name} already: the copy"
-                f" {pgdata} was promoted to the same number beside it",
+                f" {restore_id} was promoted to the same number beside it",
                 hint="restore the moment once more: the new copy gets a timeline of its own",
             )
 

@@ -73,6 +73,19 @@ class WalArchive:
         except ObjectMissingError as error:
             raise self._missing(name) from error
 
+    def writer(self, name: str) -> str | None:
+        """The restore id of the copy that pushed the file; None: the original server.
+
+        Raises WalMissingError when it is proven absent, CorruptObjectError, StoreError.
+        """
+        identity = open_repository(self.store)
+        key = self._key(name)
+        try:
+            with WalObjectReader(self.store, key, identity.raw_key(), reads_frames=False) as stored:
+                return stored.header.writer
+        except ObjectMissingError as error:
+            raise self._missing(name) from error
+
     # --- timelines ---------------------------------------------------------------
 
     def timelines(self) -> list[int]:

@@ -23,6 +23,7 @@ from pgrecall.model.targets import (
 )
 from pgrecall.model.timelines import TimelineHistory
 from pgrecall.model.wal_files import segment_name
+from pgrecall.model.wal_index import TablespaceCreation
 from pgrecall.restore.replay import ArchiveView, ReplayPath, replay_path
 from pgrecall.restore.stops import Stop, StopFinder, Survey
 
@@ -33,7 +34,8 @@ CLOCK_ALLOWANCE = timedelta(minutes=5)
 class Choice:
     """What was chosen. ``target`` is what PostgreSQL is told: an unreachable-but-harmless
     time becomes Latest. ``needed`` are the segments that recovery reads, ``stop`` the record
-    where it stops (None: the end of the archive, or of the backup)."""
+    where it stops (None: the end of the archive, or of the backup), ``tablespaces`` what is
+    created on the way."""
 
     def __init__(self, backup: Completion, path: ReplayPath, target: RecoveryTarget) -> None:
         self.backup = backup
@@ -42,6 +44,7 @@ class Choice:
         self.stop: Stop | None = None
         self.survey = Survey()
         self.needed: list[str] = path.names
+        self.tablespaces: list[TablespaceCreation] = []
         self.reasons: list[str] = []
 
 
@@ -157,6 +160,8 @@ class Chooser:
         match target:
             case Immediate():
                 choice.needed = _until(path, self._archive.segment_bytes, stop)
+                if not present:
+                    finder.look_until(stop)
             case Latest():
                 self._fit_latest(choice, finder)
             case ToLsn():
@@ -169,6 +174,7 @@ class Chooser:
             case ToName():
                 self._fit_name(choice, finder, target, stop)
         choice.survey = finder.survey
+        choice.tablespaces = _replayed_tablespaces(choice, start, stop)
         return choice
 
     def _fit_latest(self, choice: Choice, finder: StopFinder) -> None:
@@ -318,6 +324,18 @@ def _until(path: ReplayPath, segment_bytes: int, end: Lsn) -> list[str]:
     first = full_end - count * segment_bytes
     wanted = -(-(end - first) // segment_bytes)
     return path.names[: max(0, min(count, wanted))]
+
+
+def _replayed_tablespaces(choice: Choice, start: Lsn, stop: Lsn) -> list[TablespaceCreation]:
+    """What CREATE TABLESPACE replays between the backup's start and where recovery stops."""
+    end = choice.path.end
+    if choice.stop is not None:
+        end = choice.stop.end_lsn
+    elif isinstance(choice.target, ToLsn):
+        end = Lsn(choice.target.lsn + 1)
+    elif isinstance(choice.target, Immediate):
+        end = stop
+    return [made for made in choice.survey.tablespaces if start <= made.lsn < end]
 
 
 def _own_segments(backup: Completion, segment_bytes: int) -> list[str]:

@@ -9,6 +9,7 @@ import msgspec
 
 from pgrecall.errors import DestinationError, SpaceError, UsageError
 from pgrecall.model.manifest import TablespaceEntry
+from pgrecall.model.wal_index import TablespaceCreation
 from pgrecall.postgres.instance import running_postmaster
 from pgrecall.system.filesystems import device_of, free_bytes
 
@@ -100,8 +101,14 @@ def leftover_of(target_dir: str) -> UnfinishedRestore | None:
     try:
         with open(os.path.join(target_dir, UNFINISHED_MARKER), "rb") as file:
             return msgspec.json.decode(file.read(1 << 20), type=UnfinishedRestore)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except PermissionError as error:
+        raise DestinationError(
+            f"{target_dir} cannot be used: {error.strerror}",
+            hint="run the restore as the user that owns the data directory, or choose another"
+            " --target-dir",
+        ) from error
     except (OSError, msgspec.DecodeError) as error:
         raise DestinationError(
             f"{target_dir}/{UNFINISHED_MARKER} cannot be read: {error}",
@@ -146,7 +153,10 @@ def check_directory(directory: str, what: str, *, may_hold: frozenset[str] = fro
     except FileNotFoundError:
         return
     except OSError as error:
-        raise DestinationError(f"{what} {directory} cannot be used: {error.strerror}") from error
+        raise DestinationError(
+            f"{what} {directory} cannot be used: {error.strerror}",
+            hint="name a directory that is empty, or not there yet",
+        ) from error
     if "postmaster.pid" in names:
         pid = running_postmaster(directory)
         if pid is not None:
@@ -162,6 +172,66 @@ def check_directory(directory: str, what: str, *, may_hold: frozenset[str] = fro
             hint="move what is there aside (do not delete it before the restore has worked:"
             " its pg_wal may hold the last minutes of data), or choose another --target-dir",
         )
+
+
+def check_replayed_tablespaces(
+    created: Sequence[TablespaceCreation], restored: Sequence[TablespaceTarget]
+) -> None:
+    """Raise DestinationError unless replaying CREATE TABLESPACE harms nobody.
+
+    PostgreSQL replays it into the very directory that the record names, whatever
+    is there: beside production that is production's own (fact 20), in its place
+    it is what the server left behind. Only an empty directory is harmless, and
+    one that there is not ends the recovery.
+    """
+    places = {(space.oid, os.path.realpath(space.target)) for space in restored}
+    for made in created:
+        if not made.location or (made.oid, os.path.realpath(made.location)) in places:
+            continue
+        try:
+            names = os.listdir(made.location) if made.is_whole else ["?"]
+        except FileNotFoundError:
+            raise DestinationError(
+                f"the WAL creates a tablespace in {made.location} (at {made.lsn}), and there is no"
+                f" such directory: recovery would fail",
+                hint=f"make it, empty, as the user that runs PostgreSQL: mkdir -p {made.location}",
+            ) from None
+        except OSError as error:
+            raise DestinationError(
+                f"the WAL creates a tablespace in {made.location} (at {made.lsn}), which cannot be"
+                f" read: {error.strerror}",
+                hint="recovery uses that directory: let the user that runs PostgreSQL own it",
+            ) from error
+        if names:
+            raise DestinationError(
+                f"the WAL creates a tablespace in {made.location} (at {made.lsn}), which is not"
+                f" empty: the restored server would use, and change, the files that are there",
+                hint=f"beside production: stop before it (--to-lsn {made.lsn} --exclusive), use a"
+                " backup taken since, whose tablespaces can be mapped, or another host; in"
+                f" production's place: move what is in {made.location} aside",
+            )
+
+
+def check_place(target_dir: str, stores: Sequence[str]) -> None:
+    """Raise DestinationError when ``target_dir`` lies inside a data directory or a repository.
+
+    ``stores`` are directories of local repositories.
+    """
+    real = os.path.realpath(target_dir)
+    for store in stores:
+        if os.path.commonpath((real, os.path.realpath(store))) == os.path.realpath(store):
+            raise DestinationError(
+                f"{target_dir} lies inside the repository {store}",
+                hint="choose another --target-dir",
+            )
+    place = real
+    while place != os.path.dirname(place):
+        place = os.path.dirname(place)
+        if os.path.lexists(os.path.join(place, "global", "pg_control")):
+            raise DestinationError(
+                f"{target_dir} lies inside the data directory {place}",
+                hint="choose another --target-dir: a server's directory belongs to it alone",
+            )
 
 
 def check_space(needs: Sequence[tuple[str, int]]) -> None:

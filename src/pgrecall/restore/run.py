@@ -73,6 +73,7 @@ class RestoreRun:
         self._directory = os.path.abspath(job.target_dir)
         self._control = self._find_control()
         self._extra: dict[bytes, bytes] = {}
+        self._is_marked = False
 
     def check_packs(self) -> None:
         """Presence and size of every pack that is needed (fact 38); raises CorruptObjectError."""
@@ -88,14 +89,15 @@ class RestoreRun:
         was written is removed again; a killed process leaves a marker, by
         which the next restore clears the remains.
         """
-        self._prepare()
         try:
+            self._prepare()
             self._write_files()
             self._configure()
             self._write_manifest()
             self._finish()
         except BaseException:
-            clear_directories(self._marked())
+            if self._is_marked:  # until then nothing was written
+                clear_directories(self._marked())
             raise
         log.info("restore written", extra={"directory": self._directory})
 
@@ -107,6 +109,7 @@ class RestoreRun:
             os.makedirs(self._directory, mode=0o700, exist_ok=True)
             marker = UnfinishedRestore(self._job.restore_id, tuple(self._marked()))
             path = os.path.join(self._directory, UNFINISHED_MARKER)
+            self._is_marked = True
             write_durable(path, [msgspec.json.encode(marker)])
             reached("restore.marked")
             os.chmod(self._directory, self._root_mode())

@@ -19,6 +19,7 @@ from pgrecall.model.wal_files import WalFile
 from pgrecall.model.wal_index import (
     ParameterChange,
     RestorePoint,
+    TablespaceCreation,
     Transaction,
     Unfinished,
     WalIndex,
@@ -41,13 +42,14 @@ class Stop:
 
 
 class Survey:
-    """What was seen on the way along a path: the last commit, and the settings that it asks for."""
+    """What was seen on the way along a path: the last commit, and what replaying it asks for."""
 
     def __init__(self) -> None:
         self.last_commit_at: datetime | None = None
         self.last_commit_lsn: Lsn | None = None
         self.last_record: Lsn | None = None
         self.parameters: dict[str, int] = {}
+        self.tablespaces: list[TablespaceCreation] = []
 
     def see(self, index: WalIndex) -> None:
         """Take note of one segment."""
@@ -55,6 +57,7 @@ class Survey:
             self.last_record = index.last_record_lsn
         if index.commit_times is not None:
             self.last_commit_at = datetime_of(index.commit_times.last)
+        self.tablespaces.extend(index.tablespaces)
         for change in index.parameter_changes:
             self.see_parameters(change)
 
@@ -121,6 +124,12 @@ class StopFinder:
             pass
         return self.survey
 
+    def look_until(self, end: Lsn) -> None:
+        """Look at the segments that hold bytes before ``end``."""
+        for window in self._windows():
+            if window[-1].segment_end >= end:
+                break
+
     # --- inside ------------------------------------------------------------------
 
     def _first_transaction(
@@ -164,6 +173,8 @@ class StopFinder:
                 crossing = complete_crossing(window).record
                 if isinstance(crossing, ParameterChange):
                     self.survey.see_parameters(crossing)
+                if isinstance(crossing, TablespaceCreation):
+                    self.survey.tablespaces.append(crossing)
             yield window
             # A record may span several segments; then the window grows.
             if len(window) < 2 or complete_crossing(window).outcome != OPEN:

@@ -22,6 +22,7 @@ from pgrecall.store.base import Store
 from pgrecall.system.durable import WRITE_BYTES
 from pgrecall.system.faults import reached
 from pgrecall.system.filesystems import WriteBack
+from pgrecall.system.held_signals import signals_held
 from pgrecall.system.progress import Progress
 
 _PIECE_BYTES = 4 << 20
@@ -105,7 +106,10 @@ class FileWriter:
         try:
             with ThreadPoolExecutor(workers, thread_name_prefix="restore") as pool:
                 try:
-                    futures = {pool.submit(self._work, queue) for _ in range(workers)}
+                    # A thread that is just being started when a signal comes would be unknown
+                    # to the pool, and go on writing while what was written is removed.
+                    with signals_held():
+                        futures = {pool.submit(self._work, queue) for _ in range(workers)}
                     done, _ = wait(futures, return_when=FIRST_EXCEPTION)
                     if any(future.exception() for future in done):
                         self._stop.set()
