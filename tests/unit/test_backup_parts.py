@@ -590,6 +590,27 @@ def test_segments_are_waited_for_in_order() -> None:
     assert asked == ["a", "a", "b", "b"]
 
 
+def test_the_time_runs_anew_with_each_segment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy archive is no broken one: 0.9 seconds for each of five, with one second allowed."""
+    clock = [0.0]
+
+    def sleep(seconds: float) -> None:
+        clock[0] += 0.3
+
+    monkeypatch.setattr("pgrecall.backup.wal.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("pgrecall.backup.wal.time.sleep", sleep)
+    asked: list[str] = []
+
+    def has(name: str) -> bool:
+        asked.append(name)
+        return asked.count(name) == 4
+
+    await_segments(
+        list("abcde"), has, timeout_seconds=1, watch=lambda: None, archiver=facts_of_archiver
+    )
+    assert clock[0] == pytest.approx(4.5)
+
+
 def test_a_lost_session_ends_the_wait() -> None:
     def lost() -> None:
         raise StoreError("lost")
