@@ -6,7 +6,7 @@ import struct
 
 import google_crc32c
 
-RM_XLOG, RM_XACT, RM_HEAP = 0, 1, 10
+RM_XLOG, RM_XACT, RM_TABLESPACE, RM_HEAP = 0, 1, 5, 10
 MAGIC = {13: 0xD106, 14: 0xD10D, 15: 0xD110, 16: 0xD113, 17: 0xD116, 18: 0xD118}
 
 

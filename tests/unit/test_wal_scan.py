@@ -23,12 +23,21 @@ from pgrecall.model.lsn import Lsn
 from pgrecall.model.wal_index import (
     ParameterChange,
     RestorePoint,
+    TablespaceCreation,
     Transaction,
     WalIndex,
     datetime_of,
     microseconds_of,
 )
-from tests.support.wal_builder import RM_HEAP, RM_XACT, RM_XLOG, WalBuilder, commit, restore_point
+from tests.support.wal_builder import (
+    RM_HEAP,
+    RM_TABLESPACE,
+    RM_XACT,
+    RM_XLOG,
+    WalBuilder,
+    commit,
+    restore_point,
+)
 
 try:
     from pgrecall.codec._native import scan_wal as native_scan
@@ -421,3 +430,46 @@ def test_native_and_python_agree_on_carried_records(cut, size, flip):
                 results.append((one, two))
     half = len(results) // 2
     assert results[:half] == results[half:]
+
+
+def tablespace(oid, location):
+    """Main data of CREATE TABLESPACE's record."""
+    return struct.pack("=I", oid) + location + b"\0"
+
+
+def test_a_new_tablespace_is_in_the_index():
+    built = WalBuilder(START, SEGMENT)
+    long_location = b"/" + b"x" * 1000
+    first, _ = built.add(RM_TABLESPACE, 0x00, tablespace(16400, b"/disks/fast"))
+    built.add(RM_TABLESPACE, 0x10, struct.pack("=I", 16400))
+    second, _ = built.add(RM_TABLESPACE, 0x00, tablespace(16401, long_location))
+    index = scan(built.segments()[0]).index
+    assert index.tablespaces == (
+        TablespaceCreation(first, 16400, "/disks/fast", is_whole=True),
+        TablespaceCreation(second, 16401, long_location.decode(), is_whole=True),
+    )
+    assert not index.checkpoints
+    assert WalIndex.from_bytes(index.to_bytes()).tablespaces == index.tablespaces
+
+
+@pytest.mark.parametrize("before", [8, 32, 120, 400, 800])
+@pytest.mark.parametrize("length", [20, 180, 1000])
+def test_a_new_tablespace_may_cross_the_end_of_a_segment(before, length):
+    built = WalBuilder(START, SEGMENT)
+    location = b"/" + b"y" * length
+    built.fill_to(START + SEGMENT - before)
+    lsn, _ = built.add(RM_TABLESPACE, 0x00, tablespace(16400, location))
+    built.add(RM_HEAP, 0, b"next")
+    found = []
+    indexes = [
+        scan(data, START + number * SEGMENT).index for number, data in enumerate(built.segments())
+    ]
+    for index in indexes:
+        found += index.tablespaces
+    if len(indexes) > 1 and not found:
+        crossing = complete_crossing(indexes[:2])
+        assert crossing.outcome == COMPLETE
+        found.append(crossing.record)
+    assert [(made.lsn, made.oid) for made in found] == [(lsn, 16400)]
+    assert location.decode().startswith(found[0].location)
+    assert found[0].is_whole == (found[0].location == location.decode())

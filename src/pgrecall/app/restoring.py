@@ -26,6 +26,8 @@ from pgrecall.restore.contents import Contents
 from pgrecall.restore.destination import (
     check_directory,
     check_leftover,
+    check_place,
+    check_replayed_tablespaces,
     check_space,
     check_writable,
     leftover_of,
@@ -194,6 +196,9 @@ class _Preparation:
         )
 
     def _check_places(self) -> None:
+        repositories = self.context.settings.repositories_of(self.context.server)
+        check_place(self.target_dir, [one.path for one in repositories if one.store == "local"])
+        check_replayed_tablespaces(self.choice.tablespaces, self.tablespaces)
         if self.leftover is None:
             check_directory(self.target_dir, "the destination")
             for space in self.tablespaces:
@@ -244,7 +249,9 @@ class _Preparation:
                 action=request.action,
             )
         )
-        if any(space.is_in_place for space in self.root.tablespaces):
+        if any(space.is_in_place for space in self.root.tablespaces) or any(
+            not made.location for made in self.choice.tablespaces
+        ):
             # Recovery takes a directory in pg_tblspc for damage otherwise, and ends with PANIC.
             chosen[IN_PLACE_TABLESPACES] = "on"
         return chosen

@@ -331,6 +331,9 @@ static PyObject *crc32c(PyObject *module, PyObject *args)
 
 #define RM_XLOG 0
 #define RM_XACT 1
+#define RM_TABLESPACE 5
+#define TABLESPACE_CREATED 0x05 /* no operation of XLOG: their low half is 0 */
+#define MAXIMUM_SPECIAL 1040u
 #define XLOG_SWITCH 0x40
 #define MAGIC_17 0xD116
 
@@ -591,22 +594,28 @@ static int is_special(uint8_t operation)
            operation == 0x90;
 }
 
-/* Checkpoints, parameter changes, restore points and ends of recovery go to Python as bytes. */
+static int is_tablespace(const uint8_t *record)
+{
+    return record[17] == RM_TABLESPACE && (record[16] & 0xF0) == 0x00;
+}
+
+/* Checkpoints, parameter changes, restore points, ends of recovery and new tablespaces go to
+ * Python as bytes. */
 static int note_special(Walk *w, const uint8_t *record, uint32_t total, uint64_t lsn)
 {
-    uint8_t operation = record[16] & 0xF0;
+    uint8_t operation = is_tablespace(record) ? TABLESPACE_CREATED : record[16] & 0xF0;
     size_t length;
     const uint8_t *data;
     Special *special;
     uint8_t *bytes;
 
-    if (!is_special(operation))
+    if (operation != TABLESPACE_CREATED && !is_special(operation))
         return 0;
     data = main_data(record, total, &length);
     if (data == NULL)
         return 0;
-    if (length > 256)
-        length = 256;
+    if (length > MAXIMUM_SPECIAL)
+        length = MAXIMUM_SPECIAL;
     special = grow(&w->specials, 1, sizeof *special);
     if (special == NULL)
         return -1;
@@ -639,6 +648,8 @@ static int take_record(Walk *w, const uint8_t *record, uint32_t total, uint64_t 
     }
     if (manager == RM_XACT)
         return note_transaction(w, record, total, lsn);
+    if (is_tablespace(record))
+        return note_special(w, record, total, lsn);
     if (manager != RM_XLOG)
         return 0;
     if ((record[16] & 0xF0) == XLOG_SWITCH)
@@ -656,7 +667,7 @@ static int may_matter(const uint8_t *record, size_t length)
     operation = record[16] & 0x70;
     if (record[17] == RM_XACT)
         return operation == 0x00 || operation == 0x20 || operation == 0x30 || operation == 0x40;
-    return record[17] == RM_XLOG && is_special(record[16] & 0xF0);
+    return is_tablespace(record) || (record[17] == RM_XLOG && is_special(record[16] & 0xF0));
 }
 
 static void keep_unfinished(Walk *w, uint64_t lsn, uint32_t total, uint32_t have)

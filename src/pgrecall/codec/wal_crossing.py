@@ -13,7 +13,9 @@ from itertools import pairwise
 from pgrecall.codec.wal_records import (
     RECORD_HEADER_BYTES,
     RM_XLOG,
+    TABLESPACE_CREATED,
     Special,
+    creates_tablespace,
     main_data,
     may_matter,
     parse_special,
@@ -100,6 +102,12 @@ def _parsed(place: tuple[int, int], known: bytes, total_bytes: int, magic: int) 
         if data is None or len(known) < total_bytes:
             return Crossing(UNREADABLE)
         special = parse_special(*place, known[16] & 0xF0, known[data[0] : data[0] + data[1]])
+        return Crossing(COMPLETE, special) if special else Crossing(UNREADABLE)
+    if creates_tablespace(known):
+        data = main_data(known, total_bytes)
+        begun = known[data[0] : data[0] + data[1]] if data is not None else b""
+        # Of a long path the rest may be missing; its beginning is enough to be careful.
+        special = parse_special(*place, TABLESPACE_CREATED, begun)
         return Crossing(COMPLETE, special) if special else Crossing(UNREADABLE)
     ended = transaction_end(known, total_bytes, magic)
     if ended is None:

@@ -1,7 +1,7 @@
 """The few WAL records that matter to a recovery target, from their bytes.
 
 Sources: PostgreSQL's access/xlogrecord.h, access/xact.h, xactdesc.c,
-access/xlog_internal.h and catalog/pg_control.h, versions 13 to 18. Integers
+access/xlog_internal.h, commands/tablespace.h and catalog/pg_control.h, versions 13 to 18. Integers
 are in the byte order of the machine that wrote them, which must be this one's.
 LIGHT.
 """
@@ -15,6 +15,7 @@ from pgrecall.model.wal_index import (
     EndOfRecovery,
     ParameterChange,
     RestorePoint,
+    TablespaceCreation,
 )
 
 RECORD_HEADER_BYTES = 24
@@ -23,6 +24,7 @@ MAXIMUM_RECORD_BYTES = 1020 << 20
 
 RM_XLOG = 0
 RM_XACT = 1
+RM_TABLESPACE = 5
 
 CHECKPOINT_SHUTDOWN = 0x00
 CHECKPOINT_ONLINE = 0x10
@@ -33,7 +35,9 @@ END_OF_RECOVERY = 0x90
 SPECIALS = frozenset(
     (CHECKPOINT_SHUTDOWN, CHECKPOINT_ONLINE, PARAMETER_CHANGE, RESTORE_POINT, END_OF_RECOVERY)
 )
-MAXIMUM_SPECIAL_BYTES = 256
+TABLESPACE_CREATED = 0x05
+"""Stands for a creation of a tablespace; no operation of XLOG: their low halves are 0."""
+MAXIMUM_SPECIAL_BYTES = 1040
 
 _COMMIT, _ABORT, _COMMIT_PREPARED, _ABORT_PREPARED = 0x00, 0x20, 0x30, 0x40
 _COMMITS = frozenset((_COMMIT, _COMMIT_PREPARED))
@@ -56,7 +60,7 @@ _PARAMETERS = struct.Struct("=6i")
 _RECOVERY = struct.Struct("=qII")
 _CHECKPOINT = struct.Struct("=QII48xq")
 
-Special = RestorePoint | ParameterChange | Checkpoint | EndOfRecovery
+Special = RestorePoint | ParameterChange | Checkpoint | EndOfRecovery | TablespaceCreation
 
 
 def main_data(record: bytes, total_bytes: int) -> tuple[int, int] | None:
@@ -90,13 +94,18 @@ def ends_transaction(record: bytes) -> bool:
     return record[17] == RM_XACT and record[16] & _XACT_OPERATION in _ENDS
 
 
+def creates_tablespace(record: bytes) -> bool:
+    """True for the record of CREATE TABLESPACE; its header is enough."""
+    return record[17] == RM_TABLESPACE and record[16] & 0xF0 == 0
+
+
 def may_matter(record: bytes) -> bool:
-    """False when these first bytes of a record prove that no recovery target asks for it."""
+    """False when these first bytes of a record prove that no plan of a recovery asks for it."""
     if len(record) < RECORD_HEADER_BYTES:
         return True
     if record[17] == RM_XLOG:
         return record[16] & 0xF0 in SPECIALS
-    return ends_transaction(record)
+    return ends_transaction(record) or creates_tablespace(record)
 
 
 def transaction_end(
@@ -148,7 +157,15 @@ def _prepared_xid(data: bytes, info: int, magic: int) -> int:
 
 
 def parse_special(lsn: int, end_lsn: int, operation: int, data: bytes) -> Special | None:
-    """The value of an XLOG record of SPECIALS from its main data; None when that is too short."""
+    """The value of an XLOG record of SPECIALS, or of TABLESPACE_CREATED, from its main data.
+
+    None when that is too short.
+    """
+    if operation == TABLESPACE_CREATED and len(data) > _U32.size:
+        path, end, _ = data[_U32.size :].partition(b"\0")
+        location = path.decode("utf-8", "surrogateescape")
+        oid = _U32.unpack_from(data)[0]
+        return TablespaceCreation(lsn, oid, location, is_whole=bool(end))
     if operation == RESTORE_POINT and len(data) >= _POINT.size:
         time, name = _POINT.unpack_from(data)
         text = name.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")

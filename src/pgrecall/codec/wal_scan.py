@@ -27,6 +27,7 @@ from pgrecall.model.wal_index import (
     EndOfRecovery,
     ParameterChange,
     RestorePoint,
+    TablespaceCreation,
     Times,
     Transaction,
     Unfinished,
@@ -234,3 +235,4 @@ def _add_specials(index: WalIndex, specials: list[Special | None]) -> None:
     index.checkpoints = tuple(checkpoints[-MAXIMUM_CHECKPOINTS:])
     index.parameter_changes = tuple(s for s in specials if isinstance(s, ParameterChange))
     index.ends_of_recovery = tuple(s for s in specials if isinstance(s, EndOfRecovery))
+    index.tablespaces = tuple(s for s in specials if isinstance(s, TablespaceCreation))

@@ -19,6 +19,8 @@ from pgrecall.codec.wal_records import (
     RM_XLOG,
     SPECIALS,
     SWITCH,
+    TABLESPACE_CREATED,
+    creates_tablespace,
     main_data,
     may_matter,
     transaction_end,
@@ -274,15 +276,21 @@ class _Walk:
             if ended:
                 time, xid, is_commit = ended
                 self.ended.append((lsn, end, time, xid or 0, int(is_commit)))
+        elif creates_tablespace(record):
+            self._take_special(record, lsn, TABLESPACE_CREATED)
         elif manager == RM_XLOG:
             operation = record[16] & 0xF0
             if operation == SWITCH:
                 return True
-            place = main_data(record, len(record)) if operation in SPECIALS else None
-            if place:
-                data = record[place[0] : place[0] + min(place[1], MAXIMUM_SPECIAL_BYTES)]
-                self.specials.append((lsn, end, operation, data))
+            if operation in SPECIALS:
+                self._take_special(record, lsn, operation)
         return False
+
+    def _take_special(self, record: bytes, lsn: int, operation: int) -> None:
+        place = main_data(record, len(record))
+        if place:
+            data = record[place[0] : place[0] + min(place[1], MAXIMUM_SPECIAL_BYTES)]
+            self.specials.append((lsn, self.end_lsn, operation, data))
 
 
 def _is_whole(record: bytes) -> bool:

@@ -195,6 +195,22 @@ class EndOfRecovery(_Value):
         return datetime_of(self.time)
 
 
+class TablespaceCreation(_Value):
+    """CREATE TABLESPACE: whoever replays it links to ``location``, and uses what lies there.
+
+    ``location`` is UTF-8 with surrogate escapes, empty for a tablespace in
+    place; only its beginning unless ``is_whole``.
+    """
+
+    __slots__ = ("lsn", "oid", "location", "is_whole")  # noqa: RUF023 - the order in JSON
+
+    def __init__(self, lsn: int, oid: int, location: str, *, is_whole: bool) -> None:
+        self.lsn = Lsn(lsn)
+        self.oid = oid
+        self.location = location
+        self.is_whole = is_whole
+
+
 class Times(_Value):
     """Of some records in WAL order: the first and last time, and the least and greatest.
 
@@ -287,6 +303,7 @@ class WalIndex(_Value):
         "segment_bytes",
         "start_lsn",
         "stopped_at",
+        "tablespaces",
         "timeline",
         "unfinished",
     )
@@ -315,6 +332,7 @@ class WalIndex(_Value):
         self.parameter_changes: tuple[ParameterChange, ...] = ()
         self.checkpoints: tuple[Checkpoint, ...] = ()
         self.ends_of_recovery: tuple[EndOfRecovery, ...] = ()
+        self.tablespaces: tuple[TablespaceCreation, ...] = ()
         self.contrecord_bytes = 0
         self.contrecord_head = b""
         self.unfinished: Unfinished | None = None
@@ -378,6 +396,7 @@ _KEYS = {
     "parameter_changes": "parameters",
     "checkpoints": "checkpoints",
     "ends_of_recovery": "ends_of_recovery",
+    "tablespaces": "tablespaces",
     "contrecord_bytes": "contrecord_bytes",
     "contrecord_head": "contrecord_head",
     "unfinished": "unfinished",
@@ -435,6 +454,10 @@ def _index_of(record: dict[str, Any]) -> WalIndex:
     )
     index.ends_of_recovery = tuple(
         EndOfRecovery(_lsn(item[0]), *item[1:4]) for item in record.get("ends_of_recovery", ())
+    )
+    index.tablespaces = tuple(
+        TablespaceCreation(_lsn(item[0]), item[1], item[2], is_whole=item[3])
+        for item in record.get("tablespaces", ())
     )
     index.contrecord_bytes = record.get("contrecord_bytes", 0)
     index.contrecord_head = b64decode(record.get("contrecord_head", ""), validate=True)
