@@ -313,3 +313,66 @@ def test_dry_run_writes_nothing(story: Story, copy: Path) -> None:
     assert finished.returncode == 0, finished.stderr
     assert f"commit of transaction {story.middle.xid}" in finished.stdout
     assert not copy.exists()
+
+
+# --- the tablespaces that replay makes ------------------------------------------------
+
+
+@pytest.fixture
+def product(pg_factory: ServerFactory, tmp_path: Path) -> Iterator[Product]:
+    made = Product.start(pg_factory, tmp_path, autovacuum="off")
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def test_a_tablespace_made_after_the_backup_is_not_shared(product: Product, tmp_path: Path) -> None:
+    """Replay links to the directory that the record names: production's own (fact 20)."""
+    server, place = product.server, tmp_path / "later"
+    backup = product.backup()
+    place.mkdir()
+    server.sql(f"CREATE TABLESPACE later LOCATION '{place}'")
+    server.sql("CREATE TABLE inside TABLESPACE later AS SELECT 1 AS number")
+    product.switch()
+    server.sql("CHECKPOINT")
+    before = tree(place)
+    with pytest.raises(DestinationError, match=str(place)) as caught:
+        product.restore(tmp_path / "copy", start=True)
+    assert not (tmp_path / "copy").exists()
+    lsn = caught.value.hint.split("--to-lsn ")[1].split()[0]
+    early = product.restore(tmp_path / "early", ToLsn(Lsn.parse(lsn), inclusive=False), start=True)
+    assert early.started is not None and early.started.state == "open"
+    product.restore(tmp_path / "immediate", Immediate(), backup_id=backup.backup_id)
+    assert tree(place) == before
+
+    newer = product.backup()
+    mapping = {str(place): str(tmp_path / "mapped")}
+    mapped = product.restore(tmp_path / "mapped-copy", start=True, tablespace_map=mapping)
+    assert mapped.plan.backup_id == newer.backup_id
+    assert tree(place) == before
+
+    server.stop()
+    place.rename(tmp_path / "aside")
+    with pytest.raises(DestinationError, match="no such directory") as caught:
+        product.restore(tmp_path / "copy", backup_id=backup.backup_id)
+    assert f"mkdir -p {place}" in caught.value.hint
+    place.mkdir()
+    result = product.restore(tmp_path / "copy", backup_id=backup.backup_id, start=True)
+    assert result.started is not None
+    assert product.connected(tmp_path / "copy").value("SELECT number FROM inside") == 1
+
+
+# --- places that belong to others -----------------------------------------------------
+
+
+def test_places_inside_others(story: Story, tmp_path: Path) -> None:
+    pgdata = story.product.server.pgdata
+    error = story.refused(DestinationError, Latest(), pgdata / "base" / "inside")
+    assert str(pgdata) in error.message
+    error = story.refused(DestinationError, Latest(), Path(story.product.repository.path, "in"))
+    assert "inside the repository" in error.message
+    (tmp_path / "file").write_text("mine")
+    error = story.refused(DestinationError, Latest(), tmp_path / "file")
+    assert "Not a directory" in error.message
+    assert (tmp_path / "file").read_text() == "mine"

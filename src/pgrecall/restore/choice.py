@@ -332,7 +332,7 @@ def _replayed_tablespaces(choice: Choice, start: Lsn, stop: Lsn) -> list[Tablesp
     if choice.stop is not None:
         end = choice.stop.end_lsn
     elif isinstance(choice.target, ToLsn):
-        end = Lsn(choice.target.lsn + 1)
+        end = Lsn(choice.target.lsn + int(choice.target.inclusive))
     elif isinstance(choice.target, Immediate):
         end = stop
     return [made for made in choice.survey.tablespaces if start <= made.lsn < end]
