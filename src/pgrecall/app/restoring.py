@@ -258,8 +258,8 @@ class _Preparation:
 
     def _verify_wal(self) -> None:
         self.context.progress.phase("verify WAL")
-        own = set() if not self.choice.backup.has_wal else set(self.choice.needed)
-        names = [name for name in self.choice.needed if name not in own or self.archive.has(name)]
+        own = self.choice.path.unarchived
+        names = [name for name in self.choice.needed if name not in own]
         with ThreadPoolExecutor(_WAL_READERS, thread_name_prefix="verify-wal") as pool:
             for _ in pool.map(self._read_segment, names):
                 pass

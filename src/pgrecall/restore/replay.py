@@ -43,7 +43,8 @@ class ReplayPath:
 
     ``names`` are in the order of replay. ``end`` is the first byte that cannot
     be read. ``missing`` names the segment there; ``beyond`` the newest segment
-    of the path after it (empty: the archive simply ends).
+    of the path after it (empty: the archive simply ends). ``unarchived`` are
+    segments that only the backup itself holds.
     """
 
     def __init__(self, history: TimelineHistory, names: list[str], end: Lsn) -> None:
@@ -51,6 +52,7 @@ class ReplayPath:
         self.names = names
         self.end = end
         self.missing = ""
+        self.unarchived: frozenset[str] = frozenset()
         self.beyond = ""
 
     @property
@@ -69,13 +71,15 @@ def replay_path(
     """
     size = archive.segment_bytes
     at = Lsn(start - start % size)
-    have: set[str] = set(present)
+    have: set[str] = set()
     lowest = segment_name(1, at, size)
     for timeline in (*(switch.timeline for switch in history.switches), history.timeline):
         end = history.end_of(timeline)
         if end is None or end > at:
             have.update(segment.name for segment in archive.segments(timeline, lowest))
     path = ReplayPath(history, [], at)
+    path.unarchived = frozenset(present) - have
+    have |= path.unarchived
     while True:
         wanted = archive.candidates(history, at)
         found = next((name for name in wanted if name in have), None)

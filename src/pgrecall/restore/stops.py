@@ -166,7 +166,9 @@ class StopFinder:
     def _windows(self) -> Iterator[list[WalIndex]]:
         """For each segment its index, behind those that leave a record unfinished towards it."""
         window: list[WalIndex] = []
-        for _, index in self._archive.indexes(self._path.names):
+        # What only the backup holds ends where it stops: no target lies in there.
+        archived = [name for name in self._path.names if name not in self._path.unarchived]
+        for _, index in self._archive.indexes(archived):
             self.survey.see(index)
             window.append(index)
             if len(window) > 1:
