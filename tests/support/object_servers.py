@@ -54,7 +54,8 @@ class S3Server:
         grpc_ports = dict(zip(names, ports[len(names) :], strict=True))
         self._command = [
             weed_binary(), "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={data}",
-            "-master.telemetry=false", "-master.volumeSizeLimitMB=256", "-volume.max=64",
+            "-master.telemetry=false", "-master.electionTimeout=500ms",
+            "-master.heartbeatInterval=100ms", "-master.volumeSizeLimitMB=256", "-volume.max=64",
             "-volume.preStopSeconds=0", "-volume.minFreeSpace=100MiB",
             "-filer", "-s3", f"-s3.config={config}", "-s3.autoCreateBucket=false",
             "-s3.iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0",

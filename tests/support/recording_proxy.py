@@ -90,14 +90,15 @@ class _Handler(BaseHTTPRequestHandler):
                 content = answer.read()
             finally:
                 connection.close()
-            self.send_response_only(answer.status)
-            for name, value in answer.getheaders():
-                if name.lower() not in {"connection", "transfer-encoding", "content-length"}:
-                    self.send_header(name, value)
-            length = answer.getheader("Content-Length") if self.command == "HEAD" else None
-            self.send_header("Content-Length", length or str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+        # No longer under way: with the answer in hand, the client may ask for the next.
+        self.send_response_only(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in {"connection", "transfer-encoding", "content-length"}:
+                self.send_header(name, value)
+        length = answer.getheader("Content-Length") if self.command == "HEAD" else None
+        self.send_header("Content-Length", length or str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
 
     do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _pass_on
 
