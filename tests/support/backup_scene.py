@@ -34,7 +34,7 @@ from pgrecall.store.local import LocalStore
 from pgrecall.system.clock import SystemClock
 from pgrecall.system.progress import NoProgress
 from pgrecall.wal.commands import archive_command
-from tests.support.postgresql import PostgresServer
+from tests.support.postgresql import Installation, PostgresServer, ServerFactory
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = str(Path(pgrecall.__file__).parents[1])
@@ -241,6 +241,23 @@ class BackupScene:
         assert self.server.sql("SELECT slot_name FROM pg_replication_slots") == []
         if self.server.installation.major < 15:
             assert self.server.value("SELECT pg_is_in_backup()") is False
+
+
+def started(
+    factory: ServerFactory, directory: Path, installation: Installation | None = None
+) -> PostgresServer:
+    """A restored directory, started and through its recovery."""
+    server = factory.adopt(directory, installation)
+    server.start()
+    server.wait_until(
+        lambda: not server.value("SELECT pg_is_in_recovery()"), "the recovery is over"
+    )
+    return server
+
+
+def relation(server: PostgresServer, table: str) -> str:
+    """Path of a table's first file below PGDATA."""
+    return str(server.value("SELECT pg_relation_filepath(%s)", table))
 
 
 def read_files(store: Store, server: str, backup: Completion) -> dict[bytes, bytes]:

@@ -1,0 +1,126 @@
+"""What a backup refuses, what it plans, and configuration outside of PGDATA."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pgrecall.backup.external import external_files
+from pgrecall.backup.plan import BackupWishes, plan_backup
+from pgrecall.errors import (
+    DataDirectoryError,
+    IdentityError,
+    PostgresRightsError,
+    UnsupportedServerError,
+)
+from pgrecall.postgres.control import ControlData
+from pgrecall.postgres.facts import ServerFacts, ServerRights
+
+PAGE = 8192
+SEGMENT = 1 << 24
+
+
+def server(**changes: object) -> ServerFacts:
+    fields: dict[str, object] = {
+        "version_num": 180006, "version": "18.6", "data_directory": "/pgdata",
+        "config_file": "/etc/p/postgresql.conf", "hba_file": "/etc/p/pg_hba.conf",
+        "ident_file": "", "system_identifier": 77, "timeline": 1, "is_in_recovery": False,
+        "wal_level": "replica", "archive_mode": "on", "archive_command": "x",
+        "archive_library": "", "segment_bytes": SEGMENT, "block_bytes": PAGE,
+        "relation_segment_blocks": 131072, "has_checksums": True, "tablespaces": (),
+        "shared_preload_libraries": (), "collation_versions": {}, "settings": {"port": "5432"},
+        "pending_restart": (), "configuration_files": (),
+    }  # fmt: skip
+    return ServerFacts(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def rights(**changes: object) -> ServerRights:
+    fields: dict[str, object] = {
+        "role": "r", "is_superuser": False, "can_backup": True, "can_switch_wal": False,
+        "can_create_restore_point": False, "can_read_all_settings": False,
+        "can_replicate": False,
+    }  # fmt: skip
+    return ServerRights(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+class Control:
+    """What the plan asks of pg_control."""
+
+    def __init__(self, *, system_identifier: int = 77, is_stopped: bool = False) -> None:
+        self.system_identifier = system_identifier
+        self.is_stopped = is_stopped
+
+
+def wishes(**changes: object) -> BackupWishes:
+    fields: dict[str, object] = {
+        "server": "main", "repository": "one", "data_directory": "/pgdata", "checkpoint": "fast",
+        "compression": "zstd", "level": 1, "workers": 2, "with_wal": False,
+    }  # fmt: skip
+    return BackupWishes(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def planned(
+    facts: ServerFacts, *, control: Control | None = None, role: ServerRights | None = None,
+    with_wal: bool = False,
+) -> object:  # fmt: skip
+    made: ControlData = control or Control()  # type: ignore[assignment]
+    return plan_backup(wishes(with_wal=with_wal), facts, role or rights(), made)
+
+
+def test_a_plan_says_what_will_be_done() -> None:
+    plan = plan_backup(wishes(), server(), rights(), Control())  # type: ignore[arg-type]
+    assert (plan.kind, plan.source, plan.checks_pages, plan.findings) == ("full", "local", True, ())
+    assert len(plan.reasons) == 2
+    unchecked = plan_backup(
+        wishes(), server(has_checksums=False), rights(), Control()  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert [finding.code for finding in unchecked.findings] == ["page-checksums-off"]
+    assert not unchecked.checks_pages
+
+
+def test_a_plan_refuses_with_what_to_do() -> None:
+    for facts, error, why in (
+        (server(version_num=120022), UnsupportedServerError, "older than 13"),
+        (server(is_in_recovery=True), UnsupportedServerError, "in recovery"),
+        (server(wal_level="minimal"), UnsupportedServerError, "wal_level=minimal"),
+        (server(archive_mode="off"), UnsupportedServerError, "archive_mode=off"),
+        (server(system_identifier=78), IdentityError, "the server at port 5432 is 78"),
+    ):
+        with pytest.raises(error, match=why) as caught:
+            planned(facts)
+        assert caught.value.hint
+    with pytest.raises(UnsupportedServerError, match="wal_level=minimal"):
+        planned(server(wal_level="minimal"), with_wal=True, role=rights(can_replicate=True))
+    with pytest.raises(PostgresRightsError, match="may not start a backup"):
+        planned(server(), role=rights(can_backup=False))
+    with pytest.raises(PostgresRightsError, match="may not reserve WAL"):
+        planned(server(), with_wal=True)
+    with pytest.raises(DataDirectoryError, match="is a copy"):
+        planned(server(), control=Control(is_stopped=True))
+    planned(server(archive_mode="off"), with_wal=True, role=rights(can_replicate=True))
+
+
+def test_configuration_outside_of_pgdata(tmp_path: Path) -> None:
+    pgdata, etc = tmp_path / "pgdata", tmp_path / "etc"
+    pgdata.mkdir()
+    etc.mkdir()
+    (etc / "postgresql.conf").write_text("port = 1\n")
+    (etc / "extra.conf").write_bytes(b"x" * ((4 << 20) + 1))
+    (pgdata / "pg_hba.conf").symlink_to(etc / "postgresql.conf")
+    (tmp_path / "link").symlink_to(pgdata)
+    facts = server(
+        data_directory=str(tmp_path / "link"),
+        config_file=str(etc / "postgresql.conf"),
+        hba_file=str(tmp_path / "link" / "pg_hba.conf"),
+        ident_file=str(etc / "missing.conf"),
+        configuration_files=(str(etc / "postgresql.conf"), str(etc / "extra.conf")),
+    )
+    files, findings = external_files(facts, str(pgdata))
+    assert [(file.role, file.path, file.content) for file in files] == [
+        ("config", str(etc / "postgresql.conf"), b"port = 1\n")
+    ]
+    assert {(finding.subject, finding.code) for finding in findings} == {
+        (str(etc / "missing.conf"), "configuration-left-out"),
+        (str(etc / "extra.conf"), "configuration-left-out"),
+    }
