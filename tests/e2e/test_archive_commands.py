@@ -15,9 +15,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -32,73 +31,9 @@ from pgrecall.errors import (
     WalFormatError,
 )
 from pgrecall.wal.commands import restore_command
-from tests.support.wal_scene import Scene, build_segments
+from tests.support.archive_scene import DESTINATION, Archive
 
 ABSENT = "0000000100000000000000FF"
-DESTINATION = "pg_wal/RECOVERYXLOG"
-
-
-class Archive(Scene):
-    """A scene, and the program as PostgreSQL runs it: in PGDATA, with an environment."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.config = path / "pgrecall.toml"
-        self.write_config()
-        ((self.name, self.content),) = build_segments(1).items()
-        self.write(self.name, self.content)
-        self.environment = {"PATH": os.environ["PATH"], "HOME": str(path)}
-
-    def write_config(self, more: str = "") -> None:
-        self.config.write_text(
-            "[servers.main]\n"
-            f"data_directory = {json.dumps(str(self.pgdata), ensure_ascii=False)}\n"
-            '[wal]\nretry_seconds = 0\n[repositories.one]\nstore = "local"\n'
-            f"path = {json.dumps(str(self.path / 'one'), ensure_ascii=False)}\n{more}",
-            encoding="utf-8",
-        )
-
-    def start(self, *words: str, **options: Any) -> subprocess.Popen[str]:
-        """The program with ``--config``; options of Popen, ``env`` on top of the usual."""
-        environment: Mapping[str, str] = options.pop("env", {})
-        program = options.pop("program", pgrecall_command())
-        return subprocess.Popen(
-            [*program, "--config", str(self.config), *words],
-            **{
-                "cwd": self.pgdata,
-                "env": {**self.environment, **environment},
-                "stdin": subprocess.DEVNULL,
-                "stdout": subprocess.PIPE,
-                "stderr": subprocess.PIPE,
-                "text": True,
-                **options,
-            },
-        )
-
-    def run(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        process = self.start(*words, **options)
-        out, err = process.communicate(timeout=60)
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-    def push_it(self, **options: Any) -> subprocess.CompletedProcess[str]:
-        """As archive_command: a path relative to PGDATA."""
-        return self.run("wal", "push", f"pg_wal/{self.name}", **options)
-
-    def fetch_it(self, name: str = "", **options: Any) -> subprocess.CompletedProcess[str]:
-        """As restore_command."""
-        return self.run("wal", "fetch", name or self.name, DESTINATION, **options)
-
-    @property
-    def delivered(self) -> Path:
-        return self.pgdata / DESTINATION
-
-    @property
-    def is_archived(self) -> bool:
-        return self.object_path(self.name).exists()
-
-    def leftovers(self) -> list[str]:
-        """What lies in pg_wal beside the segment."""
-        return sorted({path.name for path in (self.pgdata / "pg_wal").iterdir()} - {self.name})
 
 
 @pytest.fixture
@@ -364,14 +299,17 @@ def test_a_push_beside_one_that_hangs(archive: Archive) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["tomllib", "blake3", "json", "hashlib", "pgrecall", "encodings", "google_crc32c"]
+    ("module", "breaks"),
+    [
+        (module, breaks)
+        for module in ("tomllib", "blake3", "json", "hashlib", "google_crc32c")
+        for breaks in ("raise ImportError('no')", "1 / 0", "raise SystemExit(0)")
+    ]
+    # Before the first line of ours, the status is Python's own.
+    + [(module, "1 / 0") for module in ("pgrecall", "encodings")],
 )
-@pytest.mark.parametrize("breaks", ["raise ImportError('no')", "1 / 0", "raise SystemExit(0)"])
 def test_modules_that_are_broken(archive: Archive, module: str, breaks: str) -> None:
     """A crash is neither success nor "absent", and through the generated command it is 200."""
-    is_first = module in {"pgrecall", "encodings"}
-    if is_first and "SystemExit" in breaks:
-        pytest.skip("before the first line of ours, Python's status is its own")
     broken = archive.path / "broken"
     broken.mkdir()
     (broken / f"{module}.py").write_text(breaks + "\n")
@@ -537,75 +475,3 @@ def test_through_a_symbolic_link(archive: Archive) -> None:
     archive.environment["PATH"] = f"{links}:/usr/bin:/bin"
     assert archive.fetch_it(program=["pgrecall"]).returncode == 0
     assert archive.delivered.read_bytes() == archive.content
-
-
-# --- completion --------------------------------------------------------------------------
-
-
-def completed(words: str, tmp_path: Path) -> list[str]:
-    """What bash offers for a line, with the script loaded as the help says."""
-    program = " ".join(f"'{word}'" for word in pgrecall_command())
-    (tmp_path / "pgrecall").write_text(f'#!/bin/sh\nexec {program} "$@"\n')
-    (tmp_path / "pgrecall").chmod(0o755)
-    script = """
-        eval "$(pgrecall completion bash)" || exit 9
-        complete -p pgrecall | grep -q -- '-F _pgrecall_completion' || exit 8
-        read -ra COMP_WORDS <<< "$1"
-        [[ $1 == *' ' ]] && COMP_WORDS+=("")
-        COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
-        _pgrecall_completion pgrecall "${COMP_WORDS[COMP_CWORD]}" x
-        printf '%s\\n' "${COMPREPLY[@]}"
-    """
-    finished = subprocess.run(
-        ["/bin/bash", "--norc", "-c", script, "bash", words],
-        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 0, finished
-    assert finished.stderr == ""
-    return finished.stdout.split()
-
-
-@pytest.mark.parametrize(
-    ("words", "wanted"),
-    [
-        ("pgrecall back", ["backup", "backups"]),
-        ("pgrecall backups ", ["list", "show"]),
-        ("pgrecall wal p", ["push"]),
-        ("pgrecall restore --to-t", ["--to-time"]),
-        ("pgrecall restore --action ", ["promote", "pause", "shutdown"]),
-        ("pgrecall --log-level d", ["debug"]),
-        ("pgrecall completion ", ["bash", "zsh", "fish"]),
-    ],
-)
-def test_bash_completes(words: str, wanted: list[str], tmp_path: Path) -> None:
-    assert completed(words, tmp_path) == wanted
-
-
-@pytest.mark.parametrize(
-    ("shell_name", "environment"),
-    [
-        ("zsh", {"_PGRECALL_COMPLETE": "zsh_complete", "COMP_WORDS": "pgrecall backups "}),
-        ("fish", {"_PGRECALL_COMPLETE": "fish_complete", "COMP_WORDS": "pgrecall backups "}),
-    ],
-)
-def test_other_shells_are_answered(shell_name: str, environment: dict[str, str]) -> None:
-    """The answers that the scripts ask for; the scripts name them."""
-    call: Callable[..., subprocess.CompletedProcess[str]] = subprocess.run
-    script = call(
-        [*pgrecall_command(), "completion", shell_name], capture_output=True, text=True, check=True
-    ).stdout
-    assert f"_PGRECALL_COMPLETE={environment['_PGRECALL_COMPLETE']}" in script
-    cword = "" if shell_name == "fish" else "2"
-    answer = call(
-        pgrecall_command(),
-        env={**os.environ, **environment, "COMP_CWORD": cword},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert "list" in answer
-    assert "show" in answer
-    assert "push" not in answer
