@@ -10,6 +10,7 @@ from pgrecall.backup.pack_sink import PackFactory, PackSink
 from pgrecall.backup.units import Unit
 from pgrecall.backup.worker import CopySource, CopyWorker, WorkerResult
 from pgrecall.system.faults import reached
+from pgrecall.system.held_signals import signals_held
 from pgrecall.system.progress import Progress
 
 _WATCH_SECONDS = 1.0
@@ -39,10 +40,14 @@ class CopyPool:
         """Copy all units; returns what each worker did. Raises the first failure."""
         queue = iter(units)
         with ThreadPoolExecutor(self._workers, thread_name_prefix="copy") as pool:
-            futures = [pool.submit(self._work, queue) for _ in range(self._workers)]
             try:
+                # A thread that is just being started when a signal comes would be unknown
+                # to the pool, and go on copying after the run has ended.
+                with signals_held():
+                    futures = [pool.submit(self._work, queue) for _ in range(self._workers)]
                 self._supervise(futures)
             except BaseException:
+                # Inside: leaving the pool waits for its threads, so they must know first.
                 self._source.stopped.set()
                 raise
         return [future.result() for future in futures]
