@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -219,6 +220,21 @@ def test_a_fault_after_the_call_has_taken_effect() -> None:
     with pytest.raises(StoreError):
         store.delete("a")
     assert memory.head("a") is None
+
+
+def test_what_a_lost_answer_has_opened_is_closed(tmp_path: Path) -> None:
+    """Nobody else could: no temporary file and no descriptor stays behind."""
+    local = LocalStore(str(tmp_path))
+    local.put("a", [b"x"])
+    plan = [Fault("after", method="writer"), Fault("after", method="reader")]
+    store = FaultyStore(local, plan)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(StoreError, match="injected"):
+        store.writer("b")
+    assert list(local.leftovers()) == []
+    with pytest.raises(StoreError, match="injected"):
+        store.reader("a")
+    assert os.listdir("/proc/self/fd") == before
 
 
 @pytest.mark.parametrize("is_local", [False, True])

@@ -78,7 +78,7 @@ class FaultyStore:
         return self._store("put", key, parts)
 
     def writer(self, key: str) -> ObjectWriter:
-        writer = self.call("writer", key, lambda: self._inner.writer(key))
+        writer = self._opened("writer", key, self._inner.writer, lambda lost: lost.discard())
         if isinstance(writer, BufferedWriter):
             return BufferedWriter(lambda key, parts: self._store("commit", key, parts), key)
         return FaultyWriter(self, writer, key)
@@ -87,7 +87,8 @@ class FaultyStore:
         return self.call("read", key, lambda: self._inner.read(key, start, length))
 
     def reader(self, key: str) -> ObjectReader:
-        return FaultyReader(self, self.call("reader", key, lambda: self._inner.reader(key)), key)
+        reader = self._opened("reader", key, self._inner.reader, lambda lost: lost.close())
+        return FaultyReader(self, reader, key)
 
     def head(self, key: str) -> ObjectInfo | None:
         return self.call("head", key, lambda: self._inner.head(key))
@@ -145,6 +146,20 @@ class FaultyStore:
         """What a fault does once the call has taken effect."""
         if fault is not None and fault.kind in {"after", "torn"}:
             raise fault.error()
+
+    def _opened(
+        self, method: str, key: str, action: Callable[[str], T], drop: Callable[[T], None]
+    ) -> T:
+        """What ``action`` opens; where its answer is lost, nobody but us can drop it."""
+        fault = self.next_fault(method, key)
+        self.before(fault)
+        opened = action(key)
+        try:
+            self.after(fault)
+        except BaseException:
+            drop(opened)
+            raise
+        return opened
 
     def _store(self, method: str, key: str, parts: Sequence[Buffer]) -> bool:
         fault = self.next_fault(method, key)
