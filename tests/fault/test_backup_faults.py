@@ -230,9 +230,14 @@ def take(scene: BackupScene) -> Completion | None:
 
 @pytest.mark.parametrize(
     ("kind", "in_memory"),
-    [*((kind, True) for kind in ("before", "after", "torn", "lie")), ("before", False),
-     ("torn", False)],
-)  # fmt: skip
+    [
+        *((kind, True) for kind in ("before", "after", "torn", "lie")),
+        *(
+            pytest.param(kind, False, marks=pytest.mark.slow)
+            for kind in ("before", "after", "torn", "lie")
+        ),
+    ],
+)
 def test_each_call_fails_in_turn(
     scene: BackupScene, monkeypatch: pytest.MonkeyPatch, kind: Kind, in_memory: bool
 ) -> None:
@@ -247,8 +252,6 @@ def test_each_call_fails_in_turn(
         is_change = method in {"put", "commit", "write"}
         if kind == "lie" and not is_change:
             continue  # a lie about a question is the fault "corrupt", which digests answer
-        if kind in {"after", "torn"} and method == "writer":
-            continue  # the writer that it made would be lost with its temporary file
         if method != "write" or number % 11 == 0:  # frames are many and alike
             chosen.append(number)
     for number in chosen:
