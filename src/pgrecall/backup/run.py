@@ -78,6 +78,9 @@ class BackupRun:
         When it returns, the backup exists and is durable. When it raises, the
         server holds no backup open and the catalog is as before; packs of the
         failed run stay behind without a completion record, which readers ignore.
+        One exception: where the store took the completion record, and its answer or
+        the reading back was lost, or a signal came right then, the run raises although
+        a whole backup may exist under ``backup_id``: listed, and good for a restore.
         """
         began = self._tools.clock.monotonic()
         with (
