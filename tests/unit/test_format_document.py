@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+
+import pytest
 
 from pgrecall.model.findings import Finding
 from pgrecall.model.manifest import (
@@ -32,20 +35,25 @@ SERVER = "shop"
 NOW = datetime(2026, 11, 22, 20, 16, 37, tzinfo=UTC)
 
 
-def store_backup(store: Store) -> dict[str, bytes]:
-    """A backup of three files: one over two frames, two small ones in one frame."""
+def store_backup(store: Store, compression: str) -> dict[bytes, bytes]:
+    """A backup of four files: one over two frames, three small ones in one frame.
+
+    The name of one is not UTF-8.
+    """
     contents = {
-        "PG_VERSION": b"18\n",
-        "base/1/1259": bytes(range(256)) * 5000,
-        "global/1262": b"small",
+        b"PG_VERSION": b"18\n",
+        b"base/1/1259": bytes(range(256)) * 5000,
+        b"global/1262": b"small",
+        b"global/\xff\xfe latin": b"odd",
     }
     header = PackHeader(repository_id="r", server=SERVER, backup_id=BACKUP, number=0)
-    pack = PackWriter(store.writer(layout.pack_key(SERVER, BACKUP, 0)), header, "zstd", 1)
-    big = contents["base/1/1259"]
+    pack = PackWriter(store.writer(layout.pack_key(SERVER, BACKUP, 0)), header, compression, 1)
+    big = contents[b"base/1/1259"]
     pack.add(big[: 1 << 20], [(b"base/1/1259", 0, 1 << 20)])
     pack.add(big[1 << 20 :], [(b"base/1/1259", 1 << 20, len(big) - (1 << 20))])
-    small = contents["PG_VERSION"] + contents["global/1262"]
-    pack.add(small, [(b"PG_VERSION", 0, 3), (b"global/1262", 0, 5)])
+    names = (b"PG_VERSION", b"global/1262", b"global/\xff\xfe latin")
+    small = b"".join(contents[name] for name in names)
+    pack.add(small, [(name, 0, len(contents[name])) for name in names])
     with pack.finish() as writer:
         assert writer.commit()
         size = writer.size
@@ -53,20 +61,25 @@ def store_backup(store: Store) -> dict[str, bytes]:
     manifest.add_packs([PackEntry(0, size, pack.footer_digest)])
     manifest.add_files(_entries(contents))
     stored = manifest.finish(_root(manifest))
-    Catalog(store, SERVER).add(_completion(stored))
+    Catalog(store, SERVER).add(_completion(stored, compression))
     return contents
 
 
-def _entries(contents: dict[str, bytes]) -> list[FileEntry]:
+def _entries(contents: dict[bytes, bytes]) -> list[FileEntry]:
     runs = {
-        "PG_VERSION": Run(0, 2, 0, 0, 3),
-        "base/1/1259": Run(0, 0, 0, 0, len(contents["base/1/1259"])),
-        "global/1262": Run(0, 2, 3, 0, 5),
+        b"PG_VERSION": Run(0, 2, 0, 0, 3),
+        b"base/1/1259": Run(0, 0, 0, 0, len(contents[b"base/1/1259"])),
+        b"global/1262": Run(0, 2, 3, 0, 5),
+        b"global/\xff\xfe latin": Run(0, 2, 8, 0, 3),
     }
     entries = [FileEntry(name, "d", 0o700, 0, 0, 0) for name in ("base", "base/1", "global")]
     for name, run in runs.items():
-        entries.append(FileEntry(name, "f", 0o600, 0, 0, 0, run.length, 0, (run,)))
-    return sorted(entries, key=lambda entry: entry.path.split("/"))
+        text = name.decode(errors="replace")
+        raw_path = "" if text.encode() == name else name.hex()
+        entries.append(
+            FileEntry(text, "f", 0o600, 0, 0, 0, run.length, 0, (run,), raw_path=raw_path)
+        )
+    return sorted(entries, key=lambda entry: entry.path_bytes().split(b"/"))
 
 
 def _root(manifest: ManifestWriter) -> ManifestRoot:
@@ -101,7 +114,7 @@ def _root(manifest: ManifestWriter) -> ManifestRoot:
     )
 
 
-def _completion(stored: StoredManifest) -> Completion:
+def _completion(stored: StoredManifest, compression: str) -> Completion:
     return Completion(
         backup_id=BACKUP,
         repository_id="r",
@@ -120,18 +133,19 @@ def _completion(stored: StoredManifest) -> Completion:
         completed_at=NOW,
         duration_seconds=1.0,
         label="test",
-        compression="zstd:1",
+        compression=f"{compression}:1",
         has_wal=False,
-        totals=Totals(files=3, directories=3, raw_bytes=0, stored_bytes=0, packs=1),
+        totals=Totals(files=4, directories=3, raw_bytes=0, stored_bytes=0, packs=1),
         manifest_bytes=stored.root_bytes,
         manifest_digest=stored.root_digest,
     )
 
 
-def test_the_recipe_restores_every_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compression", ["zstd", "lz4", "none"])
+def test_the_recipe_restores_every_file(tmp_path: Path, compression: str) -> None:
     root = tmp_path / "repository"
     root.mkdir()
-    contents = store_backup(LocalStore(str(root)))
+    contents = store_backup(LocalStore(str(root)), compression)
     (recipe,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
     target = tmp_path / "restored"
     target.mkdir()
@@ -142,7 +156,7 @@ def test_the_recipe_restores_every_file(tmp_path: Path) -> None:
         capture_output=True,
     )
     assert {
-        str(path.relative_to(target)): path.read_bytes()
+        os.fsencode(path.relative_to(target)): path.read_bytes()
         for path in target.rglob("*")
         if path.is_file()
     } == contents
