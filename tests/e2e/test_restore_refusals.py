@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from pgrecall.errors import (
@@ -24,6 +25,7 @@ from pgrecall.model.targets import Immediate, Latest, RecoveryTarget, ToLsn, ToN
 from pgrecall.model.wal_files import WalFile, segment_name
 from pgrecall.repository import layout
 from pgrecall.restore import destination
+from pgrecall.restore.claim import claimed
 from tests.support.oracle import Oracle
 from tests.support.postgresql import Installation, ServerFactory, Templates
 from tests.support.product import Product
@@ -376,3 +378,36 @@ def test_places_inside_others(story: Story, tmp_path: Path) -> None:
     error = story.refused(DestinationError, Latest(), tmp_path / "file")
     assert "Not a directory" in error.message
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_place_that_another_restore_fills(
+    story: Story, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both found it empty. The second must not clear away what the first has made."""
+    product = story.product
+
+    def approve(plan: msgspec.Struct, *, question: str = "") -> bool:
+        monkeypatch.undo()
+        product.restore(copy, Immediate(), tablespace_map=story.mapping)
+        return True
+
+    monkeypatch.setattr(product, "approvals", approve)
+    other = {str(story.tablespace): str(copy) + "-tablespace"}
+    try:
+        with pytest.raises(DestinationError, match="is not empty"):
+            product.restore(copy, Immediate(), tablespace_map=other)
+        assert (copy / "global" / "pg_control").exists()
+        assert any(Path(story.mapping[str(story.tablespace)]).iterdir())
+    finally:
+        shutil.rmtree(story.mapping[str(story.tablespace)])
+
+
+def test_a_place_that_another_restore_is_writing_to(story: Story, copy: Path) -> None:
+    for place in (copy, Path(story.mapping[str(story.tablespace)])):
+        with (
+            claimed([str(place)]),
+            pytest.raises(DestinationError, match=f"another restore is writing to {place}"),
+        ):
+            story.product.restore(copy, Immediate(), tablespace_map=story.mapping)
+        assert not list(copy.iterdir())
+        place.rmdir()

@@ -40,7 +40,7 @@ from pgrecall.restore.recovery_settings import (
     raised_parameters,
     recovery_settings,
 )
-from pgrecall.restore.run import RestoreJob, RestoreRun, clear_directories
+from pgrecall.restore.run import RestoreJob, RestoreRun
 from pgrecall.restore.writer import PackSource
 from pgrecall.system.clock import SystemClock
 from pgrecall.system.memory import keep_freed_memory
@@ -157,9 +157,7 @@ class _Preparation:
         run.check_packs()
         if self.request.verify_wal:
             self._verify_wal()
-        if self.leftover is not None:
-            clear_directories([self.target_dir, *self.leftover.directories])
-        run.run()
+        run.run(self.leftover)
         seconds = time.monotonic() - began
         started = None
         if self.request.start:

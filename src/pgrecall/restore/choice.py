@@ -160,8 +160,7 @@ class Chooser:
         match target:
             case Immediate():
                 choice.needed = _until(path, self._archive.segment_bytes, stop)
-                if not present:
-                    finder.look_until(stop)
+                finder.look_until(stop)
             case Latest():
                 self._fit_latest(choice, finder)
             case ToLsn():

@@ -14,9 +14,16 @@ import msgspec
 from pgrecall.codec.crc import crc32c
 from pgrecall.errors import CorruptObjectError, DestinationError, RestoreError
 from pgrecall.model.manifest import ManifestRoot
+from pgrecall.restore.claim import claimed
 from pgrecall.restore.configuration import configuration_files, included_directories
 from pgrecall.restore.contents import Contents
-from pgrecall.restore.destination import UNFINISHED_MARKER, TablespaceTarget, UnfinishedRestore
+from pgrecall.restore.destination import (
+    UNFINISHED_MARKER,
+    TablespaceTarget,
+    UnfinishedRestore,
+    check_directory,
+    leftover_of,
+)
 from pgrecall.restore.server_manifest import write_server_manifest
 from pgrecall.restore.writer import FileWriter, PackSource, make_directories, write_failed
 from pgrecall.system.durable import fsync_directory, write_durable
@@ -81,14 +88,37 @@ class RestoreRun:
         for index in self._contents.packs():
             self._source.check(index)
 
-    def run(self) -> None:
-        """Write everything.
+    def run(self, clears: UnfinishedRestore | None = None) -> None:
+        """Write everything, in place of what the interrupted restore ``clears`` left behind.
 
         Durable, and startable, when it returns: pg_control is written last, so
         that an interrupted restore can never be started. When it raises, what
         was written is removed again; a killed process leaves a marker, by
-        which the next restore clears the remains.
+        which the next restore clears the remains. Raises DestinationError, and
+        touches nothing, when another restore has begun to use the place.
         """
+        try:
+            with claimed(self._marked()):
+                self._clear(clears)
+                self._write()
+        except OSError as error:
+            raise write_failed(os.fsencode(error.filename or self._directory), error) from error
+        log.info("restore written", extra={"directory": self._directory})
+
+    # --- phases --------------------------------------------------------------------
+
+    def _clear(self, clears: UnfinishedRestore | None) -> None:
+        if leftover_of(self._directory) != clears:
+            raise DestinationError(
+                f"{self._directory} was used by another restore since this one was planned",
+                hint="look at what is there, then run this again or choose another --target-dir",
+            )
+        if clears is not None:
+            clear_directories([self._directory, *clears.directories])
+        for directory in self._marked():
+            check_directory(directory, "the directory")
+
+    def _write(self) -> None:
         try:
             self._prepare()
             self._write_files()
@@ -99,14 +129,10 @@ class RestoreRun:
             if self._is_marked:  # until then nothing was written
                 clear_directories(self._marked())
             raise
-        log.info("restore written", extra={"directory": self._directory})
-
-    # --- phases --------------------------------------------------------------------
 
     def _prepare(self) -> None:
         self._progress.phase("prepare")
         try:
-            os.makedirs(self._directory, mode=0o700, exist_ok=True)
             marker = UnfinishedRestore(self._job.restore_id, tuple(self._marked()))
             path = os.path.join(self._directory, UNFINISHED_MARKER)
             self._is_marked = True
@@ -115,7 +141,6 @@ class RestoreRun:
             os.chmod(self._directory, self._root_mode())
             os.makedirs(os.path.join(self._directory, "pg_tblspc"), mode=0o700, exist_ok=True)
             for space in self._job.tablespaces:
-                os.makedirs(space.target, mode=0o700, exist_ok=True)
                 os.symlink(
                     os.path.abspath(space.target),
                     os.path.join(self._directory, "pg_tblspc", str(space.oid)),
