@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pgrecall.errors import CheckFailedError
+from pgrecall.check import probes
+from pgrecall.errors import CheckFailedError, InterruptedRunError
+from pgrecall.repository.wal_archive import WalArchive
 from tests.e2e.command_line import CommandLine, Scene, objects
 from tests.support.postgresql import Installation, ServerFactory
 
@@ -217,3 +219,16 @@ def test_a_damaged_segment_is_noticed(scene: Scene, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("pgrecall.check.archiving._original", spoiled)
     assert "archived-segment-differs" in scene.failures()
+
+
+@pytest.mark.parametrize(
+    "step", [(probes, "ask_server"), (WalArchive, "has"), (WalArchive, "read")]
+)
+def test_an_interruption_is_no_finding(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, step: tuple[object, str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise InterruptedRunError("ended by SIGTERM")
+
+    monkeypatch.setattr(*step, interrupted)
+    assert scene.cli("check").status == InterruptedRunError.exit_status

@@ -12,9 +12,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from pgrecall.app import restoring
 from pgrecall.errors import (
     BackupNotFoundError,
     DestinationError,
+    InterruptedRunError,
     PgrecallError,
     SpaceError,
     TargetUnreachableError,
@@ -411,3 +413,19 @@ def test_a_place_that_another_restore_is_writing_to(story: Story, copy: Path) ->
             story.product.restore(copy, Immediate(), tablespace_map=story.mapping)
         assert not list(copy.iterdir())
         place.rmdir()
+
+
+def test_an_interrupted_start_says_what_is_left(
+    story: Story, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise InterruptedRunError("ended by SIGINT", hint="what was begun is put back")
+
+    monkeypatch.setattr(restoring, "start_restored", interrupted)
+    try:
+        with pytest.raises(InterruptedRunError, match=f"{copy} is restored") as caught:
+            story.product.restore(copy, Immediate(), tablespace_map=story.mapping, start=True)
+        assert f"pg_ctl -D {copy} start" in caught.value.hint
+        assert "put back" not in caught.value.hint
+    finally:
+        shutil.rmtree(story.mapping[str(story.tablespace)])

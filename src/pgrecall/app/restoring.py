@@ -14,7 +14,12 @@ from pgrecall.app.opened import OpenedRepository, main_repository
 from pgrecall.app.requests import RestoreRequest
 from pgrecall.app.starting import CopyPlace, Started, choose_place, start_restored
 from pgrecall.app.taking_over import record_owner
-from pgrecall.errors import BackupNotFoundError, PostgresRightsError, UsageError
+from pgrecall.errors import (
+    BackupNotFoundError,
+    InterruptedRunError,
+    PostgresRightsError,
+    UsageError,
+)
 from pgrecall.model.findings import Finding
 from pgrecall.model.ids import RESTORE, new_id
 from pgrecall.model.manifest import Completion, ManifestRoot
@@ -161,9 +166,7 @@ class _Preparation:
         seconds = time.monotonic() - began
         started = None
         if self.request.start:
-            started = start_restored(
-                self.context, self.request, self.root, self.target_dir, place=place
-            )
+            started = self._start(place)
         findings: tuple[Finding, ...] = ()
         if self.request.take_over:
             # Not before recovery has worked, where we see it: until now the old one archives.
@@ -184,6 +187,18 @@ class _Preparation:
         )
 
     # --- parts ---------------------------------------------------------------------
+
+    def _start(self, place: CopyPlace | None) -> Started:
+        try:
+            return start_restored(
+                self.context, self.request, self.root, self.target_dir, place=place
+            )
+        except InterruptedRunError as error:
+            raise InterruptedRunError(
+                f"{error.message} while it recovered; {self.target_dir} is restored, and stopped",
+                hint=f"to let the recovery go on: pg_ctl -D {self.target_dir} start;"
+                " to restore again, remove the directory first",
+            ) from error
 
     def _choose(self) -> Choice:
         chooser = Chooser(self.archive, self.backups, now=self.clock.now())

@@ -11,7 +11,12 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from pgrecall.check.plan import CheckFacts, backup_functions
-from pgrecall.errors import DataDirectoryError, PgrecallError, StoreError
+from pgrecall.errors import (
+    DataDirectoryError,
+    InterruptedRunError,
+    PgrecallError,
+    StoreError,
+)
 from pgrecall.model.findings import Finding, Severity
 from pgrecall.postgres.actions import archiver_facts
 from pgrecall.postgres.connection import Connection
@@ -30,7 +35,9 @@ _FREE_SHARE = 0.05
 
 
 def failed(error: PgrecallError, severity: Severity = "fail", subject: str = "") -> Finding:
-    """An error as a finding."""
+    """An error as a finding; raises InterruptedRunError again, which says nothing of a server."""
+    if isinstance(error, InterruptedRunError):
+        raise error
     return Finding(
         severity=severity,
         code=error.code,
