@@ -69,6 +69,16 @@ def test_backups_are_listed_oldest_first(store: MemoryStore) -> None:
         catalog.get("../other")
 
 
+def test_backups_of_one_second_are_listed_by_the_servers_clock(store: MemoryStore) -> None:
+    """Their identities differ by chance only."""
+    catalog = Catalog(store, SERVER)
+    later = datetime(2026, 11, 22, 20, 16, 37, 900_000, tzinfo=UTC)
+    catalog.add(completion("b-20261122T201637Z-aaaa", stopped_at=later))
+    earlier = later.replace(microsecond=100_000)
+    catalog.add(completion("b-20261122T201637Z-zzzz", stopped_at=earlier))
+    assert [backup.stopped_at for backup in catalog.complete()] == [earlier, later]
+
+
 def test_backups_without_a_completion_record_do_not_exist(store: MemoryStore) -> None:
     catalog = filled(store)
     begun = "b-20261122T201639Z-zzzz"
