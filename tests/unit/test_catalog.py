@@ -71,7 +71,7 @@ def test_backups_are_listed_oldest_first(store: MemoryStore) -> None:
 
 def test_backups_of_one_second_are_listed_by_the_servers_clock(store: MemoryStore) -> None:
     """Their identities differ by chance only."""
-    catalog = Catalog(store, SERVER)
+    catalog = Catalog(store, "main")
     later = datetime(2026, 11, 22, 20, 16, 37, 900_000, tzinfo=UTC)
     catalog.add(completion("b-20261122T201637Z-aaaa", stopped_at=later))
     earlier = later.replace(microsecond=100_000)
