@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,11 @@ from pgrecall.errors import (
     WalConflictError,
     WalFormatError,
 )
-from pgrecall.model.wal_files import history_name
+from pgrecall.model.wal_files import history_name, segment_name
 from pgrecall.repository.identity import System, add_generation, add_owner
 from pgrecall.wal import push as push_module
 from pgrecall.wal.push import ALREADY_STORED, CREATED, push_file
+from tests.support.wal_builder import RM_TABLESPACE, WalBuilder
 from tests.support.wal_scene import NOW, SYSTEM, Scene, build_segments
 
 HISTORY_2 = b"1\t0/3080000\tno recovery target specified\n"
@@ -369,4 +371,32 @@ def test_large_segments_are_mapped(scene: Scene, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(push_module, "_LARGEST_READ", 1 << 19)
     ((name, content),) = build_segments(1).items()
     assert scene.push_new(name, content).outcome == CREATED
+    assert scene.fetched(name) == content
+
+
+def test_a_copy_does_not_replay_a_tablespace_into_a_directory_in_use(tmp_path: Path) -> None:
+    """It arrived after the plan; production's directory of that name is not the copy's."""
+    scene = Scene(tmp_path)
+    used, empty = tmp_path / "used", tmp_path / "empty"
+    empty.mkdir()
+    used.mkdir()
+    (used / "PG_18_202506291").mkdir()
+    builder = WalBuilder(start=3 << 20)
+    for oid, place in ((16400, empty), (16401, used), (16402, tmp_path / "absent")):
+        data = struct.pack("=I", oid) + os.fsencode(place) + b"\0"
+        builder.add(RM_TABLESPACE, 0x00, data)
+    builder.fill_to((3 << 20) + 500_000)
+    (content,) = builder.segments()
+    name = segment_name(1, 3 << 20, 1 << 20)
+    scene.push_new(name, content)
+    assert scene.fetched(name) == content  # the original server may have it
+    scene.mark_copy(scene.pgdata, "x-20261122T201637Z-7k3q")
+    (scene.pgdata / "pg_wal" / "RECOVERYXLOG").unlink()
+    with pytest.raises(DestinationError, match="used") as caught:
+        scene.fetch(name)
+    assert "--exclusive" in caught.value.hint
+    assert not (scene.pgdata / "pg_wal" / "RECOVERYXLOG").exists()
+    links = scene.pgdata / "pg_tblspc"
+    links.mkdir()
+    (links / "16401").symlink_to(used)  # replayed once already: the directory is its own
     assert scene.fetched(name) == content

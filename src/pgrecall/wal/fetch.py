@@ -17,20 +17,23 @@ from pgrecall.codec.wal_scan import read_segment_header
 from pgrecall.errors import (
     DestinationError,
     IdentityError,
+    InterruptedRunError,
     ObjectMissingError,
     PgrecallError,
     SpaceError,
     WalFormatError,
 )
 from pgrecall.model.wal_files import PARTIAL, SEGMENT, WalFile
+from pgrecall.model.wal_index import WalIndex
 from pgrecall.repository import layout
 from pgrecall.repository.identity import (
     Generation,
     latest_generation,
     open_repository,
+    read_copy_marker,
     require_generation,
 )
-from pgrecall.repository.wal_objects import WalObjectReader
+from pgrecall.repository.wal_objects import WalObjectReader, read_index
 from pgrecall.settings.collection import Settings
 from pgrecall.settings.sections import ServerSettings
 from pgrecall.store.base import Store
@@ -45,6 +48,7 @@ from pgrecall.wal.archives import (
     data_directory_of,
     first_of,
 )
+from pgrecall.wal.shared_places import refuse_shared_tablespaces
 
 
 class FetchResult:
@@ -83,7 +87,8 @@ def fetch_file(
     SpaceError (cannot write), WalFormatError (no such name) at once.
     """
     file = WalFile(name)
-    control = control_of(data_directory_of(destination, pgdata))
+    pgdata = data_directory_of(destination, pgdata)
+    control = control_of(pgdata)
     system_identifier = control.system_identifier if control is not None else None
     failures: list[PgrecallError] = []
     for repository in settings.repositories_of(server):
@@ -92,8 +97,10 @@ def fetch_file(
             chosen = Question(store, partial(_generation, store, server.name, system_identifier))
             archive = Archive(repository.name, store, open_repository(store))
             generation = chosen.answer()
+            if file.kind == SEGMENT and pgdata and read_copy_marker(pgdata) is not None:
+                _check_tablespaces(archive, server.name, generation, file, pgdata)
             size = _fetch_from(archive, server.name, generation, file, destination)
-        except (DestinationError, SpaceError):
+        except (DestinationError, InterruptedRunError, SpaceError):
             raise
         except PgrecallError as error:
             failures.append(error)
@@ -143,6 +150,19 @@ def _fetch_from(
             _remove(aside)
             raise
         return stored.header.raw_bytes
+
+
+def _check_tablespaces(
+    archive: Archive, server: str, generation: Generation, file: WalFile, pgdata: str
+) -> None:
+    """For a restored copy: see refuse_shared_tablespaces."""
+    key = layout.wal_key(server, generation.number, file)
+    try:
+        index = read_index(archive.store, key)
+    except ObjectMissingError:
+        return  # whether it is absent is found out, and said, by the fetch itself
+    if index:
+        refuse_shared_tablespaces(pgdata, file.name, WalIndex.from_bytes(index))
 
 
 def _check_header(

@@ -21,6 +21,7 @@ from pgrecall.errors import (
     CorruptObjectError,
     DataDirectoryError,
     IdentityError,
+    InterruptedRunError,
     ObjectMissingError,
     PgrecallError,
     SettingsError,
@@ -176,6 +177,8 @@ def push_file(
                 store = archive_store(settings, repository, environment, is_anchored=is_local)
                 outcome = _push_to(settings, server.name, (repository.name, store), source)
                 result.outcomes.append(outcome)
+            except InterruptedRunError:
+                raise
             except PgrecallError as error:
                 if repository.role == "required":
                     failures.append(error)

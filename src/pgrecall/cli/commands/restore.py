@@ -53,7 +53,7 @@ _HIGHEST_TIMELINE = (1 << 32) - 1
 @click.option("--timeline", type=click.IntRange(1, _HIGHEST_TIMELINE), help="[default: planned]")
 @click.option("--action", type=click.Choice(("promote", "pause", "shutdown")), default="promote")
 @click.option("--backup", "backup_id", default="", metavar="ID", help="[default: planned]")
-@click.option("--target-dir", default="", type=click.Path(), help="[default: data_directory]")
+@click.option("--target-dir", type=click.Path(), help="[default: data_directory]")
 @click.option("--tablespace-map", multiple=True, metavar="OLD=NEW", help="For each tablespace.")
 @click.option("--standby", is_flag=True, help="Make a standby: standby.signal.")
 @click.option("--start", is_flag=True, help="Start it, wait for the end of recovery, report.")
@@ -73,6 +73,11 @@ def command(
     The plan is shown first. A target that cannot be reached is refused with the
     reason and the nearest one that can, before a byte is written.
     """
+    if options["target_dir"] == "":
+        raise UsageError(
+            "--target-dir is empty",
+            hint="name a directory; to restore into the server's own, leave the option out",
+        )
     target = _target(options)
     values = {
         name: value

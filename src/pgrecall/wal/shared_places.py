@@ -1,0 +1,42 @@
+"""A copy must not replay CREATE TABLESPACE into a directory that somebody else uses (light).
+
+PostgreSQL replays the creation into the very directory that the record names:
+it drops what lies there under its own version's name, and links to it
+(tablespace.c, create_tablespace_directories). Beside production that would be
+production's own tablespace (fact 20). The plan of a restore looks for such
+records; this is for those that arrive after the plan was made.
+"""
+
+from __future__ import annotations
+
+import os
+
+from pgrecall.errors import DestinationError
+from pgrecall.model.wal_index import WalIndex
+
+
+def refuse_shared_tablespaces(pgdata: str, name: str, index: WalIndex) -> None:
+    """Raise DestinationError when replaying segment ``name`` would take a directory in use.
+
+    ``pgdata`` is the copy's. A directory that the copy links to already is its
+    own: recovery was begun before. One that is absent or empty harms nobody.
+    """
+    for made in index.tablespaces:
+        if not made.location:
+            continue  # in place: inside of the copy
+        link = os.path.join(pgdata, "pg_tblspc", str(made.oid))
+        if os.path.islink(link) and os.path.realpath(link) == os.path.realpath(made.location):
+            continue
+        try:
+            holds = bool(os.listdir(made.location)) if made.is_whole else True
+        except FileNotFoundError:
+            continue
+        except OSError:
+            holds = True
+        if holds:
+            raise DestinationError(
+                f"{name} creates a tablespace in {made.location} (at {made.lsn}), which is in use:"
+                f" the copy {pgdata} would change the files that are there",
+                hint=f"stop before it (--to-lsn {made.lsn} --exclusive), restore from a backup"
+                " taken since, whose tablespaces can be mapped, or restore on another host",
+            )
