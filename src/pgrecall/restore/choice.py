@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from pgrecall.errors import BackupNotFoundError, TargetUnreachableError
+from pgrecall.model.findings import Finding
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.manifest import Completion
 from pgrecall.model.targets import (
@@ -24,6 +25,7 @@ from pgrecall.model.targets import (
 from pgrecall.model.timelines import TimelineHistory
 from pgrecall.model.wal_files import segment_name
 from pgrecall.model.wal_index import TablespaceCreation
+from pgrecall.restore.branches import later_branches
 from pgrecall.restore.replay import ArchiveView, ReplayPath, replay_path
 from pgrecall.restore.stops import Stop, StopFinder, Survey
 
@@ -45,6 +47,7 @@ class Choice:
         self.survey = Survey()
         self.needed: list[str] = path.names
         self.tablespaces: list[TablespaceCreation] = []
+        self.findings: list[Finding] = []
         self.reasons: list[str] = []
 
 
@@ -82,6 +85,9 @@ class Chooser:
             raise self._no_backup(history, backup_id)
         choice = self._first_fitting(candidates, history, target, is_fixed=bool(backup_id))
         self._explain(choice, history, timeline)
+        if timeline is None and isinstance(target, Latest):
+            last = choice.survey.last_commit_at
+            choice.findings += later_branches(self._archive, history, last)
         return choice
 
     # --- timelines -----------------------------------------------------------------

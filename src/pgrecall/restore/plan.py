@@ -102,7 +102,7 @@ def plan_restore(
         archiving=archiving,
         action="stays a standby" if wishes.is_standby else wishes.action,
         reasons=tuple(reasons),
-        findings=(*damaged, *_findings(root)),
+        findings=(*damaged, *choice.findings, *_findings(root)),
     )
 
 
