@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import struct
@@ -22,7 +23,7 @@ from pgrecall.errors import (
     WalFormatError,
 )
 from pgrecall.model.wal_files import history_name, segment_name
-from pgrecall.repository.identity import System, add_generation, add_owner
+from pgrecall.repository.identity import COPY_MARKER, System, add_generation, add_owner
 from pgrecall.wal import push as push_module
 from pgrecall.wal.push import ALREADY_STORED, CREATED, push_file
 from tests.support.wal_builder import RM_TABLESPACE, WalBuilder
@@ -396,6 +397,10 @@ def test_a_copy_does_not_replay_a_tablespace_into_a_directory_in_use(tmp_path: P
         scene.fetch(name)
     assert "--exclusive" in caught.value.hint
     assert not (scene.pgdata / "pg_wal" / "RECOVERYXLOG").exists()
+    marker = {"restore_id": "x-20261122T201637Z-7k3q", "planned_to": "0/400000"}
+    (scene.pgdata / COPY_MARKER).write_text(json.dumps(marker))
+    assert scene.fetched(name) == content  # the plan has seen it, and stops before it
+    scene.mark_copy(scene.pgdata, "x-20261122T201637Z-7k3q")
     links = scene.pgdata / "pg_tblspc"
     links.mkdir()
     (links / "16401").symlink_to(used)  # replayed once already: the directory is its own

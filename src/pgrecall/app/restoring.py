@@ -156,6 +156,7 @@ class _Preparation:
             settings=settings,
             signal="standby.signal" if self.request.standby else "recovery.signal",
             workers=self.context.settings.restore.workers or 2 * (os.cpu_count() or 1),
+            planned_to=self.choice.looked_to(self.archive.segment_bytes),
             now=now,
         )
         run = RestoreRun(job, self.root, self.contents, self.source, progress=self.context.progress)

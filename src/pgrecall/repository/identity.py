@@ -24,7 +24,9 @@ from pgrecall.errors import (
     NotOwnerError,
     ObjectMissingError,
     RepositoryError,
+    UsageError,
 )
+from pgrecall.model.lsn import Lsn
 from pgrecall.repository import layout
 from pgrecall.repository.records import (
     Record,
@@ -268,6 +270,31 @@ def read_copy_marker(pgdata: str) -> str | None:
     Raises DataDirectoryError when the marker is there and cannot be read: a copy
     must not pass for the original because of that.
     """
+    marker = _read_marker(pgdata)
+    if marker is None:
+        return None
+    restore_id = marker.get("restore_id")
+    if not isinstance(restore_id, str) or not restore_id:
+        raise _bad_marker(f"{pgdata}/{COPY_MARKER}")
+    return restore_id
+
+
+def copy_planned_to(pgdata: str) -> Lsn | None:
+    """Up to where the plan of the restore that made this copy has looked at the WAL.
+
+    None when ``pgdata`` is no copy; 0 where the marker does not say. Raises
+    DataDirectoryError as read_copy_marker.
+    """
+    marker = _read_marker(pgdata)
+    if marker is None:
+        return None
+    try:
+        return Lsn.parse(str(marker.get("planned_to", "0/0")))
+    except UsageError as error:
+        raise _bad_marker(f"{pgdata}/{COPY_MARKER}") from error
+
+
+def _read_marker(pgdata: str) -> dict[str, object] | None:
     path = f"{pgdata}/{COPY_MARKER}"
     try:
         with open(path, "rb") as file:
@@ -277,12 +304,12 @@ def read_copy_marker(pgdata: str) -> str | None:
     except OSError as error:
         raise DataDirectoryError(f"cannot read {path}: {error.strerror}") from error
     try:
-        restore_id = json.loads(content)["restore_id"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        marker = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise _bad_marker(path) from error
-    if not isinstance(restore_id, str) or not restore_id:
+    if not isinstance(marker, dict):
         raise _bad_marker(path)
-    return restore_id
+    return marker
 
 
 def require_owner(store: Store, server: str, pgdata: str) -> str | None:

@@ -23,7 +23,7 @@ from pgrecall.model.targets import (
     ToXid,
 )
 from pgrecall.model.timelines import TimelineHistory
-from pgrecall.model.wal_files import segment_name
+from pgrecall.model.wal_files import WalFile, segment_name
 from pgrecall.model.wal_index import TablespaceCreation
 from pgrecall.restore.branches import later_branches
 from pgrecall.restore.replay import ArchiveView, ReplayPath, replay_path
@@ -49,6 +49,12 @@ class Choice:
         self.tablespaces: list[TablespaceCreation] = []
         self.findings: list[Finding] = []
         self.reasons: list[str] = []
+
+    def looked_to(self, segment_bytes: int) -> Lsn:
+        """The end of the last segment that recovery was planned with."""
+        if not self.needed:
+            return Lsn.parse(self.backup.stop_lsn)
+        return Lsn(WalFile(self.needed[-1]).start(segment_bytes) + segment_bytes)
 
 
 class Chooser:

@@ -13,6 +13,7 @@ import msgspec
 
 from pgrecall.codec.crc import crc32c
 from pgrecall.errors import CorruptObjectError, DestinationError, RestoreError
+from pgrecall.model.lsn import Lsn
 from pgrecall.model.manifest import ManifestRoot
 from pgrecall.restore.claim import claimed
 from pgrecall.restore.configuration import configuration_files, included_directories
@@ -39,11 +40,15 @@ _SECRET_MODE = 0o600
 
 
 class CopyMarker(msgspec.Struct, frozen=True):
-    """What marks a PGDATA as a restored copy (fact 2)."""
+    """What marks a PGDATA as a restored copy (fact 2).
+
+    ``planned_to`` is the LSN up to which the plan has looked at the WAL.
+    """
 
     restore_id: str
     server: str
     restored_at: str
+    planned_to: str
 
 
 class RestoreJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +62,7 @@ class RestoreJob(msgspec.Struct, frozen=True, kw_only=True):
     settings: Mapping[str, str]
     signal: str
     workers: int
+    planned_to: Lsn
     now: datetime
 
 
@@ -169,7 +175,7 @@ class RestoreRun:
     def _configure(self) -> None:
         self._progress.phase("configure")
         job = self._job
-        marker = CopyMarker(job.restore_id, job.server, job.now.isoformat())
+        marker = CopyMarker(job.restore_id, job.server, job.now.isoformat(), str(job.planned_to))
         self._extra = {
             b"backup_label": self._root.backup_label,
             COPY_MARKER.encode(): msgspec.json.encode(marker) + b"\n",

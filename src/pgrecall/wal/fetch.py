@@ -28,9 +28,9 @@ from pgrecall.model.wal_index import WalIndex
 from pgrecall.repository import layout
 from pgrecall.repository.identity import (
     Generation,
+    copy_planned_to,
     latest_generation,
     open_repository,
-    read_copy_marker,
     require_generation,
 )
 from pgrecall.repository.wal_objects import WalObjectReader, read_index
@@ -97,7 +97,7 @@ def fetch_file(
             chosen = Question(store, partial(_generation, store, server.name, system_identifier))
             archive = Archive(repository.name, store, open_repository(store))
             generation = chosen.answer()
-            if file.kind == SEGMENT and pgdata and read_copy_marker(pgdata) is not None:
+            if file.kind == SEGMENT and pgdata:
                 _check_tablespaces(archive, server.name, generation, file, pgdata)
             size = _fetch_from(archive, server.name, generation, file, destination)
         except (DestinationError, InterruptedRunError, SpaceError):
@@ -155,14 +155,18 @@ def _fetch_from(
 def _check_tablespaces(
     archive: Archive, server: str, generation: Generation, file: WalFile, pgdata: str
 ) -> None:
-    """For a restored copy: see refuse_shared_tablespaces."""
+    """For a restored copy, and WAL that its plan did not see: see refuse_shared_tablespaces."""
+    planned_to = copy_planned_to(pgdata)
+    start = file.start(generation.segment_bytes)
+    if planned_to is None or start + generation.segment_bytes <= planned_to:
+        return
     key = layout.wal_key(server, generation.number, file)
     try:
         index = read_index(archive.store, key)
     except ObjectMissingError:
         return  # whether it is absent is found out, and said, by the fetch itself
     if index:
-        refuse_shared_tablespaces(pgdata, file.name, WalIndex.from_bytes(index))
+        refuse_shared_tablespaces(pgdata, file.name, WalIndex.from_bytes(index), planned_to)
 
 
 def _check_header(

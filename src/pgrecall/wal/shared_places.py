@@ -15,15 +15,17 @@ from pgrecall.errors import DestinationError
 from pgrecall.model.wal_index import WalIndex
 
 
-def refuse_shared_tablespaces(pgdata: str, name: str, index: WalIndex) -> None:
+def refuse_shared_tablespaces(pgdata: str, name: str, index: WalIndex, planned_to: int) -> None:
     """Raise DestinationError when replaying segment ``name`` would take a directory in use.
 
-    ``pgdata`` is the copy's. A directory that the copy links to already is its
-    own: recovery was begun before. One that is absent or empty harms nobody.
+    ``pgdata`` is the copy's. Records before ``planned_to`` were looked at when the
+    restore was planned: recovery stops before what would do harm. A directory that
+    the copy links to already is its own: recovery was begun before. One that is
+    absent or empty harms nobody.
     """
     for made in index.tablespaces:
-        if not made.location:
-            continue  # in place: inside of the copy
+        if not made.location or made.lsn < planned_to:
+            continue  # in place, which is inside of the copy; or planned for
         link = os.path.join(pgdata, "pg_tblspc", str(made.oid))
         if os.path.islink(link) and os.path.realpath(link) == os.path.realpath(made.location):
             continue
