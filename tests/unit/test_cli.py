@@ -275,3 +275,14 @@ def test_a_broken_installation_is_neither_absent_nor_success(tmp_path: Path) -> 
         )
         assert result.returncode == 1
         assert "ImportError: broken" in result.stderr
+
+
+def test_an_interruption_while_loading_is_no_crash(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(name: str) -> object:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(entry.importlib, "import_module", interrupt)
+    assert entry.main(["version"]) == InterruptedRunError.exit_status
+    assert "nothing was begun" in capsys.readouterr().err

@@ -51,7 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # the status (to 120 when a stream is gone), and is an eighth of the time.
             os._exit(status)
         return status
-    return int(importlib.import_module(_TREE).run(words))
+    try:
+        tree = importlib.import_module(_TREE)
+    except KeyboardInterrupt:
+        # Loading takes a moment; behind it, the tree itself says what an interruption left.
+        sys.stderr.write("pgrecall: interrupted; nothing was begun\n")
+        return InterruptedRunError.exit_status
+    return int(tree.run(words))
 
 
 def _open_missing_streams() -> None:
