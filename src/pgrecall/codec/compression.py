@@ -109,7 +109,7 @@ def _keep(data: Buffer) -> tuple[int, Buffer]:
 
 
 def _zstd_compressor(level: int) -> Compressor:
-    options = {zstd.CompressionParameter.compression_level: level}
+    options: dict[int, int] = {zstd.CompressionParameter.compression_level: level}
     if level == _FAST_LEVEL:
         options[zstd.CompressionParameter.hash_log] = _FAST_HASH_LOG
     try:

@@ -4,8 +4,10 @@ from pgrecall.settings.collection import Settings
 from pgrecall.settings.loading import load_settings
 from pgrecall.settings.references import resolve_secret
 from pgrecall.settings.sections import (
+    AgentSettings,
     BackupSettings,
     LogSettings,
+    ReceiveSettings,
     RepositorySettings,
     RestoreSettings,
     ServerSettings,
@@ -13,8 +15,10 @@ from pgrecall.settings.sections import (
 )
 
 __all__ = [
+    "AgentSettings",
     "BackupSettings",
     "LogSettings",
+    "ReceiveSettings",
     "RepositorySettings",
     "RestoreSettings",
     "ServerSettings",

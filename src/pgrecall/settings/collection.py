@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from pgrecall.errors import SettingsError
-from pgrecall.settings.declare import did_you_mean
+from pgrecall.settings.declare import Section, did_you_mean
 from pgrecall.settings.sections import (
+    AgentSettings,
     BackupSettings,
     LogSettings,
+    ReceiveSettings,
     RepositorySettings,
     RestoreSettings,
     ServerSettings,
@@ -25,19 +27,23 @@ class Settings:
     Immutable by convention: nothing changes it after loading.
     """
 
-    __slots__ = ("backup", "log", "path", "repositories", "restore", "servers", "wal")
+    __slots__ = (
+        "agent", "backup", "log", "path", "receive", "repositories", "restore", "servers", "wal",
+    )  # fmt: skip
 
     def __init__(
         self,
         *,
         servers: Mapping[str, ServerSettings] | None = None,
         repositories: Mapping[str, RepositorySettings] | None = None,
-        **sections: BackupSettings | WalSettings | RestoreSettings | LogSettings | str,
+        **sections: Section | str,
     ) -> None:
         self.servers: dict[str, ServerSettings] = dict(servers or {})
         self.repositories: dict[str, RepositorySettings] = dict(repositories or {})
         self.backup = _section(sections.pop("backup", None), BackupSettings)
         self.wal = _section(sections.pop("wal", None), WalSettings)
+        self.agent = _section(sections.pop("agent", None), AgentSettings)
+        self.receive = _section(sections.pop("receive", None), ReceiveSettings)
         self.restore = _section(sections.pop("restore", None), RestoreSettings)
         self.log = _section(sections.pop("log", None), LogSettings)
         self.path: str = str(sections.pop("path", ""))

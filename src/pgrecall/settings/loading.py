@@ -257,7 +257,7 @@ def _build(path: str, values: _Values, problems: list[str]) -> Settings:
         servers=sections["servers"],  # type: ignore[arg-type]
         repositories=repositories,  # type: ignore[arg-type]
         path=path,
-        **single,  # type: ignore[arg-type]
+        **single,
     )
 
 

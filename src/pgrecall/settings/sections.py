@@ -170,6 +170,53 @@ class WalSettings(Section):
     )
 
 
+class AgentSettings(Section):
+    """The process that stays beside a server: ``[agent]``."""
+
+    directory: str = setting(
+        default="/var/lib/pgrecall",
+        is_path=True,
+        doc="Where the agent keeps its socket, its spool and its state, a directory per server.",
+    )
+    socket: str = setting(
+        default="",
+        is_path=True,
+        doc="The socket that serves wal push and wal fetch. Empty: agent.sock in its directory.",
+    )
+    push_workers: int = setting(
+        default=0,
+        bounds=(0, 64),
+        doc="Segments that are pushed ahead at the same time. 0: one for each core.",
+    )
+    prefetch_segments: int = setting(
+        default=16,
+        unit="segments",
+        bounds=(0, 1024),
+        doc="How many segments are fetched ahead of a recovery, which bounds their disk. 0: none.",
+    )
+
+
+class ReceiveSettings(Section):
+    """Receiving WAL by streaming replication: ``[receive]``."""
+
+    slot: str = setting(
+        default="pgrecall", doc="The physical replication slot; it is made when it is missing."
+    )
+    is_synchronous: bool = setting(
+        default=False,
+        doc="Report what is flushed after each write, so that commits may wait for it.",
+    )
+    application_name: str = setting(
+        default="pgrecall", doc="The name that synchronous_standby_names may list."
+    )
+    tail_seconds: float = setting(
+        default=10.0,
+        unit="seconds",
+        bounds=(0, 3600),
+        doc="How often the unfinished segment is stored in the repository. 0: never.",
+    )
+
+
 class RestoreSettings(Section):
     """How backups are restored: ``[restore]``."""
 
@@ -195,6 +242,8 @@ class LogSettings(Section):
 SINGLE_SECTIONS: dict[str, type[Section]] = {
     "backup": BackupSettings,
     "wal": WalSettings,
+    "agent": AgentSettings,
+    "receive": ReceiveSettings,
     "restore": RestoreSettings,
     "log": LogSettings,
 }
