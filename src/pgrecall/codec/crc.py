@@ -3,8 +3,7 @@
 The pieces of a file are read in parallel, or not read at all; the whole-file
 checksum of a server manifest comes from combining theirs. The arithmetic is
 zlib's crc32_combine (multiplication of polynomials over GF(2) modulo the CRC's
-polynomial), with Castagnoli's in place of zlib's. Kept apart from the other
-digests, because the archive commands need none of it.
+polynomial), with Castagnoli's in place of zlib's. Light.
 """
 
 from __future__ import annotations
@@ -12,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 
-import google_crc32c
-
 from pgrecall.codec.native import HAS_NATIVE
 
 if HAS_NATIVE:
-    from pgrecall.codec import _native
+    from pgrecall.codec._native import crc32c as _crc32c
+else:
+    from pgrecall.codec.crc_library import crc32c as _crc32c
 
 Buffer = bytes | bytearray | memoryview
 
@@ -29,15 +28,7 @@ _TOP_BIT = 0x80000000
 
 def crc32c(data: Buffer, crc: int = 0) -> int:
     """The CRC-32C of ``data``, going on from ``crc`` (0 to begin with)."""
-    return _implementation(data, crc)
-
-
-def _by_library(data: Buffer, crc: int) -> int:
-    # The library takes bytes only; a view of the copy pool's buffer has to be copied for it.
-    return int(google_crc32c.extend(crc, bytes(data)))
-
-
-_implementation = _native.crc32c if HAS_NATIVE else _by_library
+    return _crc32c(data, crc)
 
 
 def crc32c_combine(crc1: int, crc2: int, length2: int) -> int:

@@ -18,7 +18,7 @@ first keeps its beginning (``unfinished``), the second the rest
 from __future__ import annotations
 
 import json
-from base64 import b64decode, b64encode
+from binascii import a2b_base64, b2a_base64
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -408,7 +408,7 @@ def _as_json(value: object) -> object:
     if isinstance(value, Lsn):
         return str(value)
     if isinstance(value, bytes):
-        return b64encode(value).decode("ascii")
+        return b2a_base64(value, newline=False).decode("ascii")
     if isinstance(value, _Value):
         return value.as_list()
     if isinstance(value, tuple):
@@ -460,10 +460,10 @@ def _index_of(record: dict[str, Any]) -> WalIndex:
         for item in record.get("tablespaces", ())
     )
     index.contrecord_bytes = record.get("contrecord_bytes", 0)
-    index.contrecord_head = b64decode(record.get("contrecord_head", ""), validate=True)
+    index.contrecord_head = a2b_base64(record.get("contrecord_head", ""), strict_mode=True)
     if "unfinished" in record:
         lsn, total_bytes, have_bytes, head = record["unfinished"][:4]
         index.unfinished = Unfinished(
-            _lsn(lsn), total_bytes, have_bytes, b64decode(head, validate=True)
+            _lsn(lsn), total_bytes, have_bytes, a2b_base64(head, strict_mode=True)
         )
     return index

@@ -14,8 +14,7 @@ import os
 import struct
 import time
 
-import google_crc32c
-
+from pgrecall.codec.crc import crc32c
 from pgrecall.errors import DataDirectoryError
 from pgrecall.model.lsn import Lsn
 
@@ -189,7 +188,7 @@ def parse_control(content: bytes, origin: str = CONTROL_FILE) -> ControlData:
             hint="the data directory is damaged or still being written",
         )
     (expected,) = _CRC.unpack_from(content, crc_offset)
-    if google_crc32c.value(content[:crc_offset]) != expected:
+    if crc32c(content[:crc_offset]) != expected:
         raise DataDirectoryError(
             f"{origin} does not match its checksum",
             hint="the data directory is damaged; restore it from a backup",

@@ -10,8 +10,8 @@ is why it uses neither dataclasses nor msgspec.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
+from importlib import import_module
 from typing import Any, ClassVar, Self, dataclass_transform
 
 from pgrecall.errors import SettingsError
@@ -172,7 +172,8 @@ class Section:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``; did you mean 'level'?`` or an empty text."""
-    near = difflib.get_close_matches(word, list(known), n=1)
+    # Only a mistake needs it, and every archived segment would pay for importing it.
+    near: list[str] = import_module("difflib").get_close_matches(word, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
