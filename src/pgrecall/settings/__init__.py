@@ -10,7 +10,9 @@ from pgrecall.settings.sections import (
     ReceiveSettings,
     RepositorySettings,
     RestoreSettings,
+    ScheduleSettings,
     ServerSettings,
+    TargetSettings,
     WalSettings,
 )
 
@@ -21,8 +23,10 @@ __all__ = [
     "ReceiveSettings",
     "RepositorySettings",
     "RestoreSettings",
+    "ScheduleSettings",
     "ServerSettings",
     "Settings",
+    "TargetSettings",
     "WalSettings",
     "load_settings",
     "resolve_secret",

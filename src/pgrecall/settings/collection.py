@@ -14,7 +14,9 @@ from pgrecall.settings.sections import (
     ReceiveSettings,
     RepositorySettings,
     RestoreSettings,
+    ScheduleSettings,
     ServerSettings,
+    TargetSettings,
     WalSettings,
 )
 
@@ -28,7 +30,8 @@ class Settings:
     """
 
     __slots__ = (
-        "agent", "backup", "log", "path", "receive", "repositories", "restore", "servers", "wal",
+        "agent", "backup", "log", "path", "receive", "repositories", "restore", "schedule",
+        "servers", "targets", "wal",
     )  # fmt: skip
 
     def __init__(
@@ -44,6 +47,8 @@ class Settings:
         self.wal = _section(sections.pop("wal", None), WalSettings)
         self.agent = _section(sections.pop("agent", None), AgentSettings)
         self.receive = _section(sections.pop("receive", None), ReceiveSettings)
+        self.schedule = _section(sections.pop("schedule", None), ScheduleSettings)
+        self.targets = _section(sections.pop("targets", None), TargetSettings)
         self.restore = _section(sections.pop("restore", None), RestoreSettings)
         self.log = _section(sections.pop("log", None), LogSettings)
         self.path: str = str(sections.pop("path", ""))

@@ -194,11 +194,19 @@ class AgentSettings(Section):
         bounds=(0, 1024),
         doc="How many segments are fetched ahead of a recovery, which bounds their disk. 0: none.",
     )
+    metrics_address: str = setting(
+        default="",
+        doc="Where /metrics and /healthz are served: HOST:PORT, :PORT for this host only, or the "
+        "path of a socket. Empty: nowhere.",
+    )
 
 
 class ReceiveSettings(Section):
     """Receiving WAL by streaming replication: ``[receive]``."""
 
+    is_enabled: bool = setting(
+        default=False, doc="Whether the agent receives; wal receive does it in any case."
+    )
     slot: str = setting(
         default="pgrecall", doc="The physical replication slot; it is made when it is missing."
     )
@@ -214,6 +222,43 @@ class ReceiveSettings(Section):
         unit="seconds",
         bounds=(0, 3600),
         doc="How often the unfinished segment is stored in the repository. 0: never.",
+    )
+
+
+class ScheduleSettings(Section):
+    """When the agent runs what is to be run regularly: ``[schedule]``.
+
+    Each is a cron expression of five fields (minute, hour, day of the month, month,
+    day of the week), or empty: never.
+    """
+
+    backup: str = setting(default="", doc='When a full backup is made, e.g. "0 3 * * *".')
+    check: str = setting(default="", doc='When the configuration is proven, e.g. "30 * * * *".')
+    time_zone: str = setting(
+        default="UTC", doc="The zone in which the expressions are meant, e.g. Europe/Berlin."
+    )
+
+
+class TargetSettings(Section):
+    """What is to be reached; status compares: ``[targets]``."""
+
+    rpo_seconds: float = setting(
+        default=0.0,
+        unit="seconds",
+        bounds=(0, 366 * _DAY),
+        doc="How much of the latest work may be lost at most. 0: no target.",
+    )
+    rto_seconds: float = setting(
+        default=0.0,
+        unit="seconds",
+        bounds=(0, 366 * _DAY),
+        doc="How long it may take at most until the server is back. 0: no target.",
+    )
+    backup_age_seconds: float = setting(
+        default=0.0,
+        unit="seconds",
+        bounds=(0, 3660 * _DAY),
+        doc="How old the last good backup may be. 0: no target.",
     )
 
 
@@ -244,6 +289,8 @@ SINGLE_SECTIONS: dict[str, type[Section]] = {
     "wal": WalSettings,
     "agent": AgentSettings,
     "receive": ReceiveSettings,
+    "schedule": ScheduleSettings,
+    "targets": TargetSettings,
     "restore": RestoreSettings,
     "log": LogSettings,
 }
