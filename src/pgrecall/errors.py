@@ -212,6 +212,44 @@ class WalMissingError(PgrecallError):
     exit_status = 34
 
 
+# --- receiving WAL ---------------------------------------------------------------
+
+
+class ReceiveError(PgrecallError):
+    """WAL cannot be received by streaming; what was received before is kept."""
+
+    code = "receive"
+    exit_status = 80
+
+
+class WalGapError(ReceiveError):
+    """The server no longer has WAL that comes next, and the archive does not have it either."""
+
+    code = "wal-gap"
+    exit_status = 81
+
+
+class WalDivergedError(ReceiveError):
+    """The server's WAL does not continue what was received before; nothing was overwritten."""
+
+    code = "wal-diverged"
+    exit_status = 82
+
+
+class SlotError(ReceiveError):
+    """A replication slot is lost, in use, of the wrong kind, or is not there."""
+
+    code = "slot"
+    exit_status = 83
+
+
+class SynchronousCommitError(ReceiveError):
+    """Commits would wait for a synchronous receiver for ever."""
+
+    code = "synchronous-commit"
+    exit_status = 84
+
+
 # --- backup, restore, check ------------------------------------------------------
 
 
@@ -292,3 +330,34 @@ class InterruptedRunError(PgrecallError):
     code = "interrupted"
     exit_status = 62
     retryable = True
+
+
+# --- agent, status ---------------------------------------------------------------
+
+
+class AgentRunningError(PgrecallError):
+    """Another agent serves this server on this host already."""
+
+    code = "agent-running"
+    exit_status = 70
+
+
+class AgentPlaceError(PgrecallError):
+    """The agent's own directory cannot be made or used, or is open to others."""
+
+    code = "agent-place"
+    exit_status = 71
+
+
+class StatusWarnError(PgrecallError):
+    """``status``: something needs attention, and no target is missed."""
+
+    code = "status-warn"
+    exit_status = 72
+
+
+class StatusFailError(PgrecallError):
+    """``status``: a target is missed, or nothing that could be restored is known."""
+
+    code = "status-fail"
+    exit_status = 73
