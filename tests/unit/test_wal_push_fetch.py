@@ -24,7 +24,7 @@ from pgrecall.errors import (
 )
 from pgrecall.model.wal_files import history_name, segment_name
 from pgrecall.repository.identity import COPY_MARKER, System, add_generation, add_owner
-from pgrecall.wal import push as push_module
+from pgrecall.wal import source as source_module
 from pgrecall.wal.push import ALREADY_STORED, CREATED, push_file
 from tests.support.wal_builder import RM_TABLESPACE, WalBuilder
 from tests.support.wal_scene import NOW, SYSTEM, Scene, build_segments
@@ -369,7 +369,7 @@ def test_a_destination_that_cannot_be_written(scene: Scene) -> None:
 
 
 def test_large_segments_are_mapped(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(push_module, "_LARGEST_READ", 1 << 19)
+    monkeypatch.setattr(source_module, "_LARGEST_READ", 1 << 19)
     ((name, content),) = build_segments(1).items()
     assert scene.push_new(name, content).outcome == CREATED
     assert scene.fetched(name) == content
@@ -405,3 +405,27 @@ def test_a_copy_does_not_replay_a_tablespace_into_a_directory_in_use(tmp_path: P
     links.mkdir()
     (links / "16401").symlink_to(used)  # replayed once already: the directory is its own
     assert scene.fetched(name) == content
+
+
+@pytest.mark.parametrize("before", [8, 40, 120])
+def test_a_tablespace_may_be_made_across_the_end_of_the_plan(tmp_path: Path, before: int) -> None:
+    """Its record begins in the last segment that the plan saw, and ends in the next."""
+    scene = Scene(tmp_path)
+    used = tmp_path / "used" / ("x" * 60)
+    (used / "PG_18_202506291").mkdir(parents=True)
+    start, size = 3 << 20, 1 << 20
+    builder = WalBuilder(start=start)
+    builder.fill_to(start + size - before)
+    data = struct.pack("=I", 16400) + os.fsencode(used) + b"\0"
+    builder.add(RM_TABLESPACE, 0x00, data)
+    builder.fill_to(start + size + 500_000)
+    names = [segment_name(1, start + number * size, size) for number in range(2)]
+    for name, content in zip(names, builder.segments(), strict=True):
+        scene.push_new(name, content)
+    marker = {"restore_id": "x-20261122T201637Z-7k3q", "planned_to": f"0/{start + size:X}"}
+    (scene.pgdata / COPY_MARKER).write_text(json.dumps(marker))
+    scene.fetch(names[0])
+    with pytest.raises(DestinationError, match="creates a tablespace"):
+        scene.fetch(names[1])
+    shutil.rmtree(used)
+    scene.fetch(names[1])

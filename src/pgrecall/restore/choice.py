@@ -145,7 +145,8 @@ class Chooser:
             try:
                 return self._fit(backup, history, target)
             except TargetUnreachableError as error:
-                refusal = refusal or error
+                if refusal is None or not _may_begin(candidates, backup, target):
+                    refusal = error
                 if is_fixed or not _older_may_help(target):
                     break
         assert refusal is not None

@@ -42,7 +42,7 @@ class ReplayPath:
     """Segments from a position along one timeline path, up to the first that is missing.
 
     ``names`` are in the order of replay. ``end`` is the first byte that cannot
-    be read. ``missing`` names the segment there; ``beyond`` the newest segment
+    be read. ``missing`` names the segment there (one that is damaged in its middle, too); ``beyond`` the newest segment
     of the path after it (empty: the archive simply ends). ``unarchived`` are
     segments that only the backup itself holds.
     """
@@ -59,6 +59,13 @@ class ReplayPath:
     def has_gap(self) -> bool:
         """True when the archive goes on behind what is missing."""
         return bool(self.beyond)
+
+    def end_inside(self, name: str, end: Lsn) -> None:
+        """Nothing behind ``end`` in the segment ``name`` can be replayed: it is no WAL there."""
+        self.beyond = self.beyond or self.names[-1]
+        self.end = end
+        self.missing = name
+        del self.names[self.names.index(name) + 1 :]
 
 
 def replay_path(
@@ -82,7 +89,9 @@ def replay_path(
     have |= path.unarchived
     while True:
         wanted = archive.candidates(history, at)
-        found = next((name for name in wanted if name in have), None)
+        # Behind the switch a parent's segments are another history, however long it went on.
+        serving = (name for name in wanted if (history.end_of(WalFile(name).timeline) or at + 1) > at)
+        found = next((name for name in serving if name in have), None)
         if found is None:
             path.missing = wanted[0]
             break

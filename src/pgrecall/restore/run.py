@@ -23,8 +23,10 @@ from pgrecall.restore.destination import (
     TablespaceTarget,
     UnfinishedRestore,
     check_directory,
+    check_replayed_tablespaces,
     leftover_of,
 )
+from pgrecall.restore.own_wal import own_tablespaces
 from pgrecall.restore.server_manifest import write_server_manifest
 from pgrecall.restore.writer import FileWriter, PackSource, make_directories, write_failed
 from pgrecall.system.durable import fsync_directory, write_durable
@@ -170,6 +172,10 @@ class RestoreRun:
         self._control_content = bytes(writer.kept[self._control])
         if crc32c(self._control_content) != self._contents.crcs[self._control]:
             raise CorruptObjectError("the backup's pg_control does not match its checksum")
+        created = own_tablespaces(
+            self._directory, self._root.wal_range, self._root.server.segment_bytes
+        )
+        check_replayed_tablespaces(created, self._job.tablespaces)
         reached("restore.files-written")
 
     def _configure(self) -> None:

@@ -17,6 +17,7 @@ from pgrecall.codec.wal_scan import read_transactions
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.wal_files import WalFile
 from pgrecall.model.wal_index import (
+    STOPPED_AT_INVALID,
     ParameterChange,
     RestorePoint,
     TablespaceCreation,
@@ -168,7 +169,7 @@ class StopFinder:
         window: list[WalIndex] = []
         # What only the backup holds ends where it stops: no target lies in there.
         archived = [name for name in self._path.names if name not in self._path.unarchived]
-        for _, index in self._archive.indexes(archived):
+        for name, index in self._archive.indexes(archived):
             self.survey.see(index)
             window.append(index)
             if len(window) > 1:
@@ -178,6 +179,10 @@ class StopFinder:
                 if isinstance(crossing, TablespaceCreation):
                     self.survey.tablespaces.append(crossing)
             yield window
+            if index.stopped_at == STOPPED_AT_INVALID and name != self._path.names[-1]:
+                # PostgreSQL takes what follows for the end of all WAL, and would promote there.
+                self._path.end_inside(name, index.end_lsn)
+                return
             # A record may span several segments; then the window grows.
             if len(window) < 2 or complete_crossing(window).outcome != OPEN:
                 del window[:-1]

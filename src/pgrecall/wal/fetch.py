@@ -23,7 +23,7 @@ from pgrecall.errors import (
     SpaceError,
     WalFormatError,
 )
-from pgrecall.model.wal_files import PARTIAL, SEGMENT, WalFile
+from pgrecall.model.wal_files import PARTIAL, SEGMENT, WalFile, segment_name
 from pgrecall.model.wal_index import WalIndex
 from pgrecall.repository import layout
 from pgrecall.repository.identity import (
@@ -48,7 +48,7 @@ from pgrecall.wal.archives import (
     data_directory_of,
     first_of,
 )
-from pgrecall.wal.shared_places import refuse_shared_tablespaces
+from pgrecall.wal.shared_places import crossing_tablespaces, refuse_shared_tablespaces
 
 
 class FetchResult:
@@ -160,13 +160,28 @@ def _check_tablespaces(
     start = file.start(generation.segment_bytes)
     if planned_to is None or start + generation.segment_bytes <= planned_to:
         return
-    key = layout.wal_key(server, generation.number, file)
-    try:
-        index = read_index(archive.store, key)
-    except ObjectMissingError:
+    index = _index(archive, server, generation, file)
+    if index is None:
         return  # whether it is absent is found out, and said, by the fetch itself
-    if index:
-        refuse_shared_tablespaces(pgdata, file.name, WalIndex.from_bytes(index), planned_to)
+    refuse_shared_tablespaces(pgdata, file.name, index.tablespaces, planned_to)
+    if index.contrecord_bytes:
+        # A record that crosses the end of a segment does not cross to another timeline.
+        before = WalFile(
+            segment_name(file.timeline, start - generation.segment_bytes, generation.segment_bytes)
+        )
+        earlier = _index(archive, server, generation, before)
+        if earlier is not None:
+            # The plan saw the beginning of such a record only, whatever its LSN.
+            crossing = crossing_tablespaces(earlier, index)
+            refuse_shared_tablespaces(pgdata, file.name, crossing, earlier.start_lsn)
+
+
+def _index(archive: Archive, server: str, generation: Generation, file: WalFile) -> WalIndex | None:
+    try:
+        index = read_index(archive.store, layout.wal_key(server, generation.number, file))
+    except ObjectMissingError:
+        return None
+    return WalIndex.from_bytes(index) if index else None
 
 
 def _check_header(
