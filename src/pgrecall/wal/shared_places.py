@@ -38,9 +38,9 @@ def refuse_shared_tablespaces(
     """Raise DestinationError when replaying segment ``name`` would take a directory in use.
 
     ``pgdata`` is the copy's, ``created`` what the segment creates. Records before
-    ``planned_to`` were looked at when the restore was planned: recovery stops before what would do harm. A directory that
-    the copy links to already is its own: recovery was begun before. One that is
-    absent or empty harms nobody.
+    ``planned_to`` were looked at when the restore was planned: recovery stops
+    before what would do harm. A directory that the copy links to already is its
+    own: recovery was begun before. One that is absent or empty harms nobody.
     """
     for made in created:
         if not made.location or made.lsn < planned_to:
