@@ -294,6 +294,14 @@ def copy_planned_to(pgdata: str) -> Lsn | None:
         raise _bad_marker(f"{pgdata}/{COPY_MARKER}") from error
 
 
+def parse_copy_marker(content: bytes, where: str) -> str:
+    """The restore id in a marker's content; raises DataDirectoryError, naming ``where``."""
+    restore_id = _parse_marker(content, where).get("restore_id")
+    if not isinstance(restore_id, str) or not restore_id:
+        raise _bad_marker(where)
+    return restore_id
+
+
 def _read_marker(pgdata: str) -> dict[str, object] | None:
     path = f"{pgdata}/{COPY_MARKER}"
     try:
@@ -303,6 +311,10 @@ def _read_marker(pgdata: str) -> dict[str, object] | None:
         return None
     except OSError as error:
         raise DataDirectoryError(f"cannot read {path}: {error.strerror}") from error
+    return _parse_marker(content, path)
+
+
+def _parse_marker(content: bytes, path: str) -> dict[str, object]:
     try:
         marker = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -317,7 +329,14 @@ def require_owner(store: Store, server: str, pgdata: str) -> str | None:
 
     Raises NotOwnerError otherwise (fact 2).
     """
-    writer = read_copy_marker(pgdata)
+    return require_writer(store, server, read_copy_marker(pgdata), pgdata)
+
+
+def require_writer(store: Store, server: str, writer: str | None, pgdata: str) -> str | None:
+    """``writer`` (the restore id of a copy, None: the original server) if it owns the archive.
+
+    ``pgdata`` names it in messages. Raises NotOwnerError otherwise (fact 2).
+    """
     owner = latest_owner(store, server)
     owned_by = owner.restore_id if owner is not None else None
     if writer == owned_by:

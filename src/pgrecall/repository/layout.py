@@ -194,6 +194,46 @@ def wal_key(server: str, generation: int, file: WalFile) -> str:
     return wal_prefix(server, generation, file.timeline, log) + file.name
 
 
+TAILS = "tails"
+GAPS = "gaps"
+"""Beside the timelines of a generation: the tails of unfinished segments, recorded gaps."""
+
+
+def tails_prefix(server: str, generation: int, segment: str = "") -> str:
+    """Prefix of all tails of a generation, or of one segment's."""
+    prefix = f"{wal_prefix(server, generation)}{TAILS}/"
+    return f"{prefix}{segment[:8]}/{segment}/" if segment else prefix
+
+
+def tail_name(start: int, end: int) -> str:
+    """Last part of a tail's key: the LSNs of its first byte and behind its last, 16 digits each."""
+    return f"{start:016X}-{end:016X}"
+
+
+def tail_key(server: str, generation: int, segment: str, name: str) -> str:
+    """Key of one tail (``name`` by tail_name) of a segment."""
+    return tails_prefix(server, generation, segment) + name
+
+
+def parse_tail_name(name: str) -> tuple[int, int]:
+    """Start and end of a tail; raises RepositoryError when pgrecall writes no such name."""
+    start, dash, end = name.partition("-")
+    if not dash or len(start) != 16 or len(end) != 16 or not _UPPER_HEX.issuperset(start + end):
+        raise _bad_key(name, "the tail of a segment")
+    return int(start, 16), int(end, 16)
+
+
+def gaps_prefix(server: str, generation: int) -> str:
+    """Prefix of the recorded gaps of a generation."""
+    return f"{wal_prefix(server, generation)}{GAPS}/"
+
+
+def gap_key(server: str, generation: int, timeline: int, start: int, end: int) -> str:
+    """Key of the record of a gap: bytes from ``start`` to ``end`` were never received."""
+    name = f"{timeline:08X}-{tail_name(start, end)}.json"
+    return gaps_prefix(server, generation) + name
+
+
 def parse_wal_key(key: str) -> tuple[str, int, WalFile]:
     """Server, generation and file of a key of the archive.
 

@@ -91,7 +91,8 @@ class WalArchive:
     def timelines(self) -> list[int]:
         """Numbers of all timelines of which anything is archived; their order means nothing."""
         names = self.store.children(layout.wal_prefix(self.server, self.generation.number))
-        return sorted(_directory_number(name) for name in names)
+        others = {f"{layout.TAILS}/", f"{layout.GAPS}/"}
+        return sorted(_directory_number(name) for name in names if name not in others)
 
     def histories(self) -> dict[int, TimelineHistory]:
         """Every archived history by timeline; timeline 1 is among them always.
