@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
@@ -161,9 +161,13 @@ class WalObjectWriter:
         self._encode = encode
         self.stored_bytes = 0
 
-    def write(self, store: Store, key: str) -> bool:
+    def write(
+        self, store: Store, key: str, before_commit: Callable[[], None] | None = None
+    ) -> bool:
         """Put the object if the key is free: True created and durable, False taken.
 
+        ``before_commit`` is called when every byte was handed to the store, and
+        before the object exists; what it raises ends the write without a trace.
         Raises StoreError; WalFormatError when a mapped file changed meanwhile.
         """
         with store.writer(key) as writer:
@@ -172,6 +176,8 @@ class WalObjectWriter:
                 reached("wal-object.piece")
             self.stored_bytes = writer.size
             reached("wal-object.commit")
+            if before_commit is not None:
+                before_commit()
             return writer.commit()
 
     def _pieces(self) -> Iterator[Buffer]:
