@@ -250,6 +250,13 @@ class SynchronousCommitError(ReceiveError):
     exit_status = 84
 
 
+class ArchivingRefusedError(PgrecallError):
+    """Archiving cannot be turned on (or off again) as things are; nothing was changed."""
+
+    code = "archiving-refused"
+    exit_status = 36
+
+
 # --- backup, restore, check ------------------------------------------------------
 
 
@@ -347,6 +354,14 @@ class AgentPlaceError(PgrecallError):
 
     code = "agent-place"
     exit_status = 71
+
+
+class AgentSilentError(PgrecallError):
+    """The agent does not answer, or does not serve this call."""
+
+    code = "agent-silent"
+    exit_status = 74
+    retryable = True
 
 
 class StatusWarnError(PgrecallError):

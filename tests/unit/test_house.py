@@ -16,7 +16,13 @@ LONGEST_FILE_LINES = 500
 FORBIDDEN_NAMES = {"utils", "helpers", "common", "misc", "manager"}
 
 #: Modules on the way of wal push and wal fetch, and what may not be loaded by them.
-LIGHT = ("pgrecall.cli.entry", "pgrecall.cli.wal_transfer", "pgrecall.settings")
+LIGHT = (
+    "pgrecall.cli.entry",
+    "pgrecall.cli.wal_agent",
+    "pgrecall.cli.wal_settings",
+    "pgrecall.cli.wal_transfer",
+    "pgrecall.settings",
+)
 HEAVY = (
     "asyncio",
     "click",

@@ -25,11 +25,15 @@ from types import FrameType
 from pgrecall.errors import EXIT_PROVEN_ABSENT, InterruptedRunError
 
 _TREE = "pgrecall.cli.tree"
-_TRANSFERS: dict[tuple[str, ...], str] = {
-    ("wal", "push"): "pgrecall.cli.wal_transfer",
-    ("wal", "fetch"): "pgrecall.cli.wal_transfer",
+# Stages: by the agent at a socket that is named, then with the settings, each only if need be.
+_STAGES = ("pgrecall.cli.wal_agent", "pgrecall.cli.wal_settings")
+_TRANSFERS: dict[tuple[str, ...], Sequence[str]] = {
+    ("wal", "push"): _STAGES,
+    ("wal", "fetch"): _STAGES,
 }
-_OPTIONS_WITH_VALUE = frozenset({"--config", "--server", "--repository", "--log-level"})
+_OPTIONS_WITH_VALUE = frozenset(
+    {"--config", "--server", "--repository", "--log-level", "--agent-socket"}
+)
 _HELP = frozenset({"--help", "-h"})
 _HIGHEST_STATUS = 125
 
@@ -43,9 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     _open_missing_streams()
     command = command_words(words)
-    module = _TRANSFERS.get(command)
-    if module is not None and not _HELP.intersection(words):
-        status = _transfer(module, command, words)
+    stages = _TRANSFERS.get(command)
+    if stages is not None and not _HELP.intersection(words):
+        status = _transfer(stages, command, words)
         if arguments is None:
             # Everything is flushed. What the interpreter does at its end could only change
             # the status (to 120 when a stream is gone), and is an eighth of the time.
@@ -91,14 +95,18 @@ def command_words(words: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _transfer(module: str, command: tuple[str, ...], words: Sequence[str]) -> int:
+def _transfer(stages: Sequence[str], command: tuple[str, ...], words: Sequence[str]) -> int:
     # The collector scans everything that is being imported, for nothing. The process ends
     # after one file, and buffers go by reference count.
     gc.disable()
     try:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, _end)
-        status = importlib.import_module(module).run(words)
+        status = None
+        for stage in stages:
+            status = importlib.import_module(stage).run(words)
+            if status is not None:
+                break
         sys.stdout.flush()
     except BaseException as error:  # noqa: BLE001 (an exit status must never come from a crash)
         return _crash_status(error)

@@ -1,4 +1,4 @@
-"""``wal push`` and ``wal fetch`` as PostgreSQL calls them (light)."""
+"""``wal push`` and ``wal fetch`` as PostgreSQL calls them, in this process (light)."""
 
 from __future__ import annotations
 
@@ -8,33 +8,14 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from pgrecall.cli.diagnostics import json_line, report_error, wants_json
-from pgrecall.errors import EXIT_PROVEN_ABSENT, DataDirectoryError, PgrecallError, UsageError
-from pgrecall.settings import ServerSettings, Settings, load_settings
+from pgrecall.cli.wal_settings import choose
+from pgrecall.cli.wal_words import TransferOptions, parse_words
+from pgrecall.errors import EXIT_PROVEN_ABSENT, DataDirectoryError, PgrecallError
+from pgrecall.settings import ServerSettings, Settings
 from pgrecall.wal.fetch import fetch_file
 from pgrecall.wal.push import push_file
 
-_VALUE_OPTIONS = ("--config", "--server", "--repository", "--log-level")
-_USAGE = {
-    "push": ("PATH", "archive_command = 'pgrecall wal push \"%p\"'"),
-    "fetch": (
-        "NAME DESTINATION",
-        'restore_command = \'pgrecall wal fetch %f "%p" '
-        "|| { [ $? -eq 64 ] && exit 1; exit 200; }'",
-    ),
-}
-
-
-class TransferOptions:
-    """The options of one call; None: not given."""
-
-    __slots__ = ("as_json", "config", "log_level", "repository", "server")
-
-    def __init__(self, values: dict[str, str], *, as_json: bool) -> None:
-        self.config = values.get("--config")
-        self.server = values.get("--server")
-        self.repository = values.get("--repository")
-        self.log_level = values.get("--log-level")
-        self.as_json = as_json
+Chosen = tuple[Settings, ServerSettings]
 
 
 def run(words: Sequence[str]) -> int:
@@ -43,21 +24,35 @@ def run(words: Sequence[str]) -> int:
     Errors are written here; whatever is no PgrecallError is left to the caller.
     """
     try:
-        positional, options = _parse(words)
-        verb, files = positional[1], positional[2:]
-        wanted, example = _USAGE[verb]
-        if len(files) != len(wanted.split()):
-            raise UsageError(
-                f"wal {verb} takes {wanted}, not {len(files)} arguments", hint=f"use {example}"
-            )
-        return push(files[0], options) if verb == "push" else fetch(files[0], files[1], options)
+        verb, files, options = parse_words(words)
+        chosen = choose(options)
     except PgrecallError as error:
         return report_error(error, as_json=wants_json(words))
+    return carry_out(verb, files, options, chosen)
+
+
+def carry_out(verb: str, files: Sequence[str], options: TransferOptions, chosen: Chosen) -> int:
+    """As ``run``, with settings that are loaded already."""
+    try:
+        if verb == "push":
+            return _push(files[0], options, chosen)
+        return _fetch(files[0], files[1], options, chosen)
+    except PgrecallError as error:
+        return report_error(error, as_json=options.as_json)
 
 
 def push(path: str, options: TransferOptions) -> int:
     """Archive the file at ``path``; 0 only when it is durable in every required repository."""
-    settings, server = _choose(options)
+    return _push(path, options, choose(options))
+
+
+def fetch(name: str, destination: str, options: TransferOptions) -> int:
+    """Deliver the archived file ``name``; 0 delivered, 64 proven absent in every repository."""
+    return _fetch(name, destination, options, choose(options))
+
+
+def _push(path: str, options: TransferOptions, chosen: Chosen) -> int:
+    settings, server = chosen
     result = push_file(
         settings, server, path, pgdata=_data_directory(server), environment=os.environ
     )
@@ -72,9 +67,8 @@ def push(path: str, options: TransferOptions) -> int:
     return 0
 
 
-def fetch(name: str, destination: str, options: TransferOptions) -> int:
-    """Deliver the archived file ``name``; 0 delivered, 64 proven absent in every repository."""
-    settings, server = _choose(options)
+def _fetch(name: str, destination: str, options: TransferOptions, chosen: Chosen) -> int:
+    settings, server = chosen
     result = fetch_file(
         settings, server, name, destination, pgdata=_data_directory(server), environment=os.environ
     )
@@ -83,41 +77,6 @@ def fetch(name: str, destination: str, options: TransferOptions) -> int:
     _warn(warnings)
     _tell("fetch", {"name": name, "outcome": outcome, "warnings": warnings}, options, settings)
     return EXIT_PROVEN_ABSENT if result is None else 0
-
-
-def _parse(words: Sequence[str]) -> tuple[list[str], TransferOptions]:
-    positional: list[str] = []
-    values: dict[str, str] = {}
-    as_json = False
-    rest = iter(words)
-    for word in rest:
-        name, equals, value = word.partition("=")
-        if word == "--":
-            positional.extend(rest)
-        elif word == "--json":
-            as_json = True
-        elif name in _VALUE_OPTIONS:
-            given = value if equals else next(rest, None)
-            if given is None:
-                raise UsageError(f"{name} needs a value")
-            values[name] = given
-        elif word.startswith("-"):
-            raise UsageError(
-                f"wal push and wal fetch have no option {name}",
-                hint=f"they have {', '.join(_VALUE_OPTIONS)} and --json",
-            )
-        else:
-            positional.append(word)
-    return positional, TransferOptions(values, as_json=as_json)
-
-
-def _choose(options: TransferOptions) -> tuple[Settings, ServerSettings]:
-    flags = {} if options.log_level is None else {"log.level": options.log_level}
-    settings = load_settings(options.config, os.environ, flags)
-    server = settings.server(options.server)
-    if options.repository is not None:
-        server = server.replace(repositories=(settings.repository(options.repository).name,))
-    return settings, server
 
 
 def _data_directory(server: ServerSettings) -> str:

@@ -1,7 +1,7 @@
 """``wal push`` and ``wal fetch`` in the tree: for help and completion.
 
 PostgreSQL's own calls never come here: entry.py sends them straight to
-wal_transfer.py, which both share.
+the modules wal_*.py beside this directory, which both share.
 """
 
 from __future__ import annotations
@@ -10,7 +10,16 @@ import click
 
 from pgrecall.cli.frame import Example, framed_command
 from pgrecall.cli.invocation import Invocation
-from pgrecall.cli.wal_transfer import TransferOptions, fetch, push
+from pgrecall.cli.wal_transfer import fetch, push
+from pgrecall.cli.wal_words import TransferOptions
+
+_agent_socket = click.option(
+    "--agent-socket",
+    type=click.Path(),
+    help="Ask the agent at this socket; no settings are loaded when it answers. "
+    "[env: PGRECALL_AGENT_SOCKET; default: the one in the settings]",
+)
+_no_agent = click.option("--no-agent", is_flag=True, help="Do it without asking an agent.")
 
 
 @framed_command(
@@ -24,12 +33,17 @@ from pgrecall.cli.wal_transfer import TransferOptions, fetch, push
     ),
 )
 @click.argument("path")
-def push_command(invocation: Invocation, *, path: str) -> int:
+@_agent_socket
+@_no_agent
+def push_command(
+    invocation: Invocation, *, path: str, agent_socket: str | None, no_agent: bool
+) -> int:
     """Archive one WAL file; ends with 0 only when it is durable.
 
     For archive_command. Other content under the same name is refused. A failure
     ends with 1 to 125, so that PostgreSQL keeps the file and tries again.
     """
+    del agent_socket, no_agent  # heeded by the stages of entry.py, where every call goes
     return push(path, _options(invocation))
 
 
@@ -46,12 +60,22 @@ def push_command(invocation: Invocation, *, path: str) -> int:
 )
 @click.argument("name")
 @click.argument("destination", type=click.Path())
-def fetch_command(invocation: Invocation, *, name: str, destination: str) -> int:
+@_agent_socket
+@_no_agent
+def fetch_command(
+    invocation: Invocation,
+    *,
+    name: str,
+    destination: str,
+    agent_socket: str | None,
+    no_agent: bool,
+) -> int:
     """Deliver one archived WAL file to DESTINATION.
 
     Ends with 0 when it is delivered whole, 64 when it is proven absent from every
     repository, and anything else when that is not known.
     """
+    del agent_socket, no_agent
     return fetch(name, destination, _options(invocation))
 
 
