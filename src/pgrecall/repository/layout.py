@@ -93,6 +93,16 @@ def owner_key(server: str, number: int) -> str:
     return f"{owners_prefix(server)}{_number(number)}.json"
 
 
+def enablements_prefix(server: str) -> str:
+    """Prefix of the records of what ``wal enable`` changed on a server."""
+    return f"{server_prefix(server)}enablements/"
+
+
+def enablement_key(server: str, number: int) -> str:
+    """Key of enablement record ``number`` (1 and up)."""
+    return f"{enablements_prefix(server)}{_number(number)}.json"
+
+
 def record_number(name: str) -> int:
     """The number of a record named ``NNNN.json``; raises RepositoryError for any other name."""
     stem, dot, suffix = name.partition(".")
@@ -172,6 +182,20 @@ def parse_backup_key(key: str) -> BackupKey:
         if name.startswith(stem):
             return BackupKey(server, backup_id, kind, _parse_number(name[len(stem) :], key))
     raise _bad_key(key, "a backup's object")
+
+
+# --- the journal of runs ----------------------------------------------------------
+
+
+def runs_prefix(server: str, month: str = "") -> str:
+    """Prefix of the run records of a server, narrowed to a month (``2026-11``, UTC)."""
+    return f"{server_prefix(server)}runs/" + (f"{month}/" if month else "")
+
+
+def run_key(server: str, run_id: str) -> str:
+    """Key of the record of a run; its month is that of the moment inside the run's identity."""
+    stamp = run_id.split("-")[1]
+    return f"{runs_prefix(server, f'{stamp[:4]}-{stamp[4:6]}')}{run_id}.json"
 
 
 # --- the WAL archive ---------------------------------------------------------------
