@@ -18,7 +18,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV PIP_USER PIP_REQUIRE_VIRTUALENV PIP_T
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-matrix test-azure test-slow test-root check format-check lint types layers docs-check \
+.PHONY: help demo test test-matrix test-azure test-slow test-soak test-root soak check format-check lint types layers docs-check \
 	locks-check unit format docs bench bench-million bench-startup lock clean setup
 
 help: ## List the targets.
@@ -33,7 +33,7 @@ demo: $(VENV)/.product ## Watch a real server lose a table and come back to the 
 # --- tests: one target for each tier ------------------------------------------
 
 test: $(VENV)/.dev ## Run every test that needs only Python and pip (under 10 minutes).
-	$(LAUNCH) pytest -m "not matrix and not azure and not slow" $(PYTEST_OPTIONS)
+	$(LAUNCH) pytest -m "not matrix and not azure and not slow and not soak" $(PYTEST_OPTIONS)
 
 test-matrix: $(VENV)/.dev ## Install PostgreSQL 13 to 17 beside 18 and run the tests of all versions.
 	$(PY) -m tests.support.matrix install
@@ -46,6 +46,12 @@ test-azure: $(VENV)/.dev ## Run the contract of stores on Azurite (needs npm).
 
 test-slow: $(VENV)/.dev ## Run the tests that take long: faults at every call, a million files.
 	$(LAUNCH) pytest -m "slow and not matrix and not azure" $(PYTEST_OPTIONS)
+
+test-soak: $(VENV)/.dev ## Kill agent, clients and server at random, 20 rounds.
+	$(LAUNCH) pytest -m soak tests/soak $(PYTEST_OPTIONS)
+
+soak: $(VENV)/.dev ## The same, 200 rounds.
+	PGRECALL_SOAK_ROUNDS=200 $(LAUNCH) pytest -m soak tests/soak $(PYTEST_OPTIONS)
 
 # As root the benchmark runs in a copy of the checkout: its report is carried back.
 test-root: $(VENV)/.dev ## Run what only root can start: the demo from a closed clone.
