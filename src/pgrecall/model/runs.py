@@ -55,3 +55,9 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     def duration_seconds(self) -> float:
         """From start to end by the host's clock; not below 0 when that went back."""
         return max(0.0, (self.ended_at - self.started_at).total_seconds())
+
+
+#: The agent hands them to the processes that it starts; without two underscores in a row these
+#: are no settings.
+RUN_ID_VARIABLE = "PGRECALL_RUN_ID"
+TRIGGER_VARIABLE = "PGRECALL_TRIGGER"
