@@ -1,0 +1,159 @@
+"""All replication slots of a server, and what they cost.
+
+Source: PostgreSQL's documentation, pg_replication_slots, versions 13 to 18.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+from psycopg import sql
+
+from pgrecall.errors import SlotError
+from pgrecall.model.lsn import Lsn
+from pgrecall.postgres.connection import Connection
+
+LOST = "lost"
+UNRESERVED = "unreserved"
+
+
+class SlotState(msgspec.Struct, frozen=True, kw_only=True):
+    """One slot. ``kind`` is physical or logical.
+
+    ``wal_status``: reserved, extended, unreserved (its WAL may be removed at the
+    next checkpoint), lost (it is), or empty before the first use. ``retained_bytes``:
+    WAL from its restart position to the server's; ``safe_wal_bytes``: what may still
+    be written before it loses WAL (None: no limit is set, or it is lost).
+    ``invalidation`` is PostgreSQL's reason (17 and newer).
+    """
+
+    name: str
+    kind: str
+    is_active: bool
+    active_pid: int | None = None
+    database: str = ""
+    wal_status: str = ""
+    restart_lsn: str = ""
+    retained_bytes: int | None = None
+    safe_wal_bytes: int | None = None
+    inactive_since_at: datetime | None = None
+    invalidation: str = ""
+
+    @property
+    def restart(self) -> Lsn | None:
+        """The oldest WAL that the slot keeps; None when it keeps none."""
+        return Lsn.parse(self.restart_lsn) if self.restart_lsn else None
+
+
+def list_slots(connection: Connection) -> list[SlotState]:
+    """Every slot by name; raises PostgresError."""
+    nothing = sql.SQL("NULL")
+    is_new = connection.major >= 17
+    query = sql.SQL(
+        "SELECT slot_name, slot_type, active, active_pid, coalesce(database, ''),"
+        " coalesce(wal_status, ''), coalesce(restart_lsn::text, ''),"
+        " pg_catalog.pg_wal_lsn_diff(CASE WHEN pg_catalog.pg_is_in_recovery()"
+        " THEN coalesce(pg_catalog.pg_last_wal_receive_lsn(), pg_catalog.pg_last_wal_replay_lsn())"
+        " ELSE pg_catalog.pg_current_wal_lsn() END, restart_lsn)::bigint,"
+        " safe_wal_size, {inactive}, {reason} FROM pg_catalog.pg_replication_slots"
+        " ORDER BY slot_name"
+    ).format(
+        inactive=sql.SQL("inactive_since") if is_new else nothing,
+        reason=sql.SQL("coalesce(invalidation_reason, '')") if is_new else sql.SQL("''"),
+    )
+    return [
+        SlotState(
+            name=name,
+            kind=kind,
+            is_active=bool(active),
+            active_pid=pid,
+            database=database,
+            wal_status=status,
+            restart_lsn=restart,
+            retained_bytes=retained,
+            safe_wal_bytes=safe,
+            inactive_since_at=inactive,
+            invalidation=reason,
+        )
+        for name, kind, active, pid, database, status, restart, retained, safe, inactive, reason in connection.rows(
+            query
+        )
+    ]
+
+
+def slot_state(connection: Connection, name: str) -> SlotState | None:
+    """One slot; None when there is none of that name."""
+    return next((slot for slot in list_slots(connection) if slot.name == name), None)
+
+
+def drop_idle_slot(connection: Connection, name: str) -> None:
+    """Drop a slot that nobody uses; raises SlotError when somebody does or there is none."""
+    found = slot_state(connection, name)
+    if found is None:
+        raise SlotError(
+            f"{connection.where} has no replication slot {name!r}",
+            hint="pgrecall wal slots lists them",
+        )
+    if found.is_active:
+        raise SlotError(
+            f"the replication slot {name!r} is in use by process {found.active_pid}",
+            hint="end what uses it first (a standby, a receiver); nothing was dropped",
+        )
+    connection.rows("SELECT pg_catalog.pg_drop_replication_slot(%s)", (name,))
+
+
+def slot_keep_bytes(connection: Connection) -> int | None:
+    """max_slot_wal_keep_size in bytes; None: unlimited, a slot can fill the disk."""
+    megabytes = int(
+        connection.value(
+            "SELECT setting FROM pg_catalog.pg_settings WHERE name = 'max_slot_wal_keep_size'"
+        )
+    )
+    return None if megabytes < 0 else megabytes << 20
+
+
+def synchronous_state(connection: Connection, walsender_pid: int) -> str:
+    """sync_state of one walsender: async, potential, sync, quorum; empty when it is not there."""
+    rows = connection.rows(
+        "SELECT coalesce(sync_state, '') FROM pg_catalog.pg_stat_replication WHERE pid = %s",
+        (walsender_pid,),
+    )
+    return str(rows[0][0]) if rows else ""
+
+
+def commit_levels(connection: Connection) -> dict[str, str]:
+    """Where synchronous_commit is set, and to what: the server, its databases, its roles.
+
+    What a session sets for itself is not seen.
+    """
+    levels = {
+        "the server": str(
+            connection.value(
+                "SELECT reset_val FROM pg_catalog.pg_settings WHERE name = 'synchronous_commit'"
+            )
+        )
+    }
+    rows = connection.rows(
+        "SELECT coalesce('database ' || d.datname, ''), coalesce('role ' || r.rolname, ''),"
+        " pg_catalog.split_part(c.setting, '=', 2)"
+        " FROM pg_catalog.pg_db_role_setting s"
+        " CROSS JOIN LATERAL pg_catalog.unnest(s.setconfig) AS c(setting)"
+        " LEFT JOIN pg_catalog.pg_database d ON d.oid = s.setdatabase"
+        " LEFT JOIN pg_catalog.pg_roles r ON r.oid = s.setrole"
+        " WHERE c.setting LIKE 'synchronous\\_commit=%'"
+    )
+    for database, role, level in rows:
+        levels[" and ".join(part for part in (database, role) if part) or "every role"] = level
+    return levels
+
+
+def read_data_file(connection: Connection, name: str, limit_bytes: int) -> bytes | None:
+    """A small file of the server's PGDATA; None when it is not there.
+
+    Needs EXECUTE on pg_read_binary_file(text, bigint, bigint, boolean); raises PostgresRightsError.
+    """
+    content = connection.value(
+        "SELECT pg_catalog.pg_read_binary_file(%s, 0, %s::bigint, true)", (name, limit_bytes)
+    )
+    return None if content is None else bytes(content)
