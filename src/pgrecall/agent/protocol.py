@@ -22,7 +22,7 @@ DONE = "done"
 REFUSED = "refused"
 
 MAXIMUM_REQUEST_BYTES = 16 << 10
-MAXIMUM_REPLY_BYTES = 32 << 10
+MAXIMUM_REPLY_BYTES = 64 << 10
 DESCRIPTORS = 2
 """How many come with a request: PGDATA, then the directory of the file."""
 
@@ -72,7 +72,12 @@ class Request:
 
 
 def decode_request(message: bytes) -> Request:
-    """Raises AgentSilentError, whose message the client is told, for anything that is none."""
+    """A request taken apart; empty stands for one that was too long.
+
+    Raises AgentSilentError, whose message the client is told, for anything that is none.
+    """
+    if not message:
+        raise AgentSilentError("the request is too long, or brings too many descriptors")
     fields = split(message)
     if fields[0] != VERSION:
         raise AgentSilentError(f"this agent speaks {VERSION} only")
