@@ -78,6 +78,39 @@ class RecoveryRequest(msgspec.Struct, frozen=True, kw_only=True):
     dry_run: bool = False
 
 
+class EnableRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``wal enable``: turn archiving on, or with ``undo`` back to what it was.
+
+    ``admin`` is the role to do it as; empty: the configured one. ``role`` empty: none is made.
+    ``role_password`` is a reference (env:NAME, file:/path). ``slot``: make the slot of [receive].
+    ``agent``: archive through the agent's client. ``wal_keep_mib`` 0 and
+    ``archive_timeout_seconds`` 0 turn that off.
+    """
+
+    undo: bool = False
+    admin: str = ""
+    agent: bool = False
+    archive_timeout_seconds: int | None = None
+    wal_keep_mib: int | None = None
+    role: str = ""
+    role_password: str = ""
+    slot: bool = False
+    replace: bool = False
+    write_hba: bool = False
+    restart: bool = False
+    dry_run: bool = False
+
+
+class RecoverableRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``recoverable``: the ranges, and for any ``target`` but Latest a yes or no.
+
+    ``timeline`` None: the one that a restore would follow.
+    """
+
+    target: RecoveryTarget = Latest()
+    timeline: int | None = None
+
+
 class UpgradeRequest(msgspec.Struct, frozen=True, kw_only=True):
     """``server upgrade``: open a new generation for the system that runs now."""
 

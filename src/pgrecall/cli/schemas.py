@@ -15,7 +15,10 @@ from pgrecall.app.backing_up import BackupResult
 from pgrecall.app.catalog import BackupDetails, BackupList
 from pgrecall.app.checking import CheckResult
 from pgrecall.app.demo_report import DemoReport
+from pgrecall.app.enabling import EnableResult
+from pgrecall.app.enabling_undo import UndoResult
 from pgrecall.app.initialize import InitResult
+from pgrecall.app.recoverable_result import RecoverableResult
 from pgrecall.app.recovering import RecoveryResult, RecoveryStatus
 from pgrecall.app.restoring import RestoreResult
 from pgrecall.app.upgrading import UpgradeResult
@@ -67,7 +70,10 @@ SCHEMAS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "backups-show/1": ("backups show", BackupDetails),
     "wal-push/1": ("wal push", WalPushResult),
     "wal-fetch/1": ("wal fetch", WalFetchResult),
+    "wal-enable/1": ("wal enable", EnableResult),
+    "wal-enable-undo/1": ("wal enable --undo", UndoResult),
     "restore/1": ("restore", RestoreResult),
+    "recoverable/1": ("recoverable", RecoverableResult),
     "recovery-status/1": ("recovery status", RecoveryStatus),
     "recovery-resume/1": ("recovery resume", RecoveryResult),
     "recovery-promote/1": ("recovery promote", RecoveryResult),

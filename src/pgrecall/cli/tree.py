@@ -24,6 +24,7 @@ _BACKUPS = {
 _WAL = {
     "push": LazyCommand("wal", "push_command", "Archive one WAL file (archive_command)."),
     "fetch": LazyCommand("wal", "fetch_command", "Deliver one archived file (restore_command)."),
+    "enable": LazyCommand("wal_enable", "enable_command", "Turn archiving on, or back off."),
 }
 _RECOVERY = {
     "status": LazyCommand("recovery", "status_command", "Show how far it is."),
@@ -41,6 +42,9 @@ COMMANDS: dict[str, LazyCommand | LazyGroup] = {
     "backups": LazyGroup("backups", table=_BACKUPS, help="List backups, or show one."),
     "wal": LazyGroup("wal", table=_WAL, help="Archive WAL and fetch it back."),
     "restore": LazyCommand("restore", "command", "Bring a server back to any moment."),
+    "recoverable": LazyCommand(
+        "recoverable", "command", "Show every moment that can be reached, and the gaps."
+    ),
     "recovery": LazyGroup("recovery", table=_RECOVERY, help="Follow, resume, promote a recovery."),
     "server": LazyGroup("server", table=_SERVER, help="Follow a server through pg_upgrade."),
     "demo": LazyCommand("demo", "command", "Watch a server lose a table and get it back."),

@@ -180,6 +180,12 @@ def latest_generation(store: Store, server: str) -> Generation | None:
     return read_generation(store, server, numbers[-1]) if numbers else None
 
 
+def generations(store: Store, server: str) -> list[Generation]:
+    """All generations of a server, oldest first; empty when it was never introduced."""
+    numbers = _numbers(store, layout.generations_prefix(server))
+    return [read_generation(store, server, number) for number in numbers]
+
+
 def generation_of(store: Store, server: str, system_identifier: int) -> Generation | None:
     """The newest generation with this system identifier; None when there is none."""
     for number in reversed(_numbers(store, layout.generations_prefix(server))):

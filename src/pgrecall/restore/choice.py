@@ -141,12 +141,12 @@ class Chooser:
         is_fixed: bool,
     ) -> Choice:
         refusal: TargetUnreachableError | None = None
-        for backup in candidates:
+        serving = candidates if is_fixed else [one for one in candidates if _serves(one, target)]
+        for backup in serving or candidates[-1:]:
             try:
                 return self._fit(backup, history, target)
             except TargetUnreachableError as error:
-                if refusal is None or not _may_begin(candidates, backup, target):
-                    refusal = error
+                refusal = refusal or error
                 if is_fixed or not _older_may_help(target):
                     break
         assert refusal is not None
@@ -161,13 +161,7 @@ class Chooser:
             raise TargetUnreachableError(f"backup {backup.backup_id} began after {target}")
         present = _own_segments(backup, self._archive.segment_bytes) if backup.has_wal else []
         path = replay_path(self._archive, history, start, present)
-        if path.end < stop:
-            raise TargetUnreachableError(
-                f"backup {backup.backup_id} can never become consistent: it needs the WAL up to"
-                f" {stop}, and {path.missing} is missing",
-                hint="push that segment from the server's pg_wal if it is still there,"
-                " or use another backup",
-            )
+        _require_consistent(backup, path, stop)
         choice = Choice(backup, path, target)
         finder = StopFinder(self._archive, path, start)
         match target:
@@ -185,6 +179,7 @@ class Chooser:
                 self._fit_found(choice, finder, found, stop)
             case ToName():
                 self._fit_name(choice, finder, target, stop)
+        _require_consistent(backup, path, stop)  # what was read may have shortened it
         choice.survey = finder.survey
         choice.tablespaces = _replayed_tablespaces(choice, start, stop)
         return choice
@@ -323,6 +318,23 @@ class Chooser:
                 f"timeline {history.timeline}: the newest with WAL of its own; others are"
                 f" {', '.join(map(str, others))} (--timeline)"
             )
+
+
+def _require_consistent(backup: Completion, path: ReplayPath, stop: Lsn) -> None:
+    if path.end < stop:
+        raise TargetUnreachableError(
+            f"backup {backup.backup_id} can never become consistent: it needs the WAL up to"
+            f" {stop}, and {path.missing} is missing or damaged",
+            hint="push that segment from the server's pg_wal if it is still there,"
+            " or use another backup",
+        )
+
+
+def _serves(backup: Completion, target: RecoveryTarget) -> bool:
+    """False when the backup alone tells, without a look at the WAL, that it is too new."""
+    if isinstance(target, ToTime):
+        return target.at >= backup.started_at
+    return not isinstance(target, ToLsn) or target.lsn >= Lsn.parse(backup.stop_lsn)
 
 
 def _older_may_help(target: RecoveryTarget) -> bool:

@@ -42,9 +42,10 @@ class ReplayPath:
     """Segments from a position along one timeline path, up to the first that is missing.
 
     ``names`` are in the order of replay. ``end`` is the first byte that cannot
-    be read. ``missing`` names the segment there (one that is damaged in its middle, too); ``beyond`` the newest segment
-    of the path after it (empty: the archive simply ends). ``unarchived`` are
-    segments that only the backup itself holds.
+    be read. ``missing`` names the segment there, be it absent or damaged in its
+    middle; ``beyond`` the newest segment of the path after it (empty: the
+    archive simply ends). ``unarchived`` are segments that only the backup
+    itself holds.
     """
 
     def __init__(self, history: TimelineHistory, names: list[str], end: Lsn) -> None:
@@ -90,7 +91,9 @@ def replay_path(
     while True:
         wanted = archive.candidates(history, at)
         # Behind the switch a parent's segments are another history, however long it went on.
-        serving = (name for name in wanted if (history.end_of(WalFile(name).timeline) or at + 1) > at)
+        serving = (
+            name for name in wanted if (history.end_of(WalFile(name).timeline) or at + 1) > at
+        )
         found = next((name for name in serving if name in have), None)
         if found is None:
             path.missing = wanted[0]

@@ -1,0 +1,163 @@
+"""How far a run of segments reaches in time and LSN, exactly as ``choice`` would answer.
+
+A range is claimed only where every moment of it is granted: bounds come from
+indexes where those are exact, and from the WAL itself in the one segment in
+which the run's first backup becomes consistent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+import msgspec
+
+from pgrecall.codec.wal_scan import read_transactions
+from pgrecall.model.lsn import Lsn
+from pgrecall.model.ranges import PathRuns, Placed, Run
+from pgrecall.model.targets import RecoveryTarget, ToLsn, ToName, ToTime, ToXid
+from pgrecall.model.timelines import TimelineHistory
+from pgrecall.model.wal_files import WalFile
+from pgrecall.model.wal_index import datetime_of, microseconds_of
+from pgrecall.repository.recoverable import ArchiveSnapshot, SegmentSummary
+from pgrecall.restore.replay import ReplayPath
+from pgrecall.restore.stops import StopFinder
+
+# How often an end of a transaction inside of a backup may lie behind the end of the backup.
+_CLOCK_JUMPS = 16
+_SMALLEST = timedelta(microseconds=1)
+
+
+class Reach(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run grants. All bounds are targets that can be reached (inclusive).
+
+    ``from_at`` and ``to_at`` are None where no time is granted, ``to_lsn`` is None
+    where no LSN behind the end of the first backup is (``--immediate`` always
+    works). On an open run, times after ``to_at`` mean all there is.
+    ``newest_commit_at`` is of the last commit in WAL order behind the backup;
+    ``end_lsn`` is the end of the last whole record.
+    """
+
+    from_lsn: Lsn
+    to_lsn: Lsn | None
+    end_lsn: Lsn
+    from_at: datetime | None
+    to_at: datetime | None
+    newest_commit_at: datetime | None
+
+
+def reach_of(
+    snapshot: ArchiveSnapshot, history: TimelineHistory, run: Run, *, is_open: bool
+) -> Reach:
+    """How far ``run`` reaches from its first backup; it must have one.
+
+    ``is_open``: no gap lies behind it. Raises StoreError, CorruptObjectError.
+    """
+    first = run.backups[0]
+    size = snapshot.segment_bytes
+    names = [name for name in run.names if WalFile(name).start(size) + size > first.start]
+    summaries = snapshot.summaries(names)
+    records = [one.last_record for one in summaries if one.last_record is not None]
+    last = max((record for record in records if record >= first.stop), default=None)
+    end = max([first.stop, *(one.end_lsn for one in summaries if one.last_record is not None)])
+    exact = _ends_behind(snapshot, summaries, first)
+    behind = [one for one in summaries if one.start >= first.stop]
+    ended = [one.greatest_end for one in behind if one.greatest_end is not None] + exact[0]
+    commits = exact[1] + [one.last_commit for one in behind if one.last_commit is not None]
+    from_at = _consistent_at(snapshot, history, names, first)
+    newest = datetime_of(max(ended)) if ended else None
+    if from_at is None:
+        to_at = None
+    elif is_open:
+        to_at = max(from_at, newest) if newest else from_at
+    else:
+        # PostgreSQL ends at a time only by seeing a later commit.
+        to_at = newest - _SMALLEST if newest else None
+    if to_at is None or from_at is None or to_at < from_at:
+        from_at = to_at = None
+    return Reach(
+        from_lsn=Lsn(first.stop),
+        to_lsn=Lsn(last) if last is not None else None,
+        end_lsn=Lsn(end),
+        from_at=from_at,
+        to_at=to_at,
+        newest_commit_at=datetime_of(commits[-1]) if commits else None,
+    )
+
+
+def likely_backups(path: PathRuns, snapshot: ArchiveSnapshot, target: RecoveryTarget) -> list[str]:
+    """Ids of the backups from which the target may be reached, without a walk for each.
+
+    What is left out is certain to refuse; what is named is for ``choice`` to decide.
+    """
+    found = [backup.backup_id for backup in path.alone]
+    for run in path.runs:
+        if not run.backups:
+            continue
+        is_open = run is path.runs[-1]
+        end = run.end
+        if not (is_open and isinstance(target, ToTime)) and isinstance(
+            target, ToTime | ToXid | ToName
+        ):
+            end = _last_match(run, snapshot, target)
+        elif isinstance(target, ToLsn) and not run.start <= target.lsn < run.end:
+            bridged = min(backup.stop for backup in run.backups)
+            end = run.end if bridged <= target.lsn < run.end else Lsn(0)
+        found += [backup.backup_id for backup in run.backups if backup.start < end]
+    return found
+
+
+def _last_match(run: Run, snapshot: ArchiveSnapshot, target: RecoveryTarget) -> Lsn:
+    """The end of the last segment that may hold the target; 0 for none."""
+    size = snapshot.segment_bytes
+    oldest = min(backup.start for backup in run.backups)
+    names = [name for name in run.names if WalFile(name).start(size) + size > oldest]
+    for summary in reversed(snapshot.summaries(names)):
+        if summary.may_cross or _may_hold(summary, target):
+            return Lsn(summary.start + size)
+    return Lsn(0)
+
+
+def _may_hold(summary: SegmentSummary, target: RecoveryTarget) -> bool:
+    if isinstance(target, ToTime):
+        greatest = summary.greatest_end
+        return greatest is not None and greatest >= microseconds_of(target.at)
+    if isinstance(target, ToXid):
+        return summary.least_xid <= target.xid <= summary.greatest_xid
+    return isinstance(target, ToName) and (target.name in summary.points or summary.has_more_points)
+
+
+def _ends_behind(
+    snapshot: ArchiveSnapshot, summaries: Sequence[SegmentSummary], first: Placed
+) -> tuple[list[int], list[int]]:
+    """Times of the ends, and of the commits, in the segment where ``first`` is consistent."""
+    for one in summaries:
+        if one.start < first.stop < one.start + snapshot.segment_bytes and one.greatest_end:
+            ended = read_transactions(snapshot.read(one.name), one.start)[0]
+            behind = [found for found in ended if found.lsn >= first.stop]
+            return [found.time for found in behind], [
+                found.time for found in behind if found.is_commit
+            ]
+    return [], []
+
+
+def _consistent_at(
+    snapshot: ArchiveSnapshot, history: TimelineHistory, names: Sequence[str], first: Placed
+) -> datetime | None:
+    """The first time from which on ``first`` serves; None: the clock jumped too much to tell.
+
+    As a rule that is when the backup ended. Where the server's clock went back
+    meanwhile, it is later: a commit inside of the backup must not end recovery.
+    """
+    size = snapshot.segment_bytes
+    inside = [name for name in names if WalFile(name).start(size) < first.stop]
+    if not inside:
+        return first.stopped_at
+    path = ReplayPath(history, inside, Lsn(WalFile(inside[-1]).start(size) + size))
+    moment = first.stopped_at
+    for _ in range(_CLOCK_JUMPS):
+        stop = StopFinder(snapshot, path, Lsn(first.start)).by_time(moment, inclusive=True)
+        if stop is None or stop.lsn >= first.stop or stop.at is None:
+            return moment
+        moment = stop.at
+    return None
