@@ -69,9 +69,11 @@ def paste(server: PostgresServer, lines: list[str]) -> None:
 
 
 def objects(repository: Path) -> list[str]:
-    """Every file of a local repository, hidden ones too."""
+    """Every file of a local repository, hidden ones too, without the journal of runs."""
     return sorted(
-        str(path.relative_to(repository)) for path in repository.rglob("*") if path.is_file()
+        str(path.relative_to(repository))
+        for path in repository.rglob("*")
+        if path.is_file() and path.parts[-3] != "runs"
     )
 
 

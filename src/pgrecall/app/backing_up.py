@@ -13,8 +13,9 @@ from pgrecall.app.requests import BackupRequest
 from pgrecall.backup.plan import BackupPlan, BackupWishes, plan_backup
 from pgrecall.backup.records import BackupTask
 from pgrecall.backup.run import BackupRun, BackupTools
-from pgrecall.model.findings import Finding
+from pgrecall.model.findings import Finding, worst
 from pgrecall.model.manifest import Completion
+from pgrecall.model.runs import RunFacts
 from pgrecall.postgres.connection import Connection, connect
 from pgrecall.postgres.control import read_control
 from pgrecall.postgres.facts import server_facts, server_rights
@@ -30,6 +31,16 @@ class BackupResult(msgspec.Struct, frozen=True, kw_only=True):
     plan: BackupPlan
     backup: Completion | None = None
     findings: tuple[Finding, ...] = ()
+
+    def run_facts(self) -> RunFacts:
+        """What the journal keeps of it."""
+        totals = self.backup.totals if self.backup is not None else None
+        return RunFacts(
+            outcome=worst(list(self.findings)),
+            backup_id=self.backup.backup_id if self.backup is not None else "",
+            raw_bytes=totals.raw_bytes if totals is not None else 0,
+            stored_bytes=totals.stored_bytes if totals is not None else 0,
+        )
 
 
 def run_backup(context: RunContext, request: BackupRequest) -> BackupResult:

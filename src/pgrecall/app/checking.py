@@ -13,6 +13,7 @@ from pgrecall.app.requests import CheckRequest
 from pgrecall.check.plan import Expected
 from pgrecall.check.run import CheckRun, CheckTools
 from pgrecall.model.findings import Finding, Severity, worst
+from pgrecall.model.runs import RunFacts
 from pgrecall.postgres.connection import connect
 from pgrecall.store.opening import open_store
 from pgrecall.system.clock import SystemClock
@@ -33,6 +34,10 @@ class CheckResult(msgspec.Struct, frozen=True, kw_only=True):
     segment: str
     result: Severity
     findings: tuple[Finding, ...]
+
+    def run_facts(self) -> RunFacts:
+        """What the journal keeps of it."""
+        return RunFacts(outcome=self.result)
 
 
 def run_check(context: RunContext, request: CheckRequest) -> CheckResult:

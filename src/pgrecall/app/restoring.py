@@ -20,9 +20,10 @@ from pgrecall.errors import (
     PostgresRightsError,
     UsageError,
 )
-from pgrecall.model.findings import Finding
+from pgrecall.model.findings import Finding, worst
 from pgrecall.model.ids import RESTORE, new_id
 from pgrecall.model.manifest import Completion, ManifestRoot
+from pgrecall.model.runs import RunFacts
 from pgrecall.model.targets import Latest
 from pgrecall.repository.identity import Generation, latest_generation, read_generation
 from pgrecall.repository.wal_archive import WalArchive
@@ -68,6 +69,19 @@ class RestoreResult(msgspec.Struct, frozen=True, kw_only=True):
     started: Started | None = None
     findings: tuple[Finding, ...] = ()
     next_steps: tuple[str, ...] = ()
+
+    def run_facts(self) -> RunFacts:
+        """What the journal keeps of it; a restore that was started measures the RTO."""
+        rto = None
+        if self.started is not None:
+            rto = self.restore_seconds + self.started.recovery_seconds
+        return RunFacts(
+            outcome=worst(list(self.findings)),
+            backup_id=self.plan.backup_id,
+            raw_bytes=self.plan.backup_bytes,
+            stored_bytes=self.plan.stored_bytes,
+            rto_seconds=rto,
+        )
 
 
 def run_restore(context: RunContext, request: RestoreRequest) -> RestoreResult:

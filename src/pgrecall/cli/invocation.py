@@ -16,7 +16,8 @@ from pgrecall.cli.diagnostics import json_line
 from pgrecall.cli.progress import choose_progress
 from pgrecall.cli.rendering import render
 from pgrecall.errors import UsageError
-from pgrecall.model.ids import RUN, new_id
+from pgrecall.model.ids import RUN, check_id, new_id
+from pgrecall.model.runs import RUN_ID_VARIABLE
 from pgrecall.settings import load_settings
 
 # The plan was shown when it was approved; only JSON says it again.
@@ -33,7 +34,10 @@ class Invocation:
 
     def __init__(self, given: Mapping[str, object] | None = None, run_id: str = "") -> None:
         self._given = dict(given or {})
-        self.run_id = run_id or new_id(RUN, datetime.now(UTC))
+        self.run_id = run_id or _run_id()
+        #: What the run was given and what it wrote, as far as it has come: for the journal.
+        self.given_context: RunContext | None = None
+        self.result: msgspec.Struct | None = None
 
     def merged(self, given: Mapping[str, object]) -> Invocation:
         """A copy with options of a deeper command; those win."""
@@ -80,20 +84,31 @@ class Invocation:
         if level is not None:
             given["log.level"] = level
         settings = load_settings(self.text("config"), os.environ, given)
-        return RunContext(
+        self.given_context = RunContext(
             settings,
             self.surroundings(level=settings.log.level, output=settings.log.format),
             server_name=self.text("server"),
             repository_name=self.text("repository"),
         )
+        return self.given_context
 
     def emit(self, result: msgspec.Struct, schema: str) -> None:
         """Write a result: JSON with ``schema`` (``backup/1``), or for people.
 
         A dry run for people has shown its plan already, and nothing else happened.
         """
+        self.result = result
         if self.flag("json"):
             document = {"schema": f"pgrecall/{schema}", **msgspec.to_builtins(result)}
             sys.stdout.write(json_line(document))
         elif not self.flag("dry_run"):
             render(result, without=_SHOWN_BEFORE)
+
+
+def _run_id() -> str:
+    """The identity that the agent gave to this process, or a new one."""
+    given = os.environ.get(RUN_ID_VARIABLE, "")
+    try:
+        return check_id(given, RUN)
+    except UsageError:
+        return new_id(RUN, datetime.now(UTC))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -31,7 +31,8 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     ``outcome``: ``warn`` and ``fail`` after findings of that severity or an error
     (``error_code``, ``message``), ``interrupted`` by a signal. ``raw_bytes`` and
     ``stored_bytes``: what was read or written, 0 where that means nothing.
-    ``backup_id``: the backup that was made or used, or empty.
+    ``backup_id``: the backup that was made or used, or empty. ``rto_seconds``: from the
+    beginning of a restore to a server that answers, None for all other runs.
     """
 
     format: int = RUN_FORMAT
@@ -48,6 +49,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     backup_id: str = ""
     raw_bytes: int = 0
     stored_bytes: int = 0
+    rto_seconds: float | None = None
     trigger: Trigger = Trigger()
     tool_version: str = ""
 
@@ -55,6 +57,25 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     def duration_seconds(self) -> float:
         """From start to end by the host's clock; not below 0 when that went back."""
         return max(0.0, (self.ended_at - self.started_at).total_seconds())
+
+
+class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a command's result adds to its record; fields as in RunRecord."""
+
+    outcome: Outcome = "ok"
+    backup_id: str = ""
+    raw_bytes: int = 0
+    stored_bytes: int = 0
+    rto_seconds: float | None = None
+
+
+@runtime_checkable
+class Journalled(Protocol):
+    """A result that tells the journal more than how the run ended."""
+
+    def run_facts(self) -> RunFacts:
+        """What the journal keeps of it."""
+        ...
 
 
 #: The agent hands them to the processes that it starts; without two underscores in a row these

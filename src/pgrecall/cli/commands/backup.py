@@ -8,6 +8,7 @@ from pgrecall.app.backing_up import run_backup
 from pgrecall.app.requests import BackupRequest
 from pgrecall.cli.frame import Example, framed_command
 from pgrecall.cli.invocation import Invocation
+from pgrecall.cli.journalling import journalled
 from pgrecall.errors import BackupDamagedError
 from pgrecall.model.findings import worst
 from pgrecall.settings.sections import BackupSettings
@@ -30,6 +31,7 @@ _FIELDS = BackupSettings.fields
 @click.option("--level", type=int, help="Level of the compression. [backup]")
 @click.option("--workers", type=int, help="Threads; 0: one for each core. [backup]")
 @click.option("--with-wal", is_flag=True, help="Copy the WAL that it needs into the backup.")
+@journalled("backup")
 def command(invocation: Invocation, *, with_wal: bool, **overrides: str | int | None) -> int:
     """Back the server up, while it runs.
 

@@ -8,6 +8,7 @@ from pgrecall.app.checking import run_check
 from pgrecall.app.requests import CheckRequest
 from pgrecall.cli.frame import Example, framed_command
 from pgrecall.cli.invocation import Invocation
+from pgrecall.cli.journalling import journalled
 from pgrecall.errors import CheckFailedError
 from pgrecall.model.findings import worst
 
@@ -23,6 +24,7 @@ from pgrecall.model.findings import worst
 @click.option(
     "--switch/--no-switch", default=True, help="Force a WAL switch and follow the segment."
 )
+@journalled("check")
 def command(invocation: Invocation, *, switch: bool) -> int:
     """Prove that server, archive and repository do what they must.
 

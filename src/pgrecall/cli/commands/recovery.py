@@ -8,6 +8,7 @@ from pgrecall.app.recovering import recovery_promote, recovery_resume, recovery_
 from pgrecall.app.requests import RecoveryRequest
 from pgrecall.cli.frame import Example, framed_command
 from pgrecall.cli.invocation import Invocation
+from pgrecall.cli.journalling import journalled
 
 _target_dir = click.option(
     "--target-dir", default="", type=click.Path(), help="PGDATA. [default: data_directory]"
@@ -62,6 +63,7 @@ def resume_command(invocation: Invocation, *, target_dir: str, wait_seconds: flo
 @_target_dir
 @_wait
 @click.option("--take-over", is_flag=True, help="The copy becomes the owner of the archive.")
+@journalled("recovery promote")
 def promote_command(
     invocation: Invocation, *, target_dir: str, wait_seconds: float, take_over: bool
 ) -> None:

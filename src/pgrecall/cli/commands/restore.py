@@ -10,6 +10,7 @@ from pgrecall.app.requests import RestoreRequest
 from pgrecall.app.restoring import run_restore
 from pgrecall.cli.frame import Example, framed_command
 from pgrecall.cli.invocation import Invocation
+from pgrecall.cli.journalling import journalled
 from pgrecall.errors import UsageError
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.targets import (
@@ -61,6 +62,7 @@ _HIGHEST_TIMELINE = (1 << 32) - 1
 @click.option("--take-over", is_flag=True, help="The copy becomes the owner of the archive.")
 @click.option("--verify-wal", is_flag=True, help="Read all WAL that is needed before writing.")
 @click.option("--workers", type=int, help="Threads; 0: two for each core. [restore]")
+@journalled("restore")
 def command(
     invocation: Invocation,
     *,

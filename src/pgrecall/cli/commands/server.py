@@ -6,6 +6,7 @@ from pgrecall.app.requests import UpgradeRequest
 from pgrecall.app.upgrading import upgrade_server
 from pgrecall.cli.frame import Example, framed_command
 from pgrecall.cli.invocation import Invocation
+from pgrecall.cli.journalling import journalled
 
 
 @framed_command(
@@ -16,6 +17,7 @@ from pgrecall.cli.invocation import Invocation
         Example("pgrecall server upgrade --yes", "accept it; then make a full backup"),
     ),
 )
+@journalled("server upgrade")
 def upgrade_command(invocation: Invocation) -> None:
     """Open a new generation after pg_upgrade or a fresh initdb.
 

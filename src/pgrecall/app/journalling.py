@@ -1,0 +1,136 @@
+"""The journal of runs as the edges write it: what a run was, and how it ended."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import msgspec
+
+from pgrecall import __version__
+from pgrecall.app.context import RunContext
+from pgrecall.app.opened import OpenedRepository
+from pgrecall.errors import (
+    BackupDamagedError,
+    CheckFailedError,
+    InterruptedRunError,
+    PgrecallError,
+    SettingsError,
+)
+from pgrecall.model.runs import (
+    TRIGGER_VARIABLE,
+    Journalled,
+    Outcome,
+    RunFacts,
+    RunRecord,
+    Trigger,
+)
+from pgrecall.repository.journal import Journal
+from pgrecall.settings import RepositorySettings
+
+_log = logging.getLogger(__name__)
+
+_LONGEST_MESSAGE = 1000
+# A journal that cannot be written must not hold up the end of a run.
+_RETRY_SECONDS = 5.0
+_REQUEST_SECONDS = 20.0
+# Statuses with which a run ends that printed its result: the findings say why.
+_CODES = {kind.exit_status: kind.code for kind in (CheckFailedError, BackupDamagedError)}
+
+
+class RunEnd(NamedTuple):
+    """How a run of ``command`` ended: with a result and a status, or with an error."""
+
+    command: str
+    started_at: datetime
+    status: int = 0
+    result: object = None
+    error: BaseException | None = None
+
+
+def write_run(context: RunContext, end: RunEnd) -> None:
+    """Write the record of a run into the server's main repository.
+
+    A journal that cannot be written is a warning in the log and nothing else:
+    the run was what it was. Takes seconds at most when the store is away.
+    """
+    try:
+        server = context.server.name
+    except SettingsError:
+        return  # no server was chosen, so nothing was run: the run's own error says that
+    record = _record(context, server, end)
+    try:
+        opened = OpenedRepository(_hasty(main_settings(context)), context.environment)
+        is_new = Journal(opened.store, server).add(record)
+    except (PgrecallError, OSError) as error:
+        _log.warning("the run is not in the journal: %s", error, extra={"command": end.command})
+        return
+    if not is_new:
+        _log.warning("the journal has a run of this identity already")
+
+
+def main_settings(context: RunContext) -> RepositorySettings:
+    """The settings of the repository that keeps the journal; raises SettingsError."""
+    candidates = context.repositories
+    return next((one for one in candidates if one.role == "required"), candidates[0])
+
+
+def _hasty(settings: RepositorySettings) -> RepositorySettings:
+    return settings.replace(
+        retries=min(settings.retries, 1),
+        retry_seconds=min(settings.retry_seconds, _RETRY_SECONDS),
+        timeout_seconds=min(settings.timeout_seconds, _REQUEST_SECONDS),
+    )
+
+
+def _record(context: RunContext, server: str, end: RunEnd) -> RunRecord:
+    facts = end.result.run_facts() if isinstance(end.result, Journalled) else RunFacts()
+    code, message, status = _error_of(end)
+    return RunRecord(
+        run_id=context.run_id,
+        server=server,
+        command=end.command,
+        host=socket.gethostname(),
+        started_at=end.started_at,
+        ended_at=datetime.now(UTC),
+        outcome=_outcome(end, facts.outcome),
+        exit_status=status,
+        error_code=code,
+        message=message[:_LONGEST_MESSAGE],
+        backup_id=facts.backup_id,
+        raw_bytes=facts.raw_bytes,
+        stored_bytes=facts.stored_bytes,
+        rto_seconds=facts.rto_seconds,
+        trigger=_trigger(context),
+        tool_version=__version__,
+    )
+
+
+def _error_of(end: RunEnd) -> tuple[str, str, int]:
+    if end.error is None:
+        return _CODES.get(end.status, ""), "", end.status
+    if isinstance(end.error, PgrecallError):
+        return end.error.code, end.error.message, end.error.exit_status
+    if isinstance(end.error, KeyboardInterrupt):
+        return InterruptedRunError.code, "", InterruptedRunError.exit_status
+    return PgrecallError.code, f"{type(end.error).__name__}: {end.error}", PgrecallError.exit_status
+
+
+def _outcome(end: RunEnd, found: Outcome) -> Outcome:
+    if isinstance(end.error, InterruptedRunError | KeyboardInterrupt):
+        return "interrupted"
+    return "fail" if end.error is not None or end.status else found
+
+
+def _trigger(context: RunContext) -> Trigger:
+    """What the agent said when it started this process; else a user did."""
+    text = context.environment.get(TRIGGER_VARIABLE, "")
+    if not text:
+        return Trigger()
+    try:
+        return msgspec.json.decode(text, type=Trigger)
+    except msgspec.DecodeError as error:
+        _log.warning("%s does not parse: %s", TRIGGER_VARIABLE, error)
+        return Trigger()
