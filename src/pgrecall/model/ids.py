@@ -11,6 +11,7 @@ from pgrecall.errors import UsageError
 BACKUP = "b"
 RUN = "r"
 RESTORE = "x"
+CHANGE = "c"
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _PATTERN = re.compile(r"^([a-z])-(\d{8}T\d{6}Z)-([0-9a-hjkmnp-tv-z]{4})$")

@@ -82,6 +82,16 @@ class Connection:
         """Run one statement that returns exactly one row, and return its first column."""
         return self.row(query, parameters)[0]
 
+    def encrypted_password(self, role: str, password: str) -> str:
+        """``password`` as a server stores it (SCRAM), for ALTER ROLE: it is not sent in plain."""
+        try:
+            stored = self._raw.pgconn.encrypt_password(
+                password.encode(), role.encode(), b"scram-sha-256"
+            )
+        except psycopg.Error as error:
+            raise self._translated(error) from error
+        return stored.decode()
+
     def ping(self) -> None:
         """One round trip; raises PostgresUnreachableError when the session is lost."""
         self.rows("SELECT 1")
