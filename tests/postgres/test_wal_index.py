@@ -15,7 +15,7 @@ import pytest
 from pgrecall.codec import wal_scan, wal_scan_python
 from pgrecall.codec.wal_crossing import COMPLETE, NOTHING, complete_crossing
 from pgrecall.model.lsn import Lsn
-from pgrecall.model.wal_index import Transaction, datetime_of, microseconds_of
+from pgrecall.model.wal_index import Transaction, WalIndex, datetime_of, microseconds_of
 from tests.support.postgresql import Installation, PostgresServer, ServerFactory
 
 _RECORD = re.compile(
@@ -59,6 +59,7 @@ class Expected:
         self.checkpoints: list[tuple[Lsn, Lsn]] = []
         self.parameters: list[tuple[Lsn, list[int]]] = []
         self.records: list[Lsn] = []
+        self.unlinked: list[tuple[Lsn, list[int]]] = []
         for line in output.splitlines():
             match = _RECORD.search(line)
             if match is not None:
@@ -75,6 +76,10 @@ class Expected:
                 xid = int(prepared)
             time = datetime.strptime(desc[:26], "%Y-%m-%d %H:%M:%S.%f").replace(tzinfo=UTC)
             self.transactions.append((lsn, xid, time, _ENDS[kind]))
+            files = re.search(r"rels: ([^;]+)", desc)
+            if files is not None and _ENDS[kind]:
+                numbers = [int(path.rsplit("/", 1)[1]) for path in files[1].split()]
+                self.unlinked.append((lsn, numbers))
         elif manager == "XLOG" and kind == "RESTORE_POINT":
             self.points.append((lsn, desc))
         elif manager == "XLOG" and kind in {"CHECKPOINT_ONLINE", "CHECKPOINT_SHUTDOWN"}:
@@ -201,6 +206,19 @@ def test_index_and_pg_waldump_agree(
     assert [t for t in crossed if isinstance(t, Transaction)] == [
         t for t in ended if crosses(t, indexes)
     ]
+    unlinked: list[tuple[int, list[int]]] = []
+    carried = None
+    for file, index in zip(files, indexes, strict=True):
+        data = file.read_bytes()
+        knowledge, _, carried = wal_scan.read_knowledge(data, index.start_lsn, carried)
+        for item in knowledge.unlinkings:
+            unlinked.append((item.lsn, [number for _, _, number in item.files]))
+            assert bool(item.dropped) <= (installation.major >= 15)
+    assert unlinked == expected.unlinked
+    assert len(unlinked) >= 6
+    for index in indexes:
+        assert WalIndex.from_bytes(index.to_bytes()) == index
+        index.knowledge = None
     assert sum(len(index.to_bytes()) for index in indexes) < 1500 * len(indexes)
 
 
@@ -221,7 +239,7 @@ def test_both_walks_agree_on_real_wal(
             buffer = bytearray(data)
             if changed is not None:
                 buffer[changed] ^= 0x10
-            arguments = (bytes(buffer), expected_start(file), 8192, True, (0, 0, 0, b""))
+            arguments = (bytes(buffer), expected_start(file), 8192, True, (0, 0, 0, b""), 100)
             assert native.scan_wal(*arguments) == wal_scan_python.scan_wal(*arguments)
 
 

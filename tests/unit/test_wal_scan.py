@@ -384,6 +384,8 @@ _MUTATION = st.tuples(st.integers(0, 3 * 2048), st.binary(min_size=1, max_size=8
     records=st.lists(_RECORD, max_size=30),
     mutations=st.lists(_MUTATION, max_size=3),
     length=st.integers(0, 5 * 1024),
+    limit=st.integers(0, 3),
+    wants=st.booleans(),
     carried=st.tuples(
         st.integers(0, 2**64 - 1),
         st.integers(0, 2**32 - 1),
@@ -391,7 +393,7 @@ _MUTATION = st.tuples(st.integers(0, 3 * 2048), st.binary(min_size=1, max_size=8
         st.binary(max_size=64),
     ),
 )
-def test_native_and_python_agree_on_anything(records, mutations, length, carried):
+def test_native_and_python_agree_on_anything(records, mutations, length, carried, limit, wants):
     wal = WalBuilder(page_bytes=1024)
     for manager, info, data, xid, is_raw in records:
         if is_raw:
@@ -404,7 +406,7 @@ def test_native_and_python_agree_on_anything(records, mutations, length, carried
         if offset < len(image):
             image[offset : offset + len(value)] = value
     for before in (NOTHING_CARRIED, carried):
-        arguments = (bytes(image), START, 1024, True, before)
+        arguments = (bytes(image), START, 1024, wants, before, limit)
         assert native_scan(*arguments) == wal_scan_python.scan_wal(*arguments)
 
 
@@ -420,13 +422,13 @@ def test_native_and_python_agree_on_carried_records(cut, size, flip):
     first, second = (bytearray(data) for data in [*wal.segments(), bytes(SEGMENT)][:2])
     results = []
     for implementation in (native_scan, wal_scan_python.scan_wal):
-        one = implementation(bytes(first), START, 1024, True, NOTHING_CARRIED)
+        one = implementation(bytes(first), START, 1024, True, NOTHING_CARRIED, 0)
         for position in (None, flip):
             changed = bytearray(second)
             if position is not None:
                 changed[position] ^= 1
             for carried in (NOTHING_CARRIED, one[4]):
-                two = implementation(bytes(changed), START + SEGMENT, 1024, True, carried)
+                two = implementation(bytes(changed), START + SEGMENT, 1024, True, carried, 0)
                 results.append((one, two))
     half = len(results) // 2
     assert results[:half] == results[half:]

@@ -396,7 +396,22 @@ static PyObject *crc32c(PyObject *module, PyObject *args)
 #define TABLESPACE_CREATED 0x05 /* no operation of XLOG: their low half is 0 */
 #define MAXIMUM_SPECIAL 1040u
 #define XLOG_SWITCH 0x40
+#define MAGIC_14 0xD10D
 #define MAGIC_17 0xD116
+
+#define RM_SMGR 2
+#define RM_DBASE 4
+#define RM_RELMAP 7
+#define RM_HEAP 10
+#define HEAP_DELETE 0x10
+#define HEAP_TRUNCATE 0x30
+#define HEAP_INPLACE 0x70
+#define PG_CLASS 1259u
+#define PG_DATABASE 1262u
+#define PG_NAMESPACE 2615u
+#define FIRST_OWN_FILE 16384u /* PostgreSQL's own relations have lower numbers, at first */
+#define MAXIMUM_DELETES 65536u
+#define KEPT_TELLING 64u
 
 enum { STOP_END = 0, STOP_SWITCH = 1, STOP_INVALID = 2 };
 enum { CARRIED_NONE = 0, CARRIED_COMPLETED = 1, CARRIED_DISCARDED = 2, CARRIED_FOREIGN = 3 };
@@ -416,9 +431,26 @@ typedef struct {
 } Special;
 
 typedef struct {
+    uint64_t lsn, end;
+    size_t offset, length; /* in Walk.event_bytes */
+} Event;
+
+typedef struct {
+    uint64_t first_lsn;
+    uint32_t xid, top, database, relation, count, outcome;
+} Deleted; /* 32 bytes: the layout that wal_events.py unpacks */
+
+typedef struct {
+    uint32_t xid, top, outcome, order;
+} Outcome;
+
+typedef struct {
     void *items;
     size_t count, capacity;
 } Growing;
+
+enum { TELLS_NOTHING, TELLS, TELLS_OF_CATALOGS, TELLS_OF_A_ROW };
+enum { STILL_OPEN = 0, COMMITTED = 1, ABORTED = 2 };
 
 typedef struct {
     const uint8_t *data;
@@ -440,6 +472,11 @@ typedef struct {
     int64_t commit_times[4], end_times[4];
     uint32_t least_xid, greatest_xid;
     Growing transactions, specials, special_bytes;
+
+    Growing events, event_bytes, deleted, outcomes;
+    uint32_t catalog_limit, catalog_events, left_out; /* left_out: 1 catalogs, 2 deletes */
+    uint32_t *slots, slot_count;                      /* of deleted, by hash; 0: free */
+    size_t last_deleted;
 } Walk;
 
 static void *grow(Growing *array, size_t count, size_t item_bytes)
@@ -610,11 +647,262 @@ static void note_time(int64_t times[4], int64_t time, int is_first)
         times[3] = time;
 }
 
+/* ------------------------------------------------- what WAL tells of tables */
+
+typedef struct {
+    uint32_t space, database, relation;
+} Place;
+
+/* Which relation's main fork the first block reference is of. 1: it is in *place, 0: there is
+ * none, -1: it lies beyond the length bytes that are there. */
+static int first_place(const uint8_t *record, size_t length, uint16_t magic, Place *place)
+{
+    size_t at = RECORD_HEADER + 4;
+
+    if (length < at)
+        return -1;
+    if (record[RECORD_HEADER] != 0 || (record[RECORD_HEADER + 1] & 0x8F) != 0)
+        return 0;
+    if (record[RECORD_HEADER + 1] & 0x10) {
+        uint8_t image;
+        if (length < at + 5)
+            return -1;
+        image = record[at + 4];
+        at += 5;
+        if ((image & 0x01) && (image & (magic > MAGIC_14 ? 0x1C : 0x02)))
+            at += 2;
+    }
+    if (length < at + 12)
+        return -1;
+    place->space = load32(record + at);
+    place->database = load32(record + at + 4);
+    place->relation = load32(record + at + 8);
+    return 1;
+}
+
+/* What kind of knowledge is in this record, of which length bytes are there; when too few are to
+ * tell, more than nothing. *place is that of a row that was deleted. */
+static int tells(const Walk *w, const uint8_t *record, size_t length, Place *place)
+{
+    uint8_t operation, manager;
+    int found;
+
+    if (length < RECORD_HEADER)
+        return TELLS;
+    manager = record[17];
+    operation = record[16] & 0xF0;
+    if (manager == RM_SMGR)
+        return operation == 0x20 ? TELLS_OF_CATALOGS : TELLS_NOTHING;
+    if (manager == RM_DBASE)
+        return operation == (w->magic > MAGIC_14 ? 0x20 : 0x10) ? TELLS : TELLS_NOTHING;
+    if (manager == RM_RELMAP)
+        return operation == 0x00 ? TELLS : TELLS_NOTHING;
+    if (manager != RM_HEAP)
+        return TELLS_NOTHING;
+    operation &= 0x70;
+    if (operation == HEAP_TRUNCATE)
+        return TELLS;
+    found = first_place(record, length, w->magic, place);
+    if (found <= 0)
+        return found < 0 ? TELLS : TELLS_NOTHING;
+    if (operation == HEAP_DELETE && place->relation >= FIRST_OWN_FILE)
+        return TELLS_OF_A_ROW;
+    if (place->relation == PG_DATABASE)
+        return operation <= 0x40 || operation == HEAP_INPLACE ? TELLS_OF_CATALOGS : TELLS_NOTHING;
+    if (place->relation == PG_CLASS || place->relation == PG_NAMESPACE)
+        return operation <= 0x40 ? TELLS_OF_CATALOGS : TELLS_NOTHING;
+    return TELLS_NOTHING;
+}
+
+/* Keep a whole record for Python, unless there are too many of what is less important. */
+static int note_event(Walk *w, const uint8_t *record, uint32_t total, uint64_t lsn, int kind)
+{
+    Event *event;
+    uint8_t *bytes;
+
+    if (kind == TELLS_OF_CATALOGS && w->catalog_events++ >= w->catalog_limit) {
+        w->left_out |= 1;
+        return 0;
+    }
+    event = grow(&w->events, 1, sizeof *event);
+    if (event == NULL)
+        return -1;
+    event->lsn = lsn;
+    event->end = w->start + w->pos;
+    event->offset = w->event_bytes.count;
+    event->length = total;
+    bytes = grow(&w->event_bytes, total, 1);
+    if (bytes == NULL)
+        return -1;
+    memcpy(bytes, record, total);
+    return 0;
+}
+
+static uint32_t slot_of(const Walk *w, const Deleted *row)
+{
+    uint64_t hash = ((uint64_t)row->xid << 32 | row->relation) ^ (uint64_t)row->database << 13;
+
+    return (uint32_t)((hash * 0x9E3779B97F4A7C15u) >> 32) & (w->slot_count - 1);
+}
+
+static int is_same(const Deleted *a, const Deleted *b)
+{
+    return a->xid == b->xid && a->relation == b->relation && a->database == b->database;
+}
+
+static int more_slots(Walk *w)
+{
+    uint32_t count = w->slot_count ? w->slot_count * 2 : 512, *slots = calloc(count, sizeof *slots);
+    const Deleted *rows = w->deleted.items;
+    size_t i;
+
+    if (slots == NULL)
+        return -1;
+    free(w->slots);
+    w->slots = slots;
+    w->slot_count = count;
+    for (i = 0; i < w->deleted.count; i++) {
+        uint32_t slot = slot_of(w, &rows[i]);
+        while (slots[slot] != 0)
+            slot = (slot + 1) & (count - 1);
+        slots[slot] = (uint32_t)i + 1;
+    }
+    return 0;
+}
+
+static int count_deleted(Walk *w, uint32_t xid, const Place *place, uint64_t lsn)
+{
+    Deleted row = {lsn, xid, xid, place->database, place->relation, 1, STILL_OPEN}, *rows, *free_row;
+    uint32_t slot;
+
+    rows = w->deleted.items;
+    if (w->deleted.count > 0 && is_same(&rows[w->last_deleted], &row)) {
+        rows[w->last_deleted].count++;
+        return 0;
+    }
+    if (w->deleted.count * 2 >= w->slot_count && more_slots(w) < 0)
+        return -1;
+    for (slot = slot_of(w, &row); w->slots[slot] != 0; slot = (slot + 1) & (w->slot_count - 1)) {
+        size_t i = w->slots[slot] - 1;
+        if (!is_same(&rows[i], &row))
+            continue;
+        rows[i].count++;
+        w->last_deleted = i;
+        return 0;
+    }
+    if (w->deleted.count >= MAXIMUM_DELETES) {
+        w->left_out |= 2;
+        return 0;
+    }
+    free_row = grow(&w->deleted, 1, sizeof row);
+    if (free_row == NULL)
+        return -1;
+    *free_row = row;
+    w->last_deleted = w->deleted.count - 1;
+    w->slots[slot] = (uint32_t)w->deleted.count;
+    return 0;
+}
+
+static int add_outcome(Walk *w, uint32_t xid, uint32_t top, int is_commit)
+{
+    Outcome *outcome = grow(&w->outcomes, 1, sizeof *outcome);
+
+    if (outcome == NULL)
+        return -1;
+    outcome->xid = xid;
+    outcome->top = top;
+    outcome->outcome = is_commit ? COMMITTED : ABORTED;
+    outcome->order = (uint32_t)w->outcomes.count;
+    return 0;
+}
+
+/* A transaction that may have deleted rows ends, and its subtransactions with it. */
+static int note_outcome(Walk *w, const uint8_t *data, size_t length, uint32_t xid, int info)
+{
+    int is_commit = (info & 0x70) == 0x00 || (info & 0x70) == 0x30;
+    uint32_t xinfo, count, i;
+    size_t at = 12;
+
+    if (add_outcome(w, xid, xid, is_commit) < 0)
+        return -1;
+    if (!(info & 0x80) || length < 12)
+        return 0;
+    xinfo = load32(data + 8);
+    if (xinfo & 0x01)
+        at += 8;
+    if (!(xinfo & 0x02) || length < at + 4)
+        return 0;
+    count = load32(data + at);
+    at += 4;
+    if (count > (length - at) / 4)
+        return 0;
+    for (i = 0; i < count; i++)
+        if (add_outcome(w, load32(data + at + 4 * (size_t)i), xid, is_commit) < 0)
+            return -1;
+    return 0;
+}
+
+static int compare_numbers(uint32_t a, uint32_t b) { return (a > b) - (a < b); }
+
+static int compare_outcomes(const void *left, const void *right)
+{
+    const Outcome *a = left, *b = right;
+    int by_xid = compare_numbers(a->xid, b->xid);
+
+    return by_xid ? by_xid : compare_numbers(a->order, b->order);
+}
+
+static int compare_deleted(const void *left, const void *right)
+{
+    const Deleted *a = left, *b = right;
+    int by_xid = compare_numbers(a->xid, b->xid);
+    int by_database = compare_numbers(a->database, b->database);
+
+    return by_xid ? by_xid : by_database ? by_database : compare_numbers(a->relation, b->relation);
+}
+
+/* Say of each count of deleted rows what became of its transaction, as far as WAL went. */
+static void settle_deleted(Walk *w)
+{
+    Deleted *rows = w->deleted.items;
+    const Outcome *outcomes = w->outcomes.items;
+    size_t i, at = 0;
+
+    if (w->deleted.count == 0)
+        return;
+    qsort(rows, w->deleted.count, sizeof *rows, compare_deleted);
+    if (w->outcomes.count == 0)
+        return;
+    qsort(w->outcomes.items, w->outcomes.count, sizeof *outcomes, compare_outcomes);
+    for (i = 0; i < w->deleted.count; i++) {
+        while (at < w->outcomes.count && outcomes[at].xid < rows[i].xid)
+            at++;
+        if (at == w->outcomes.count)
+            return;
+        if (outcomes[at].xid == rows[i].xid) {
+            rows[i].top = outcomes[at].top;
+            rows[i].outcome = outcomes[at].outcome;
+        }
+    }
+}
+
+/* A commit tells when it unlinks relations, or changed a catalog (it carries invalidations). */
+static int commit_tells(const uint8_t *data, size_t length, uint8_t info)
+{
+    uint8_t operation = info & 0x70;
+    uint32_t xinfo;
+
+    if ((operation != 0x00 && operation != 0x30) || !(info & 0x80) || length < 12)
+        return TELLS_NOTHING;
+    xinfo = load32(data + 8);
+    return xinfo & 0x04 ? TELLS : xinfo & 0x08 ? TELLS_OF_CATALOGS : TELLS_NOTHING;
+}
+
 static int note_transaction(Walk *w, const uint8_t *record, uint32_t total, uint64_t lsn)
 {
     uint8_t info = record[16], operation = info & 0x70;
     int is_commit = operation == 0x00 || operation == 0x30;
-    int is_prepared = operation == 0x30 || operation == 0x40;
+    int is_prepared = operation == 0x30 || operation == 0x40, telling;
     size_t length;
     const uint8_t *data;
     uint32_t xid;
@@ -646,7 +934,10 @@ static int note_transaction(Walk *w, const uint8_t *record, uint32_t total, uint
         ended->xid = xid;
         ended->is_commit = (uint32_t)is_commit;
     }
-    return 0;
+    if (w->deleted.count > 0 && note_outcome(w, data, length, xid, info) < 0)
+        return -1;
+    telling = commit_tells(data, length, info);
+    return telling != TELLS_NOTHING ? note_event(w, record, total, lsn, telling) : 0;
 }
 
 static int is_special(uint8_t operation)
@@ -696,6 +987,8 @@ static int note_special(Walk *w, const uint8_t *record, uint32_t total, uint64_t
 static int take_record(Walk *w, const uint8_t *record, uint32_t total, uint64_t lsn)
 {
     uint8_t manager = record[17];
+    Place place;
+    int telling;
 
     w->end_lsn = w->start + w->pos;
     w->previous = lsn;
@@ -711,8 +1004,13 @@ static int take_record(Walk *w, const uint8_t *record, uint32_t total, uint64_t 
         return note_transaction(w, record, total, lsn);
     if (is_tablespace(record))
         return note_special(w, record, total, lsn);
-    if (manager != RM_XLOG)
-        return 0;
+    if (manager != RM_XLOG) {
+        telling = tells(w, record, total, &place);
+        if (telling == TELLS_NOTHING)
+            return 0;
+        return telling == TELLS_OF_A_ROW ? count_deleted(w, load32(record + 4), &place, lsn)
+                                         : note_event(w, record, total, lsn, telling);
+    }
     if ((record[16] & 0xF0) == XLOG_SWITCH)
         return 1;
     return note_special(w, record, total, lsn);
@@ -731,13 +1029,24 @@ static int may_matter(const uint8_t *record, size_t length)
     return is_tablespace(record) || (record[17] == RM_XLOG && is_special(record[16] & 0xF0));
 }
 
+/* A walk that is only for the index keeps no more of a record than the index may need. */
 static void keep_unfinished(Walk *w, uint64_t lsn, uint32_t total, uint32_t have)
 {
+    Place place;
+    size_t kept;
+    int telling;
+
     w->unfinished_lsn = lsn;
     w->unfinished_total = total;
     w->unfinished_have = have;
-    if (!may_matter(w->record, w->record_length))
-        w->record_length = RECORD_HEADER;
+    if (may_matter(w->record, w->record_length))
+        return;
+    telling = tells(w, w->record, w->record_length, &place);
+    if (telling != TELLS_NOTHING && w->want_transactions)
+        return;
+    kept = telling != TELLS_NOTHING ? KEPT_TELLING : RECORD_HEADER;
+    if (w->record_length > kept)
+        w->record_length = kept;
 }
 
 /* What the segment begins with when a record crosses its start. 0: go on, else stop or error. */
@@ -908,6 +1217,23 @@ static PyObject *special_list(const Walk *w)
     return list;
 }
 
+static PyObject *event_list(const Walk *w)
+{
+    PyObject *list = PyList_New((Py_ssize_t)w->events.count);
+    const Event *events = w->events.items;
+    const char *bytes = w->event_bytes.items;
+    size_t i;
+
+    for (i = 0; list != NULL && i < w->events.count; i++) {
+        PyObject *item = Py_BuildValue("(KKy#)", (unsigned long long)events[i].lsn,
+                                       (unsigned long long)events[i].end, bytes + events[i].offset,
+                                       (Py_ssize_t)events[i].length);
+        if (item == NULL || PyList_SetItem(list, (Py_ssize_t)i, item) < 0)
+            Py_CLEAR(list);
+    }
+    return list;
+}
+
 static PyObject *times_tuple(const int64_t times[4])
 {
     return Py_BuildValue("(LLLL)", (long long)times[0], (long long)times[1], (long long)times[2],
@@ -917,11 +1243,12 @@ static PyObject *times_tuple(const int64_t times[4])
 static PyObject *result_tuple(const Walk *w)
 {
     const char *transactions = w->transactions.count > 0 ? w->transactions.items : "";
+    const char *deleted = w->deleted.count > 0 ? w->deleted.items : "";
     const char *unfinished = w->unfinished_lsn != 0 ? (const char *)w->record : "";
     Py_ssize_t unfinished_length = w->unfinished_lsn != 0 ? (Py_ssize_t)w->record_length : 0;
 
     return Py_BuildValue(
-        "(i(II)(KKKK)I(KIIy#)i(KKK)NN(II)Ny#)", w->stop, w->first_timeline, w->timeline,
+        "(i(II)(KKKK)I(KIIy#)i(KKK)NN(II)Ny#Ny#I)", w->stop, w->first_timeline, w->timeline,
         (unsigned long long)w->end_lsn, (unsigned long long)w->first_lsn,
         (unsigned long long)w->last_lsn, (unsigned long long)w->first_previous,
         w->contrecord_bytes, (unsigned long long)w->unfinished_lsn, w->unfinished_total,
@@ -929,10 +1256,11 @@ static PyObject *result_tuple(const Walk *w)
         (unsigned long long)w->records, (unsigned long long)w->commits,
         (unsigned long long)w->aborts, times_tuple(w->commit_times), times_tuple(w->end_times),
         w->least_xid, w->greatest_xid, special_list(w), transactions,
-        (Py_ssize_t)(w->transactions.count * sizeof(Ended)));
+        (Py_ssize_t)(w->transactions.count * sizeof(Ended)), event_list(w), deleted,
+        (Py_ssize_t)(w->deleted.count * sizeof(Deleted)), w->left_out);
 }
 
-/* scan_wal(data, start, page_bytes, want_transactions, (lsn, total, have, head)) */
+/* scan_wal(data, start, page_bytes, want_transactions, (lsn, total, have, head), catalog_limit) */
 static PyObject *scan_wal(PyObject *module, PyObject *args)
 {
     Py_buffer buffer, head;
@@ -941,12 +1269,14 @@ static PyObject *scan_wal(PyObject *module, PyObject *args)
     int want_transactions, outcome;
     Walk walk;
     PyObject *result;
+    unsigned int catalog_limit;
 
     (void)module;
-    if (!PyArg_ParseTuple(args, "y*KIp(KIIy*)", &buffer, &start, &page_bytes, &want_transactions,
-                          &lsn, &total, &have, &head))
+    if (!PyArg_ParseTuple(args, "y*KIp(KIIy*)I", &buffer, &start, &page_bytes, &want_transactions,
+                          &lsn, &total, &have, &head, &catalog_limit))
         return NULL;
     memset(&walk, 0, sizeof walk);
+    walk.catalog_limit = catalog_limit;
     walk.data = buffer.buf;
     walk.size = (size_t)buffer.len;
     walk.start = start;
@@ -960,6 +1290,7 @@ static PyObject *scan_wal(PyObject *module, PyObject *args)
         outcome = keep_bytes(&walk, head.buf, (size_t)head.len);
         if (outcome == 0)
             outcome = walk_segment(&walk, lsn, total, have);
+        settle_deleted(&walk);
         Py_END_ALLOW_THREADS
         result = outcome < 0 ? PyErr_NoMemory() : result_tuple(&walk);
     }
@@ -967,6 +1298,11 @@ static PyObject *scan_wal(PyObject *module, PyObject *args)
     free(walk.transactions.items);
     free(walk.specials.items);
     free(walk.special_bytes.items);
+    free(walk.events.items);
+    free(walk.event_bytes.items);
+    free(walk.deleted.items);
+    free(walk.outcomes.items);
+    free(walk.slots);
     PyBuffer_Release(&buffer);
     PyBuffer_Release(&head);
     return result;
@@ -980,7 +1316,7 @@ static PyMethodDef methods[] = {
     {"page_checksum", page_checksum, METH_VARARGS, "page_checksum(page, block) -> int"},
     {"crc32c", crc32c, METH_VARARGS, "crc32c(data, crc) -> int, going on from crc"},
     {"scan_wal", scan_wal, METH_VARARGS,
-     "scan_wal(data, start, page_bytes, want_transactions, carried) -> tuple"},
+     "scan_wal(data, start, page_bytes, want_transactions, carried, catalog_limit) -> tuple"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -12,6 +12,7 @@ def scan_wal(
     page_bytes: int,
     want_transactions: bool,
     carried: tuple[int, int, int, bytes],
+    catalog_limit: int,
     /,
 ) -> tuple[
     int,
@@ -26,4 +27,7 @@ def scan_wal(
     tuple[int, int],
     Sequence[tuple[int, int, int, bytes]],
     bytes,
+    Sequence[tuple[int, int, bytes]],
+    bytes,
+    int,
 ]: ...

@@ -13,7 +13,9 @@ from __future__ import annotations
 import struct
 
 from pgrecall.codec.native import HAS_NATIVE
+from pgrecall.codec.wal_knowledge import bounded, parse_knowledge
 from pgrecall.codec.wal_records import RECORD_HEADER_BYTES, Special, may_matter, parse_special
+from pgrecall.codec.wal_telling import KEPT_TELLING, TELLS_NOTHING, tells
 from pgrecall.errors import WalFormatError
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.wal_files import is_segment_size
@@ -33,6 +35,7 @@ from pgrecall.model.wal_index import (
     Unfinished,
     WalIndex,
 )
+from pgrecall.model.wal_knowledge import MAXIMUM_CATALOG_EVENTS, SegmentKnowledge
 
 if HAS_NATIVE:
     from pgrecall.codec._native import scan_wal
@@ -57,6 +60,7 @@ _LONG_HEADER = struct.Struct("=HHIQI4xQII")
 _TRANSACTION = struct.Struct("=QQqII")
 _STOPS = (STOPPED_AT_END, STOPPED_AT_SWITCH, STOPPED_AT_INVALID)
 _NOTHING_CARRIED = (0, 0, 0, b"")
+_NO_LIMIT = (1 << 32) - 1
 
 
 class SegmentHeader:
@@ -160,7 +164,10 @@ def scan_segment(data: Buffer, start: int) -> ScanResult:
         xids,
         specials,
         _,
-    ) = scan_wal(data, start, header.block_bytes, False, _NOTHING_CARRIED)
+        events,
+        deleted,
+        left_out,
+    ) = scan_wal(data, start, header.block_bytes, False, _NOTHING_CARRIED, MAXIMUM_CATALOG_EVENTS)
     index = WalIndex(start, header.segment_bytes, header.timeline)
     index.magic, index.page_bytes = header.magic, header.block_bytes
     index.last_timeline = timelines[1]
@@ -178,8 +185,9 @@ def scan_segment(data: Buffer, start: int) -> ScanResult:
     kept = contrecord_bytes if is_short else CONTRECORD_HEAD_BYTES
     index.contrecord_head = bytes(data[LONG_HEADER_BYTES : LONG_HEADER_BYTES + kept])
     unfinished = Unfinished(*unfinished_fields) if unfinished_fields[0] else None
-    index.unfinished = unfinished and _abridged(unfinished)
+    index.unfinished = unfinished and _abridged(unfinished, header.magic)
     _add_specials(index, [parse_special(*special) for special in specials])
+    index.knowledge = bounded(parse_knowledge(header.magic, events, deleted, left_out))
     return ScanResult(header, index, unfinished)
 
 
@@ -196,12 +204,32 @@ def read_transactions(
     before = _NOTHING_CARRIED
     if carried is not None:
         before = (carried.lsn, carried.total_bytes, carried.have_bytes, carried.head)
-    result = scan_wal(data, start, header.block_bytes, True, before)
+    result = scan_wal(data, start, header.block_bytes, True, before, 0)
     ended = [
         Transaction(lsn, end_lsn, xid, time, bool(is_commit))
         for lsn, end_lsn, time, xid, is_commit in _TRANSACTION.iter_unpack(result[11])
     ]
     return ended, Unfinished(*result[4]) if result[4][0] else None
+
+
+def read_knowledge(
+    data: Buffer, start: int, carried: Unfinished | None = None
+) -> tuple[SegmentKnowledge, list[Transaction], Unfinished | None]:
+    """What a segment tells of tables, without a bound; its transactions; what it leaves unfinished.
+
+    ``carried`` as in read_transactions. Raises WalFormatError as scan_segment does.
+    """
+    header = _matching_header(data, start)
+    before = _NOTHING_CARRIED
+    if carried is not None:
+        before = (carried.lsn, carried.total_bytes, carried.have_bytes, carried.head)
+    result = scan_wal(data, start, header.block_bytes, True, before, _NO_LIMIT)
+    ended = [
+        Transaction(lsn, end_lsn, xid, time, bool(is_commit))
+        for lsn, end_lsn, time, xid, is_commit in _TRANSACTION.iter_unpack(result[11])
+    ]
+    knowledge = parse_knowledge(header.magic, result[12], result[13], result[14])
+    return knowledge, ended, Unfinished(*result[4]) if result[4][0] else None
 
 
 def _matching_header(data: Buffer, start: int) -> SegmentHeader:
@@ -219,9 +247,12 @@ def _matching_header(data: Buffer, start: int) -> SegmentHeader:
     return header
 
 
-def _abridged(unfinished: Unfinished) -> Unfinished:
-    matters = may_matter(unfinished.head)
-    kept = UNFINISHED_HEAD_BYTES if matters else RECORD_HEADER_BYTES
+def _abridged(unfinished: Unfinished, magic: int) -> Unfinished:
+    kept = RECORD_HEADER_BYTES
+    if may_matter(unfinished.head):
+        kept = UNFINISHED_HEAD_BYTES
+    elif tells(unfinished.head, magic)[0] != TELLS_NOTHING:
+        kept = KEPT_TELLING
     return Unfinished(
         unfinished.lsn, unfinished.total_bytes, unfinished.have_bytes, unfinished.head[:kept]
     )

@@ -25,6 +25,15 @@ from pgrecall.codec.wal_records import (
     may_matter,
     transaction_end,
 )
+from pgrecall.codec.wal_telling import (
+    KEPT_TELLING,
+    TELLS_NOTHING,
+    TELLS_OF_A_ROW,
+    TELLS_OF_CATALOGS,
+    DeletedRows,
+    commit_tells,
+    tells,
+)
 
 Buffer = bytes | bytearray | memoryview
 
@@ -59,6 +68,9 @@ _Result = tuple[
     tuple[int, int],
     list[tuple[int, int, int, bytes]],
     bytes,
+    list[tuple[int, int, bytes]],
+    bytes,
+    int,
 ]
 
 
@@ -68,13 +80,16 @@ def scan_wal(
     page_bytes: int,
     want_transactions: bool,
     carried: tuple[int, int, int, bytes],
+    catalog_limit: int,
 ) -> _Result:
     """Walk over one segment; see result_tuple in _native.c for what comes back."""
     if not 512 <= page_bytes <= 65536 or page_bytes & (page_bytes - 1):
         raise ValueError("a WAL page has 512 to 65536 bytes, a power of two")
     walk = _Walk(bytes(data), start, page_bytes)
+    walk.wants_transactions = want_transactions
+    walk.catalog_limit = catalog_limit
     walk.segment(*carried)
-    return walk.result(want_transactions)
+    return walk.result()
 
 
 class _Walk:
@@ -99,6 +114,11 @@ class _Walk:
         self.unfinished = (0, 0, 0, b"")
         self.ended: list[tuple[int, int, int, int, int]] = []
         self.specials: list[tuple[int, int, int, bytes]] = []
+        self.wants_transactions = False
+        self.catalog_limit = 0
+        self.catalog_events = 0
+        self.events: list[tuple[int, int, bytes]] = []
+        self.deleted = DeletedRows()
 
     def segment(self, lsn: int, total: int, have: int, head: bytes) -> None:
         """From the first page to where WAL ends; the arguments are the carried record."""
@@ -119,11 +139,11 @@ class _Walk:
         while self._next():
             pass
 
-    def result(self, want_transactions: bool) -> _Result:
+    def result(self) -> _Result:
         commits = [ended[2] for ended in self.ended if ended[4]]
         times = [ended[2] for ended in self.ended]
         xids = [ended[3] for ended in self.ended if ended[3]]
-        packed = b"".join(_ENDED.pack(*e) for e in self.ended) if want_transactions else b""
+        packed = b"".join(_ENDED.pack(*e) for e in self.ended) if self.wants_transactions else b""
         return (
             self.stop,
             (self.first_timeline, self.timeline),
@@ -137,6 +157,9 @@ class _Walk:
             (min(xids, default=0), max(xids, default=0)),
             self.specials,
             packed,
+            self.events,
+            self.deleted.packed(),
+            (self.catalog_events > self.catalog_limit) | self.deleted.has_more << 1,
         )
 
     def _enter_page(self, offset: int) -> tuple[int, int]:
@@ -257,8 +280,14 @@ class _Walk:
         return previous == self.previous if self.previous else previous < lsn
 
     def _keep_unfinished(self, lsn: int, total: int, have: int, record: bytes) -> None:
-        kept = record if may_matter(record) else record[:RECORD_HEADER_BYTES]
-        self.unfinished = (lsn, total, have, kept)
+        kept = len(record)
+        if not may_matter(record):
+            telling = tells(record, self.magic)[0]
+            if telling == TELLS_NOTHING:
+                kept = RECORD_HEADER_BYTES
+            elif not self.wants_transactions:
+                kept = KEPT_TELLING
+        self.unfinished = (lsn, total, have, record[:kept])
 
     def _take(self, record: bytes, lsn: int) -> bool:
         """Note a whole, valid record that ends at ``position``; True for a switch."""
@@ -276,6 +305,7 @@ class _Walk:
             if ended:
                 time, xid, is_commit = ended
                 self.ended.append((lsn, end, time, xid or 0, int(is_commit)))
+                self._take_end(record, lsn, xid or 0)
         elif creates_tablespace(record):
             self._take_special(record, lsn, TABLESPACE_CREATED)
         elif manager == RM_XLOG:
@@ -284,7 +314,29 @@ class _Walk:
                 return True
             if operation in SPECIALS:
                 self._take_special(record, lsn, operation)
+        else:
+            telling, place = tells(record, self.magic)
+            if telling == TELLS_OF_A_ROW and place:
+                self.deleted.add(_U32.unpack_from(record, 4)[0], place, lsn)
+            else:
+                self._take_event(record, lsn, telling)
         return False
+
+    def _take_end(self, record: bytes, lsn: int, xid: int) -> None:
+        place = main_data(record, len(record))
+        if place:
+            data = record[place[0] : place[0] + place[1]]
+            self.deleted.end(xid, data, record[16])
+            self._take_event(record, lsn, commit_tells(data, record[16]))
+
+    def _take_event(self, record: bytes, lsn: int, telling: int) -> None:
+        if telling == TELLS_NOTHING:
+            return
+        if telling == TELLS_OF_CATALOGS:
+            self.catalog_events += 1
+            if self.catalog_events > self.catalog_limit:
+                return
+        self.events.append((lsn, self.end_lsn, record))
 
     def _take_special(self, record: bytes, lsn: int, operation: int) -> None:
         place = main_data(record, len(record))

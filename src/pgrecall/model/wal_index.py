@@ -25,6 +25,7 @@ from typing import Any
 
 from pgrecall.errors import CorruptObjectError, RepositoryError
 from pgrecall.model.lsn import Lsn
+from pgrecall.model.wal_knowledge import SegmentKnowledge
 
 VERSION = 1
 
@@ -275,7 +276,8 @@ class WalIndex(_Value):
     ended here, as plain numbers; 0 without any. ``contrecord_bytes`` is what
     the first page says remains of a record begun earlier, ``contrecord_head``
     its first bytes. ``stopped_at`` is STOPPED_AT_END, STOPPED_AT_SWITCH, or
-    STOPPED_AT_INVALID: what follows ``end_lsn`` is no WAL.
+    STOPPED_AT_INVALID: what follows ``end_lsn`` is no WAL. ``knowledge`` is None
+    in an index of before it was collected: not known, which is not "nothing".
     """
 
     __slots__ = (
@@ -292,6 +294,7 @@ class WalIndex(_Value):
         "first_record_lsn",
         "greatest_xid",
         "has_more_restore_points",
+        "knowledge",
         "last_record_lsn",
         "last_timeline",
         "least_xid",
@@ -337,6 +340,7 @@ class WalIndex(_Value):
         self.contrecord_head = b""
         self.unfinished: Unfinished | None = None
         self.stopped_at = STOPPED_AT_END
+        self.knowledge: SegmentKnowledge | None = None
 
     @property
     def segment_end(self) -> Lsn:
@@ -350,6 +354,8 @@ class WalIndex(_Value):
             value = getattr(self, name)
             if value or name in _ALWAYS:
                 record[key] = _as_json(value)
+        if self.knowledge is not None:
+            record["knowledge"] = self.knowledge.to_json(self.start_lsn)
         return json.dumps(record, separators=(",", ":")).encode("ascii")
 
     @classmethod
@@ -466,4 +472,6 @@ def _index_of(record: dict[str, Any]) -> WalIndex:
         index.unfinished = Unfinished(
             _lsn(lsn), total_bytes, have_bytes, a2b_base64(head, strict_mode=True)
         )
+    if "knowledge" in record:
+        index.knowledge = SegmentKnowledge.from_json(record["knowledge"], index.start_lsn)
     return index
