@@ -79,12 +79,13 @@ def _measure(work: Path, programs: Programs, seconds: int) -> None:
         plain.mkdir()
         target = ["-h", str(work), "-p", str(cluster.port), "-U", "postgres"]
         cluster.sql("select pg_create_physical_replication_slot('plain')")
+        own = [*pgrecall_command(), "--config", str(config), "wal", "receive"]
         receivers = {
             "nobody": [],
             "pg_receivewal": [
                 programs.path("pg_receivewal"), *target, "-D", str(plain), "-S", "plain",
             ],
-            "pgrecall wal receive": [*pgrecall_command(), "--config", str(config), "wal", "receive"],
+            "pgrecall wal receive": own,
         }  # fmt: skip
         results = [_run(cluster, name, argv, seconds) for name, argv in receivers.items()]
     finally:
