@@ -186,7 +186,15 @@ class AgentSettings(Section):
     push_workers: int = setting(
         default=0,
         bounds=(0, 64),
-        doc="Segments that are pushed ahead at the same time. 0: one for each core.",
+        doc="Segments that are pushed ahead at the same time. 0: two for each core.",
+    )
+    drop_wal_above_bytes: int = setting(
+        default=0,
+        unit="bytes",
+        bounds=(0, 1 << 50),
+        doc="While the store fails and more ready WAL than this waits, give up the oldest of it"
+        " so that PostgreSQL does not stop on a full disk: recovery never passes that gap."
+        " 0: never.",
     )
     prefetch_segments: int = setting(
         default=16,

@@ -20,7 +20,7 @@ from pgrecall.errors import (
     WalConflictError,
 )
 from pgrecall.model.timelines import TimelineHistory
-from pgrecall.model.wal_files import history_name
+from pgrecall.model.wal_files import WalFile, history_name
 from pgrecall.repository import layout
 from pgrecall.repository.identity import (
     Generation,
@@ -77,6 +77,11 @@ class Target:
                 hint="was it made anew, or something else mounted? What was pushed lies elsewhere",
             )
 
+    def holds(self, file: WalFile) -> bool:
+        """Whether a file of this name is stored; raises StoreError when that cannot be told."""
+        key = layout.wal_key(self.server, self.generation.number, file)
+        return self.archive.store.head(key) is not None
+
     def put(
         self,
         source: Source,
@@ -104,7 +109,7 @@ class Target:
         reached("push.stored")
         if is_created:
             return PushOutcome(archive.name, CREATED, writer.stored_bytes)
-        _compare(archive, key, header)
+        compare_stored(archive, key, header)
         return PushOutcome(archive.name, ALREADY_STORED)
 
 
@@ -182,11 +187,12 @@ def _history_for(target: Target, source: Source) -> TimelineHistory | None:
         return None
 
 
-def _compare(archive: Archive, key: str, header: WalHeader) -> None:
-    """Accept what is stored under the name if it equals what was to be stored (fact 5).
+def compare_stored(archive: Archive, key: str, header: WalHeader) -> None:
+    """Accept what is stored under ``key`` if it equals what ``header`` describes (fact 5).
 
     Header, end and frame table are read: an object that a store has cut off is
-    not taken for the file, its frames are not read again.
+    not taken for the file, its frames are not read again. Raises WalConflictError
+    (other content), CorruptObjectError, StoreError.
     """
     store = archive.store
     raw_key = archive.identity.raw_key()

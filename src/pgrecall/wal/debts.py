@@ -1,0 +1,254 @@
+"""What best-effort repositories missed, noted durably and paid later (fact 6).
+
+PostgreSQL recycles a segment as soon as the required repositories have it; what
+another one missed can only come from them. Each file that is owed is one empty
+file ``owed/<repository>/<system identifier>/<name>`` in the agent's state:
+making it and removing it are atomic, and a backlog of any length costs nothing
+to change. Thread-safe.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping
+
+from pgrecall.codec.compression import make_frame_encoder
+from pgrecall.errors import InterruptedRunError, ObjectMissingError, PgrecallError, StoreError
+from pgrecall.model.wal_files import WalFile
+from pgrecall.repository import layout
+from pgrecall.repository.identity import (
+    Generation,
+    open_repository,
+    require_generation,
+    require_owner,
+)
+from pgrecall.repository.wal_objects import (
+    WalContent,
+    WalHeader,
+    WalObjectReader,
+    WalObjectWriter,
+    read_index,
+)
+from pgrecall.settings.collection import Settings
+from pgrecall.settings.sections import RepositorySettings, ServerSettings
+from pgrecall.system.durable import fsync_directory
+from pgrecall.system.faults import reached
+from pgrecall.wal.agent_places import DIRECTORY_MODE, state_directory
+from pgrecall.wal.archives import Archive, archive_store
+from pgrecall.wal.targets import compare_stored
+
+_LOG = logging.getLogger(__name__)
+
+_FIRST_PAUSE_SECONDS = 0.5
+_LONGEST_PAUSE_SECONDS = 60.0
+_LOOK_SECONDS = 0.25
+
+Fact = str | int | float | bool | None
+
+
+class _Account:
+    """One best-effort repository: ``owed`` is (system identifier, file name)."""
+
+    __slots__ = ("cause", "owed", "pause_seconds", "repository", "resume_at")
+
+    def __init__(self, repository: RepositorySettings) -> None:
+        self.repository = repository
+        self.owed: set[tuple[int, str]] = set()
+        self.cause = ""
+        self.pause_seconds = 0.0
+        self.resume_at = 0.0
+
+
+class Debts:
+    """Notes debts, and pays them while ``run`` runs. Memory: one segment."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        server: ServerSettings,
+        environment: Mapping[str, str],
+        pgdata: str,
+    ) -> None:
+        """Reads what is owed from before; raises StoreError when that cannot be read."""
+        self._settings = settings
+        self._server = server
+        self._environment = environment
+        self._pgdata = pgdata
+        self._directory = f"{state_directory(settings, server)}/owed"
+        self._lock = threading.Lock()
+        self._paid = 0
+        self._accounts = {
+            repository.name: _Account(repository)
+            for repository in settings.repositories_of(server)
+            if repository.role != "required"
+        }
+        for name, account in self._accounts.items():
+            account.owed = self._read(name)
+
+    def behind(self, repository: str) -> str | None:
+        """Why nothing is offered to ``repository`` now; None when it took what it was given last.
+
+        One that hangs must not delay PostgreSQL for each segment anew.
+        """
+        return self._accounts[repository].cause or None
+
+    def owe(self, repository: str, system_identifier: int, name: str, cause: str) -> str:
+        """Note that ``repository`` lacks a file, durably; what to tell the user.
+
+        Raises StoreError when it cannot be noted.
+        """
+        account = self._accounts[repository]
+        directory = self._place(repository, system_identifier)
+        try:
+            if not os.path.isdir(directory):
+                os.makedirs(directory, DIRECTORY_MODE, exist_ok=True)
+                for parent in (directory, self._directory, os.path.dirname(self._directory)):
+                    fsync_directory(os.path.dirname(parent))
+            os.close(os.open(f"{directory}/{name}", os.O_CREAT | os.O_WRONLY, 0o600))
+            fsync_directory(directory)
+        except OSError as error:
+            raise _state_error(directory, error) from error
+        reached("pusher.owed")
+        with self._lock:
+            account.owed.add((system_identifier, name))
+            if not account.cause:
+                account.cause = cause
+                self._put_off(account)
+        return f"repository {repository!r} misses {name}, which is paid later: {cause}"
+
+    def run(self, stop: threading.Event) -> None:
+        """Pay until ``stop`` is set; failures are waited out, longer each time."""
+        while not stop.wait(_LOOK_SECONDS):
+            for name, account in self._accounts.items():
+                if account.owed and time.monotonic() >= account.resume_at:
+                    self._pay_all(name, account, stop)
+
+    def facts(self) -> Mapping[str, Fact]:
+        """Files owed in all, paid since the start, and why one is behind."""
+        with self._lock:
+            owed = {name: len(account.owed) for name, account in self._accounts.items()}
+            causes = [
+                f"{name}: {each.cause}" for name, each in self._accounts.items() if each.cause
+            ]
+            paid = self._paid
+        return {
+            "owed_files": sum(owed.values()),
+            "owed_repositories": ", ".join(name for name, count in owed.items() if count) or None,
+            "owed_cause": "; ".join(causes) or None,
+            "owed_paid_total": paid,
+        }
+
+    # --- paying -------------------------------------------------------------------
+
+    def _pay_all(self, name: str, account: _Account, stop: threading.Event) -> None:
+        try:
+            for system_identifier, file_name in sorted(account.owed):
+                if stop.is_set():
+                    return
+                self._pay(account.repository, system_identifier, WalFile(file_name))
+                reached("pusher.paid")
+                self._strike(name, system_identifier, file_name)
+                with self._lock:
+                    account.owed.discard((system_identifier, file_name))
+                    account.cause = ""
+                    account.pause_seconds = 0.0
+                    self._paid += 1
+        except InterruptedRunError:
+            raise
+        except PgrecallError as error:
+            with self._lock:
+                account.cause = error.message
+                self._put_off(account)
+            _LOG.warning("repository %r is owed %d files: %s", name, len(account.owed), error)
+
+    def _put_off(self, account: _Account) -> None:
+        account.pause_seconds = min(
+            max(account.pause_seconds * 2, _FIRST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS
+        )
+        account.resume_at = time.monotonic() + account.pause_seconds
+
+    def _pay(self, repository: RepositorySettings, system_identifier: int, file: WalFile) -> None:
+        """Copy one file from whichever repository has it; raises PgrecallError."""
+        archive, generation = self._open(repository, system_identifier)
+        require_owner(archive.store, self._server.name, self._pgdata)
+        found = self._find(repository.name, system_identifier, file)
+        if found is None:
+            _LOG.warning(
+                "%s is in no other repository any more: repository %r stays without it",
+                file.name,
+                repository.name,
+            )
+            return
+        header, raw, index = found
+        content = WalContent(raw, index, archive.identity.raw_key())
+        encode = make_frame_encoder(self._settings.wal.compression, self._settings.wal.level)
+        key = layout.wal_key(self._server.name, generation.number, file)
+        if not WalObjectWriter(header, content, encode).write(archive.store, key):
+            compare_stored(archive, key, header)
+
+    def _find(
+        self, but: str, system_identifier: int, file: WalFile
+    ) -> tuple[WalHeader, bytes, bytes] | None:
+        """Header, content and index, verified; None when the file is proven absent elsewhere."""
+        failures: list[PgrecallError] = []
+        for repository in self._settings.repositories_of(self._server):
+            if repository.name == but:
+                continue
+            try:
+                archive, generation = self._open(repository, system_identifier)
+                key = layout.wal_key(self._server.name, generation.number, file)
+                with WalObjectReader(archive.store, key, archive.identity.raw_key()) as stored:
+                    return stored.header, stored.read(), read_index(archive.store, key)
+            except InterruptedRunError:
+                raise
+            except ObjectMissingError:
+                continue
+            except PgrecallError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+        return None
+
+    def _open(
+        self, repository: RepositorySettings, system_identifier: int
+    ) -> tuple[Archive, Generation]:
+        store = archive_store(self._settings, repository, self._environment)
+        archive = Archive(repository.name, store, open_repository(store))
+        generation = require_generation(
+            store, self._server.name, system_identifier, f"the data directory {self._pgdata}"
+        )
+        return archive, generation
+
+    # --- state ------------------------------------------------------------------------
+
+    def _place(self, repository: str, system_identifier: int) -> str:
+        return f"{self._directory}/{layout.encode_server(repository)}/{system_identifier}"
+
+    def _read(self, repository: str) -> set[tuple[int, str]]:
+        top = f"{self._directory}/{layout.encode_server(repository)}"
+        owed = set()
+        try:
+            for system in os.listdir(top) if os.path.isdir(top) else []:
+                owed |= {(int(system), name) for name in os.listdir(f"{top}/{system}")}
+        except OSError as error:
+            raise _state_error(top, error) from error
+        return owed
+
+    def _strike(self, repository: str, system_identifier: int, name: str) -> None:
+        path = f"{self._place(repository, system_identifier)}/{name}"
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise _state_error(path, error) from error
+
+
+def _state_error(path: str, error: OSError) -> StoreError:
+    return StoreError(
+        f"cannot keep the agent's state in {path}: {error.strerror}",
+        hint="the agent's directory must be writable for the server's user",
+    )
