@@ -368,8 +368,10 @@ def test_clients_that_say_nothing_or_too_much(
 
 def test_two_hundred_clients_at_once(scene: AgentScene) -> None:
     code = (
-        "import sys; from pgrecall.agent.asking import ask_push, ask_fetch\n"
+        "import struct, sys; from pgrecall.agent import asking\n"
+        "from pgrecall.agent.asking import ask_push, ask_fetch\n"
         "from concurrent.futures import ThreadPoolExecutor\n"
+        "asking._TIMEOUT = struct.pack('ll', 20, 0)  # on a busy machine, nobody is to give up\n"
         "socket, name = sys.argv[1:]\n"
         "def one(n):\n"
         "    if n % 2: return ask_push(socket, '', f'pg_wal/{name}').status\n"
@@ -379,10 +381,11 @@ def test_two_hundred_clients_at_once(scene: AgentScene) -> None:
     assert ask_push(scene.socket, "", f"pg_wal/{scene.name}").status == 0
     said = subprocess.run(
         [sys.executable, "-c", code, scene.socket, scene.name],
-        check=True,
+        check=False,
         capture_output=True,
         text=True,
     )
+    assert said.stderr == ""
     assert said.stdout == f"{[0] * 200}\n"
     assert len(scene.leftovers()) == 100
     for name in scene.leftovers():

@@ -86,15 +86,12 @@ def ask_fetch(socket_path: str, server: str, name: str, destination: str) -> Ans
     directory = _open_directory(os.path.dirname(destination) or ".")
     try:
         try:
-            answer = _ask(socket_path, request, directory)
-            if answer.status == 0:
-                _deliver(request, directory)
+            return _ask(socket_path, request, directory)
         except BaseException:
             # The connection is closed: whatever the agent writes from now on, it removes.
             with contextlib.suppress(OSError):
                 os.unlink(request.aside, dir_fd=directory)
             raise
-        return answer
     finally:
         os.close(directory)
 
@@ -142,7 +139,11 @@ def _ask(socket_path: str, request: Request, directory: int) -> Answer:
         _check_agent(connection, socket_path)
         passed = struct.pack("2i", pgdata, directory)
         connection.sendmsg([message], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, passed)])
-        return _wait(connection, socket_path)
+        answer = _wait(connection, socket_path)
+        if answer.status == 0 and request.aside:
+            # Before the connection is closed: the agent removes what nobody has taken by then.
+            _deliver(request, directory)
+        return answer
     except OSError as error:
         is_silent = isinstance(error, BlockingIOError)
         why = f"silent for {SILENCE_SECONDS} s" if is_silent else str(error.strerror)
