@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from pgrecall.app.agent import AgentResult
 from pgrecall.app.backing_up import BackupResult
 from pgrecall.app.catalog import BackupDetails, BackupList
 from pgrecall.app.checking import CheckResult
@@ -18,9 +19,11 @@ from pgrecall.app.demo_report import DemoReport
 from pgrecall.app.enabling import EnableResult
 from pgrecall.app.enabling_undo import UndoResult
 from pgrecall.app.initialize import InitResult
+from pgrecall.app.receiving import ReceiveResult, SlotsResult
 from pgrecall.app.recoverable_result import RecoverableResult
 from pgrecall.app.recovering import RecoveryResult, RecoveryStatus
 from pgrecall.app.restoring import RestoreResult
+from pgrecall.app.switching import RestorePointResult, SwitchResult
 from pgrecall.app.upgrading import UpgradeResult
 from pgrecall.cli.commands.completion import CompletionResult
 from pgrecall.cli.commands.version import VersionResult
@@ -70,14 +73,19 @@ SCHEMAS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "backups-show/1": ("backups show", BackupDetails),
     "wal-push/1": ("wal push", WalPushResult),
     "wal-fetch/1": ("wal fetch", WalFetchResult),
+    "wal-receive/1": ("wal receive", ReceiveResult),
+    "wal-slots/1": ("wal slots", SlotsResult),
     "wal-enable/1": ("wal enable", EnableResult),
     "wal-enable-undo/1": ("wal enable --undo", UndoResult),
     "restore/1": ("restore", RestoreResult),
     "recoverable/1": ("recoverable", RecoverableResult),
+    "wal-switch/1": ("wal switch", SwitchResult),
+    "restore-point/1": ("restore-point", RestorePointResult),
     "recovery-status/1": ("recovery status", RecoveryStatus),
     "recovery-resume/1": ("recovery resume", RecoveryResult),
     "recovery-promote/1": ("recovery promote", RecoveryResult),
     "server-upgrade/1": ("server upgrade", UpgradeResult),
+    "agent/1": ("agent", AgentResult),
     "demo/1": ("demo", DemoReport),
     "version/1": ("version", VersionResult),
     "completion/1": ("completion", CompletionResult),

@@ -24,6 +24,9 @@ _BACKUPS = {
 _WAL = {
     "push": LazyCommand("wal", "push_command", "Archive one WAL file (archive_command)."),
     "fetch": LazyCommand("wal", "fetch_command", "Deliver one archived file (restore_command)."),
+    "receive": LazyCommand("wal_receive", "receive_command", "Receive WAL by streaming."),
+    "slots": LazyCommand("wal_receive", "slots_command", "List replication slots, or drop one."),
+    "switch": LazyCommand("wal_switch", "switch_command", "Finish a segment, see it durable."),
     "enable": LazyCommand("wal_enable", "enable_command", "Turn archiving on, or back off."),
 }
 _RECOVERY = {
@@ -45,8 +48,12 @@ COMMANDS: dict[str, LazyCommand | LazyGroup] = {
     "recoverable": LazyCommand(
         "recoverable", "command", "Show every moment that can be reached, and the gaps."
     ),
+    "restore-point": LazyCommand(
+        "wal_switch", "restore_point_command", "Name this moment, and see it archived."
+    ),
     "recovery": LazyGroup("recovery", table=_RECOVERY, help="Follow, resume, promote a recovery."),
     "server": LazyGroup("server", table=_SERVER, help="Follow a server through pg_upgrade."),
+    "agent": LazyCommand("agent", "command", "Run beside a server: archive, schedule, metrics."),
     "demo": LazyCommand("demo", "command", "Watch a server lose a table and get it back."),
     "version": LazyCommand("version", "command", "Show the versions of pgrecall and its parts."),
     "completion": LazyCommand("completion", "command", "Print a shell's completion script."),

@@ -165,13 +165,16 @@ class ReplicationSession:
         removed what comes next.
         """
         batch = Batch(self._position)
-        if self._take(batch, limit_bytes) or not self._wait(wait_seconds):
-            return batch
-        try:
-            self._connection.consume_input()
-        except psycopg.Error as error:
-            raise self._lost(error) from error
-        self._take(batch, limit_bytes)
+        is_first = not self._take(batch, limit_bytes)
+        while batch.end - batch.start < limit_bytes and not batch.is_end:
+            if not self._wait(wait_seconds if is_first else 0.0):
+                break
+            is_first = False
+            try:
+                self._connection.consume_input()
+            except psycopg.Error as error:
+                raise self._lost(error) from error
+            self._take(batch, limit_bytes)
         return batch
 
     def report(self, flushed: Lsn, *, wants_reply: bool = False) -> None:
@@ -337,7 +340,10 @@ class ReplicationSession:
             return WalMissingError(f"{self.where}: {message}")
         if state in (_SLOT_IN_USE, _SLOT_STATE, _UNKNOWN_SLOT, "42710"):
             hint = "pgrecall wal slots shows the slots of the server, and who uses them"
-            return SlotError(f"{self.where}: {message}", hint=hint)
+            refused = SlotError(f"{self.where}: {message}", hint=hint)
+            # A walsender whose receiver was killed goes away by itself.
+            refused.retryable = state == _SLOT_IN_USE
+            return refused
         if state.startswith(("57P", "08")) or not state:
             return PostgresUnreachableError(f"the session with {self.where} was lost: {message}")
         if state in _REFUSALS:

@@ -231,6 +231,12 @@ class ReceiveSettings(Section):
         bounds=(0, 3600),
         doc="How often the unfinished segment is stored in the repository. 0: never.",
     )
+    confirm: str = setting(
+        default="spool",
+        choices=("spool", "repository"),
+        doc="What lets the server remove WAL: durable in the spool here, or in every required"
+        " repository.",
+    )
 
 
 class ScheduleSettings(Section):
