@@ -41,6 +41,7 @@ from pgrecall.postgres.roles import give
 from pgrecall.repository.enablements import Change, FileChange, SettingChange, record_change
 from pgrecall.settings import resolve_secret
 from pgrecall.system.clock import SystemClock
+from pgrecall.system.faults import reached
 
 _ADMISSION_SECONDS = 5.0
 _POLL_SECONDS = 0.05
@@ -125,15 +126,18 @@ class _Enabling:
     def run(self) -> EnableResult:
         """Probe, role, slot, files, settings, restart; then look whether it counts."""
         decision, plan = self._prepared.decision, self._prepared.plan
+        reached("enable.recorded")
         if starts_archiving(decision) and may_probe(self._prepared.pgdata):
             name = probe_push(self._connection, self._prepared.command, self._prepared.pgdata)
             self.done.append(f"archived {name} by the new archive_command, to try it")
+        reached("enable.probed")
         self._role()
         is_slot_left = decision.makes_slot and not self._slot()
         if plan.writes_hba:
             self._admit()
         for name, value in decision.settings:
             set_parameter(self._connection, name, value)
+            reached(f"enable.set.{name}")
             self.done.append(f"ALTER SYSTEM SET {name} = {value!r}")
         if decision.settings:
             reload(self._connection)

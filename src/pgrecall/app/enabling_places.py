@@ -11,10 +11,10 @@ from pgrecall.app.context import RunContext
 from pgrecall.app.opened import OpenedRepository
 from pgrecall.app.requests import EnableRequest
 from pgrecall.errors import (
-    ArchivingRefusedError,
     DataDirectoryError,
     PgrecallError,
     RepositoryError,
+    ServerIsStandbyError,
     SettingsError,
     StoreError,
 )
@@ -86,9 +86,9 @@ def open_session(context: RunContext, request: EnableRequest, purpose: str) -> C
 
 
 def require_primary(server: str, facts: ServerFacts) -> None:
-    """Raise ArchivingRefusedError for a standby, or a server that still recovers."""
+    """Raise ServerIsStandbyError for a standby, or a server that still recovers."""
     if facts.is_in_recovery:
-        raise ArchivingRefusedError(
+        raise ServerIsStandbyError(
             f"the server {server!r} is in recovery: a standby, or it is not open yet",
             hint="set host and port to those of the primary; a standby takes over its settings "
             "from the files of its own, where archive_mode = always lets it archive too",

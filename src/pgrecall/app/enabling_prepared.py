@@ -149,6 +149,9 @@ def prepare(
             *_place_findings(request, pgdata, problem, decision),
         ),
     )
+    if plan.writes_hba:
+        wrong = (*plan.findings, *_hba_findings(connection))
+        plan = msgspec.structs.replace(plan, findings=wrong)
     before = {name: parameters.by_name[name].auto_value for name, _ in decision.settings}
     files = hba.hba_files(connection) if plan.writes_hba else None
     return Prepared(plan, decision, facts, before, command, pgdata, admission, files)
@@ -186,6 +189,19 @@ def _file_findings(connection: Connection) -> list[Finding]:
             hint="mend the file, then SELECT pg_reload_conf();",
         )
         for line in file_errors(connection)
+    ]
+
+
+def _hba_findings(connection: Connection) -> list[Finding]:
+    """PostgreSQL reads neither file as long as one line of it is wrong."""
+    return [
+        Finding(
+            severity="fail",
+            code="configuration-error",
+            message=f"the server's authentication files have an error, and are not read: {line}",
+            hint="mend the file, or leave --write-hba out",
+        )
+        for line in hba.file_problems(connection)
     ]
 
 

@@ -83,13 +83,11 @@ class EnableRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     ``admin`` is the role to do it as; empty: the configured one. ``role`` empty: none is made.
     ``role_password`` is a reference (env:NAME, file:/path). ``slot``: make the slot of [receive].
-    ``agent``: archive through the agent's client. ``wal_keep_mib`` 0 and
-    ``archive_timeout_seconds`` 0 turn that off.
+    ``wal_keep_mib`` 0 and ``archive_timeout_seconds`` 0 turn that off.
     """
 
     undo: bool = False
     admin: str = ""
-    agent: bool = False
     archive_timeout_seconds: int | None = None
     wal_keep_mib: int | None = None
     role: str = ""
@@ -109,6 +107,25 @@ class RecoverableRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     target: RecoveryTarget = Latest()
     timeline: int | None = None
+
+
+class SwitchRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``wal switch``. ``timeout_seconds`` None: ``backup.archive_timeout_seconds``."""
+
+    timeout_seconds: float | None = None
+    dry_run: bool = False
+
+
+class RestorePointRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``restore-point``: make one called ``name``, and see it archived.
+
+    ``allow_taken``: also when a restore point of this name is archived already.
+    """
+
+    name: str
+    timeout_seconds: float | None = None
+    allow_taken: bool = False
+    dry_run: bool = False
 
 
 class UpgradeRequest(msgspec.Struct, frozen=True, kw_only=True):
