@@ -228,7 +228,7 @@ class Receiver:
         while not stop.is_set():
             began = time.monotonic()
             try:
-                return self._session(stop)
+                self._session(stop)
             except WalMissingError:
                 if self._missing:
                     raise
@@ -245,6 +245,8 @@ class Receiver:
                 if time.monotonic() - busy_since > _SLOT_BUSY_SECONDS:
                     raise
                 self._away(error)
+            else:
+                return
             self._settle()
             if time.monotonic() - began > _LONGEST_RETRY_SECONDS:
                 wait_seconds = _FIRST_RETRY_SECONDS
