@@ -11,7 +11,8 @@ LAUNCH := $(PY) -m tests.support.launch
 PYTEST_OPTIONS ?=
 BENCH_OPTIONS ?=
 SOURCES := src tests benchmarks setup.py
-BUILT_FROM := pyproject.toml setup.py $(wildcard src/pgrecall/codec/_native.c)
+BUILT_FROM := pyproject.toml setup.py $(wildcard src/pgrecall/codec/_native.c \
+	src/pgrecall/agent/client/pgrecall_client.c)
 
 # What the caller's shell has set for its own Python does not concern this environment.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV PIP_USER PIP_REQUIRE_VIRTUALENV PIP_TARGET PIP_PREFIX

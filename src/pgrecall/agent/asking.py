@@ -96,13 +96,16 @@ def ask_fetch(socket_path: str, server: str, name: str, destination: str) -> Ans
         os.close(directory)
 
 
-def _deliver(request: Request, directory: int) -> None:
-    try:
-        os.rename(request.aside, request.file_name, src_dir_fd=directory, dst_dir_fd=directory)
-    except OSError as error:
-        raise AgentSilentError(
-            f"what the agent delivered cannot be renamed to {request.path}: {error.strerror}"
-        ) from error
+def _taken(answer: Answer, request: Request, directory: int) -> Answer:
+    """Rename what was delivered; the agent removes what is not taken when the connection ends."""
+    if answer.status == 0 and request.aside:
+        try:
+            os.rename(request.aside, request.file_name, src_dir_fd=directory, dst_dir_fd=directory)
+        except OSError as error:
+            raise AgentSilentError(
+                f"what was delivered cannot be renamed to {request.path}: {error.strerror}"
+            ) from error
+    return answer
 
 
 def _data_directory(path: str) -> str:
@@ -139,11 +142,7 @@ def _ask(socket_path: str, request: Request, directory: int) -> Answer:
         _check_agent(connection, socket_path)
         passed = struct.pack("2i", pgdata, directory)
         connection.sendmsg([message], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, passed)])
-        answer = _wait(connection, socket_path)
-        if answer.status == 0 and request.aside:
-            # Before the connection is closed: the agent removes what nobody has taken by then.
-            _deliver(request, directory)
-        return answer
+        return _taken(_wait(connection, socket_path), request, directory)
     except OSError as error:
         is_silent = isinstance(error, BlockingIOError)
         why = f"silent for {SILENCE_SECONDS} s" if is_silent else str(error.strerror)
