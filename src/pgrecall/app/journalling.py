@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from pgrecall import __version__
+from pgrecall.agent.job_runner import Ended
 from pgrecall.app.context import RunContext
 from pgrecall.app.opened import OpenedRepository
 from pgrecall.errors import (
@@ -60,15 +62,42 @@ def write_run(context: RunContext, end: RunEnd) -> None:
         server = context.server.name
     except SettingsError:
         return  # no server was chosen, so nothing was run: the run's own error says that
-    record = _record(context, server, end)
+    if _add(context, _record(context, server, end)) is False:
+        _log.warning("the journal has a run of this identity already")
+
+
+def write_job(context: RunContext, ended: Ended) -> None:
+    """Write the record of a scheduled run that could not write its own (it was killed).
+
+    One that did keeps its own: what it knew is more.
+    """
+    is_signal = ended.status < 0
+    name = signal.Signals(-ended.status).name if is_signal else ""
+    record = RunRecord(
+        run_id=ended.run_id,
+        server=context.server.name,
+        command=ended.job,
+        host=socket.gethostname(),
+        started_at=ended.began_at,
+        ended_at=ended.ended_at,
+        outcome="interrupted" if is_signal else "fail" if ended.status else "ok",
+        exit_status=128 - ended.status if is_signal else ended.status,
+        error_code=ended.error_code,
+        message=(f"ended by {name}" if is_signal else ended.message)[:_LONGEST_MESSAGE],
+        trigger=ended.trigger,
+        tool_version=__version__,
+    )
+    _add(context, record)
+
+
+def _add(context: RunContext, record: RunRecord) -> bool | None:
+    """As Journal.add; None after a failure, which was logged."""
     try:
         opened = OpenedRepository(_hasty(main_settings(context)), context.environment)
-        is_new = Journal(opened.store, server).add(record)
+        return Journal(opened.store, record.server).add(record)
     except (PgrecallError, OSError) as error:
-        _log.warning("the run is not in the journal: %s", error, extra={"command": end.command})
-        return
-    if not is_new:
-        _log.warning("the journal has a run of this identity already")
+        _log.warning("the run is not in the journal: %s", error, extra={"command": record.command})
+        return None
 
 
 def main_settings(context: RunContext) -> RepositorySettings:

@@ -1,0 +1,172 @@
+"""``agent``: plans the components of one server, and runs them until it is told to end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import msgspec
+
+from pgrecall.agent.component import Component
+from pgrecall.agent.job_runner import Ended, JobRunner
+from pgrecall.agent.lock import agent_lock
+from pgrecall.agent.notify import Notifier
+from pgrecall.agent.process import AgentProcess
+from pgrecall.agent.supervisor import Spec, Supervisor
+from pgrecall.app.agent_composition import Blueprint, Place, blueprints, place_of, specs
+from pgrecall.app.context import RunContext
+from pgrecall.app.invocation_path import pgrecall_command
+from pgrecall.app.journalling import write_job
+from pgrecall.errors import SettingsError
+from pgrecall.settings import Settings
+from pgrecall.system.clock import SystemClock
+from pgrecall.wal.agent_places import agent_directory, socket_path, state_directory
+
+_JOB_PATIENCE_SECONDS = 15.0
+
+
+class PlannedComponent(msgspec.Struct, frozen=True):
+    """A component, and what it will do."""
+
+    name: str
+    duty: str
+
+
+class PlannedJob(msgspec.Struct, frozen=True):
+    """A job of the schedule; ``next_at`` is its first moment from now on."""
+
+    job: str
+    expression: str
+    next_at: datetime | None
+
+
+class AgentPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent for ``server`` runs, and where it keeps what is its own."""
+
+    server: str
+    config: str
+    directory: str
+    socket: str
+    data_directory: str
+    components: tuple[PlannedComponent, ...]
+    jobs: tuple[PlannedJob, ...] = ()
+
+
+class AgentResult(msgspec.Struct, frozen=True, kw_only=True):
+    """With --check only the plan; else how the agent ended.
+
+    ``stuck``: components that did not end in time and were left behind.
+    """
+
+    plan: AgentPlan
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    ended_by: str = ""
+    stuck: tuple[str, ...] = ()
+
+
+class Agent:
+    """The agent of one server, with what stays the same when settings are read again."""
+
+    def __init__(self, context: RunContext) -> None:
+        """Raises SettingsError; PostgresError when PGDATA must be asked and cannot be."""
+        self._context = context
+        self._place = place_of(context.settings, context.server_name, context.environment)
+        self._made: dict[str, tuple[object, Component]] = {}
+        self._runner = JobRunner(
+            self._program,
+            state_directory(context.settings, self._place.server),
+            context.environment,
+            SystemClock(),
+        )
+
+    def plan(self) -> AgentPlan:
+        """What would run; nothing is made, written or asked."""
+        settings, server = self._place.settings, self._place.server
+        timetable, now = self._place.timetable, datetime.now(UTC)
+        return AgentPlan(
+            server=server.name,
+            config=settings.path,
+            directory=agent_directory(settings, server),
+            socket=socket_path(settings, server),
+            data_directory=self._place.data_directory,
+            components=tuple(
+                PlannedComponent(one.name, one.duty) for one in self._blueprints(self._place)
+            ),
+            jobs=tuple(
+                PlannedJob(job, expression, timetable.next_after(job, now))
+                for job, expression in timetable.expressions.items()
+            ),
+        )
+
+    def run(self, load: Callable[[], Settings]) -> AgentResult:
+        """Run until SIGTERM or SIGINT; ``load`` reads the settings again for SIGHUP.
+
+        Raises AgentRunningError, AgentPlaceError and SettingsError before anything
+        is begun; what fails later fails inside its component.
+        """
+        settings, server = self._place.settings, self._place.server
+        directory = agent_directory(settings, server)
+        plan, started_at = self.plan(), datetime.now(UTC)
+        supervisor = Supervisor()
+        state = state_directory(settings, server)
+        process = AgentProcess(server.name, state, supervisor, Notifier(self._context.environment))
+        with agent_lock(directory):
+            try:
+                ended_by, stuck = process.run(self._specs, lambda: self._again(load))
+            finally:
+                for ended in self._runner.stop(_JOB_PATIENCE_SECONDS):
+                    self._report(ended)
+        return AgentResult(
+            plan=plan,
+            started_at=started_at,
+            ended_at=datetime.now(UTC),
+            ended_by=ended_by,
+            stuck=tuple(stuck),
+        )
+
+    def _specs(self) -> list[Spec]:
+        return specs(self._blueprints(self._place), self._made)
+
+    def _again(self, load: Callable[[], Settings]) -> list[Spec]:
+        """The components of the settings as they are now; raises SettingsError and its like."""
+        context = self._context
+        before = agent_directory(self._place.settings, self._place.server)
+        place = place_of(
+            load(), context.server_name or self._place.server.name, context.environment
+        )
+        if agent_directory(place.settings, place.server) != before:
+            raise SettingsError(
+                f"[agent] directory cannot change while the agent runs: it is {before}",
+                hint="restart the agent",
+            )
+        made = dict(self._made)
+        found = specs(self._blueprints(place), made)
+        # Only what was made without an error counts.
+        self._place, self._made = place, made
+        return found
+
+    def _blueprints(self, place: Place) -> list[Blueprint]:
+        return blueprints(place, self._context.environment, self._runner, self._report)
+
+    def _program(self) -> list[str]:
+        settings = self._place.settings
+        config = ["--config", os.path.abspath(settings.path)] if settings.path else []
+        chosen = self._context.repository_name
+        repository = ["--repository", chosen] if chosen else []
+        return [*pgrecall_command(), *config, "--server", self._place.server.name, *repository]
+
+    def _report(self, ended: Ended) -> None:
+        """A job's process that was killed could not write its own record."""
+        write_job(self._context, ended)
+
+
+def run_agent(context: RunContext, load: Callable[[], Settings]) -> AgentResult:
+    """Run the agent of the chosen server in the foreground; see Agent.run."""
+    return Agent(context).run(load)
+
+
+def check_agent(context: RunContext) -> AgentResult:
+    """What ``run_agent`` would run; raises what it would raise before it begins."""
+    return AgentResult(plan=Agent(context).plan())

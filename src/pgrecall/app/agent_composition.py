@@ -1,0 +1,183 @@
+"""What an agent is made of: which components, from which settings, and how they are joined."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
+
+from pgrecall.agent.component import Component
+from pgrecall.agent.job_runner import Ended, JobRunner
+from pgrecall.agent.listener import Listener
+from pgrecall.agent.schedule import Timetable
+from pgrecall.agent.scheduler import Scheduler
+from pgrecall.agent.supervisor import Spec
+from pgrecall.errors import DataDirectoryError
+from pgrecall.postgres.connection import connect
+from pgrecall.settings import ServerSettings, Settings
+from pgrecall.system.clock import SystemClock
+from pgrecall.wal.agent_places import socket_path, state_directory
+from pgrecall.wal.fetch import FetchResult, fetch_file
+from pgrecall.wal.push import PushResult
+from pgrecall.wal.pusher import Pusher
+
+_LOCAL_HOSTS = frozenset({"", "localhost", "127.0.0.1", "::1"})
+
+_T = TypeVar("_T")
+
+
+class Blueprint(NamedTuple):
+    """A component to be: its name, what it does in words, what it is made from, and how.
+
+    ``make`` is given the components that stand before it, by name.
+    """
+
+    name: str
+    duty: str
+    signature: object
+    make: Callable[[Mapping[str, Component]], Component]
+
+
+class Place(NamedTuple):
+    """The settings of one agent, checked. ``data_directory`` is empty for a server elsewhere."""
+
+    settings: Settings
+    server: ServerSettings
+    timetable: Timetable
+    data_directory: str
+
+
+class Archiving:
+    """What the listener has done for PostgreSQL; pushes go through the pusher."""
+
+    def __init__(self, place: Place, environment: Mapping[str, str], pusher: Pusher) -> None:
+        self._place = place
+        self._environment = environment
+        self._pusher = pusher
+
+    def push(self, path: str, pgdata: str) -> PushResult:
+        """As wal.push.push_file, at once when the pusher was there before."""
+        return self._pusher.push(path, pgdata)
+
+    def fetch(self, name: str, destination: str, pgdata: str) -> FetchResult | None:
+        """As wal.fetch.fetch_file."""
+        return fetch_file(
+            self._place.settings,
+            self._place.server,
+            name,
+            destination,
+            pgdata=pgdata,
+            environment=self._environment,
+        )
+
+
+def place_of(settings: Settings, server_name: str | None, environment: Mapping[str, str]) -> Place:
+    """Check what an agent needs of the settings.
+
+    Raises SettingsError (no such server, no repository, a bad schedule), and
+    PostgresError when the server must be asked where PGDATA is and does not answer.
+    """
+    server = settings.server(server_name)
+    settings.repositories_of(server)
+    timetable = Timetable(settings.schedule)
+    is_here = server.host in _LOCAL_HOSTS or server.host.startswith("/")
+    directory = (server.data_directory or _ask(server, environment)) if is_here else ""
+    return Place(settings, server, timetable, directory)
+
+
+def blueprints(
+    place: Place,
+    environment: Mapping[str, str],
+    runner: JobRunner,
+    report: Callable[[Ended], None],
+) -> list[Blueprint]:
+    """The components of the agent of ``place``, each after those that it needs."""
+    found = []
+    if place.data_directory:
+        found += _archiving(place, environment)
+    found.append(_schedule(place, runner, report))
+    return found
+
+
+def specs(wanted: Sequence[Blueprint], made: dict[str, tuple[object, Component]]) -> list[Spec]:
+    """What a supervisor needs; ``made`` remembers the components between calls.
+
+    A component whose signature is as before is kept as it is; so are, for those
+    that hold on to it, the references.
+    """
+    for blueprint in wanted:
+        known = made.get(blueprint.name)
+        if known is None or known[0] != blueprint.signature:
+            before = {name: component for name, (_, component) in made.items()}
+            made[blueprint.name] = (blueprint.signature, blueprint.make(before))
+    for name in made.keys() - {blueprint.name for blueprint in wanted}:
+        del made[name]
+    return [
+        Spec(blueprint.name, blueprint.signature, _always(made[blueprint.name][1]))
+        for blueprint in wanted
+    ]
+
+
+def _archiving(place: Place, environment: Mapping[str, str]) -> list[Blueprint]:
+    settings, server = place.settings, place.server
+    sources = (
+        server,
+        tuple(settings.repositories_of(server)),
+        settings.wal,
+        settings.agent.replace(metrics_address=""),
+        place.data_directory,
+    )
+    socket = socket_path(settings, server)
+
+    def pusher(_: Mapping[str, Component]) -> Component:
+        return Pusher(settings, server, environment, pgdata=place.data_directory)
+
+    def listener(made: Mapping[str, Component]) -> Component:
+        archive = made["pusher"]
+        assert isinstance(archive, Pusher)
+        service = Archiving(place, environment, archive)
+        return Listener(socket, service, server=server.name, owner=_owner(place.data_directory))
+
+    return [
+        Blueprint(
+            "pusher", f"archives {place.data_directory} ahead of PostgreSQL", sources, pusher
+        ),
+        Blueprint("listener", f"serves wal push and wal fetch at {socket}", sources, listener),
+    ]
+
+
+def _schedule(place: Place, runner: JobRunner, report: Callable[[Ended], None]) -> Blueprint:
+    directory = state_directory(place.settings, place.server)
+    jobs = ", ".join(place.timetable.expressions)
+
+    def make(_: Mapping[str, Component]) -> Component:
+        return Scheduler(place.timetable, runner, directory, SystemClock(), report)
+
+    return Blueprint(
+        "schedule",
+        f"runs {jobs}" if jobs else "has nothing to run: [schedule] is empty",
+        (place.settings.schedule, directory),
+        make,
+    )
+
+
+def _owner(data_directory: str) -> int:
+    """The user who owns PGDATA, as whom PostgreSQL calls wal push; raises DataDirectoryError."""
+    try:
+        return os.stat(data_directory).st_uid
+    except OSError as error:
+        raise DataDirectoryError(
+            f"cannot look at the data directory {data_directory}: {error.strerror}",
+            hint="check data_directory of the server; the agent runs as the server's user",
+        ) from error
+
+
+def _ask(server: ServerSettings, environment: Mapping[str, str]) -> str:
+    with connect(
+        server, application_name="pgrecall agent", purpose="agent", environment=environment
+    ) as connection:
+        return str(connection.value("SELECT pg_catalog.current_setting('data_directory')"))
+
+
+def _always(component: Component) -> Callable[[], Component]:
+    return lambda: component
