@@ -37,6 +37,7 @@ SOCKET_VARIABLE = "PGRECALL_AGENT_SOCKET"
 _LONGEST_SECONDS = 900.0
 """However alive it is: then the work is done without it."""
 
+_STATUSES = frozenset(map(str, range(1000)))
 _CONTROL = "global/pg_control"
 _TIMEOUT = struct.pack("ll", int(SILENCE_SECONDS), int(SILENCE_SECONDS % 1 * 1_000_000))
 _CREDENTIALS = struct.Struct("iII")
@@ -176,7 +177,7 @@ def _wait(connection: _socket.socket, path: str) -> Answer:
     while time.monotonic() < deadline:
         fields = split(connection.recv(MAXIMUM_REPLY_BYTES))
         word, rest = fields[0], fields[1:]
-        if word == DONE and len(rest) == 3 and rest[0].isdigit():
+        if word == DONE and len(rest) == 3 and rest[0] in _STATUSES:
             return Answer(int(rest[0]), rest[1], rest[2])
         if word == REFUSED and rest:
             raise AgentSilentError(f"the agent at {path} refuses: {rest[0]}")
