@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping
 
 from pgrecall.codec.compression import make_frame_encoder
-from pgrecall.errors import InterruptedRunError, ObjectMissingError, PgrecallError, StoreError
+from pgrecall.errors import ObjectMissingError, PgrecallError, StoreError
 from pgrecall.model.wal_files import WalFile
 from pgrecall.repository import layout
 from pgrecall.repository.identity import (
@@ -156,8 +156,6 @@ class Debts:
                     account.cause = ""
                     account.pause_seconds = 0.0
                     self._paid += 1
-        except InterruptedRunError:
-            raise
         except PgrecallError as error:
             with self._lock:
                 account.cause = error.message
@@ -202,8 +200,6 @@ class Debts:
                 key = layout.wal_key(self._server.name, generation.number, file)
                 with WalObjectReader(archive.store, key, archive.identity.raw_key()) as stored:
                     return stored.header, stored.read(), read_index(archive.store, key)
-            except InterruptedRunError:
-                raise
             except ObjectMissingError:
                 continue
             except PgrecallError as error:

@@ -28,7 +28,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from pgrecall.errors import (
     DataDirectoryError,
-    InterruptedRunError,
     PgrecallError,
     RepositoryError,
     StoreError,
@@ -258,8 +257,6 @@ class Pusher:
             histories = [name for name in (*received, *ready) if name.endswith(".history")]
             self._push_ahead(pool, list(dict.fromkeys((*histories, *received, *ready))), stop)
             self._emergency.record(self._targets.opened(), self._targets.required)
-        except InterruptedRunError:
-            raise
         except DataDirectoryError:
             raise
         except PgrecallError as error:
@@ -349,9 +346,6 @@ class Pusher:
             result = self._storing.store(job.path, job.identity, job.wait_for_turn)
             reached("pusher.stored")
             self._finish(job, result)
-        except InterruptedRunError as error:
-            self._finish(job, error=error)
-            raise
         except PgrecallError as error:
             self._finish(job, error=error)
         finally:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 
 from pgrecall.codec.compression import FrameEncoder, make_frame_encoder
-from pgrecall.errors import DataDirectoryError, InterruptedRunError, PgrecallError, StoreError
+from pgrecall.errors import DataDirectoryError, PgrecallError, StoreError
 from pgrecall.model.wal_files import WalFile
 from pgrecall.postgres.control import CONTROL_FILE, ControlData, read_control
 from pgrecall.settings.collection import Settings
@@ -51,8 +51,6 @@ class Storing:
             for name in self._targets.required:
                 try:
                     self._put(name, source, result, turn)
-                except InterruptedRunError:
-                    raise
                 except PgrecallError as error:
                     failures.append(error)
             if failures:
@@ -90,8 +88,6 @@ class Storing:
         if cause is None:
             try:
                 self._put(name, source, result, _at_once)
-            except InterruptedRunError:
-                raise
             except PgrecallError as error:
                 cause = error.message
             else:
