@@ -20,27 +20,27 @@ from pgrecall.agent.client_file import client_kind, client_path
 from pgrecall.agent.listener import Listener
 from pgrecall.errors import AgentSilentError, InterruptedRunError, NotOwnerError
 from pgrecall.wal.archives import data_directory_of
-from tests.support.agent_scene import ABSENT, DESTINATION, AgentScene, HeldService
 from tests.support.listener_scene import served, short_directory, wait_until
+from tests.support.socket_scene import ABSENT, DESTINATION, HeldService, SocketScene
 
 UNKNOWN = AgentSilentError.exit_status
 
 
 @pytest.fixture
-def quiet(tmp_path: Path) -> Iterator[AgentScene]:
+def quiet(tmp_path: Path) -> Iterator[SocketScene]:
     """The scene without anybody at work."""
     with short_directory() as run_directory:
-        yield AgentScene(tmp_path, run_directory)
+        yield SocketScene(tmp_path, run_directory)
 
 
 @pytest.fixture
-def scene(quiet: AgentScene) -> Iterator[AgentScene]:
+def scene(quiet: SocketScene) -> Iterator[SocketScene]:
     """With the agent."""
     with served(quiet.listener):
         yield quiet
 
 
-def start(scene: AgentScene, *words: str, **options: Any) -> subprocess.Popen[str]:
+def start(scene: SocketScene, *words: str, **options: Any) -> subprocess.Popen[str]:
     path = client_path()
     assert path is not None, "no client was built: is there a C compiler?"
     return subprocess.Popen(
@@ -57,7 +57,7 @@ def start(scene: AgentScene, *words: str, **options: Any) -> subprocess.Popen[st
     )
 
 
-def run(scene: AgentScene, *words: str, **options: Any) -> tuple[int, str, str]:
+def run(scene: SocketScene, *words: str, **options: Any) -> tuple[int, str, str]:
     process = start(scene, *words, **options)
     out, err = process.communicate(timeout=60)
     return process.returncode, out, err
@@ -82,7 +82,7 @@ def test_it_says_what_the_other_client_says() -> None:
     assert values["REPLY_BYTES"] == f"{protocol.MAXIMUM_REPLY_BYTES >> 10} << 10"
 
 
-def test_there_and_back(scene: AgentScene) -> None:
+def test_there_and_back(scene: SocketScene) -> None:
     socket_words = ("--socket", scene.socket)
     for _ in range(2):
         assert run(scene, "push", *socket_words, f"pg_wal/{scene.name}") == (0, "", "")
@@ -96,7 +96,7 @@ def test_there_and_back(scene: AgentScene) -> None:
     assert run(scene, "push", "--server=main", "--", path, env=environment, cwd="/")[0] == 0
 
 
-def test_it_starts_at_once(scene: AgentScene) -> None:
+def test_it_starts_at_once(scene: SocketScene) -> None:
     """No figure for a benchmark: only that nothing is far out of the way."""
     taken = []
     for _ in range(10):
@@ -115,7 +115,7 @@ def test_it_starts_at_once(scene: AgentScene) -> None:
     ],
 )
 def test_the_data_directory_is_chosen_as_without_an_agent(
-    scene: AgentScene, file: str, monkeypatch: pytest.MonkeyPatch
+    scene: SocketScene, file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scene.make_pgdata("copy")
     (scene.pgdata / "pg_wal" / "pg_wal").mkdir()
@@ -137,7 +137,7 @@ def test_the_data_directory_is_chosen_as_without_an_agent(
         assert seen == [data_directory_of(path, str(scene.pgdata))]
 
 
-def test_what_fails_is_told(scene: AgentScene) -> None:
+def test_what_fails_is_told(scene: SocketScene) -> None:
     copy = scene.make_pgdata("copy")
     scene.mark_copy(copy, "r1")
     scene.write(scene.name, scene.content, copy)
@@ -157,7 +157,7 @@ def test_what_fails_is_told(scene: AgentScene) -> None:
         *(["--help"], ["push", "--socket=", "x"], ["a", "b", "c", "d"]),
     ],
 )
-def test_wrong_words(quiet: AgentScene, words: list[str]) -> None:
+def test_wrong_words(quiet: SocketScene, words: list[str]) -> None:
     """Also with --help: an archive_command that says 0 would have archived."""
     status, out, err = run(quiet, *words)
     assert (status, out) == (2, "")
@@ -167,7 +167,7 @@ def test_wrong_words(quiet: AgentScene, words: list[str]) -> None:
 # --- without an agent -----------------------------------------------------------------------
 
 
-def test_without_an_agent_nothing_is_known(quiet: AgentScene) -> None:
+def test_without_an_agent_nothing_is_known(quiet: SocketScene) -> None:
     for words in (("push", f"pg_wal/{quiet.name}"), ("fetch", quiet.name, DESTINATION)):
         status, out, err = run(quiet, *words, "--socket", quiet.socket)
         assert (status, out) == (UNKNOWN, "")
@@ -175,14 +175,14 @@ def test_without_an_agent_nothing_is_known(quiet: AgentScene) -> None:
     assert quiet.leftovers() == []
 
 
-def test_another_server_is_refused(scene: AgentScene) -> None:
+def test_another_server_is_refused(scene: SocketScene) -> None:
     words = ("push", "--socket", scene.socket, "--server", "other", f"pg_wal/{scene.name}")
     status, _, err = run(scene, *words)
     assert status == UNKNOWN
     assert "serves 'main', not 'other'" in err
 
 
-def test_the_fallback_gets_all_it_needs(quiet: AgentScene) -> None:
+def test_the_fallback_gets_all_it_needs(quiet: SocketScene) -> None:
     program = quiet.path / "fall back"
     program.write_text('#!/bin/sh\nfor word in "$@"; do echo "$word"; done\nexit 64\n')
     program.chmod(0o755)
@@ -226,7 +226,7 @@ SAYINGS = {
 @pytest.mark.parametrize("verb", ["push", "fetch"])
 @pytest.mark.parametrize("says", SAYINGS.values(), ids=list(SAYINGS))
 def test_an_agent_that_talks_nonsense_did_nothing(
-    quiet: AgentScene, verb: str, says: list[bytes], monkeypatch: pytest.MonkeyPatch
+    quiet: SocketScene, verb: str, says: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For both clients: neither a success nor "absent" can come of it."""
     monkeypatch.chdir(quiet.pgdata)
@@ -257,7 +257,7 @@ def test_an_agent_that_talks_nonsense_did_nothing(
 
 
 @pytest.mark.parametrize("number", [64, 126, 200, 255, 999])
-def test_no_status_can_be_misread(quiet: AgentScene, number: int) -> None:
+def test_no_status_can_be_misread(quiet: SocketScene, number: int) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
         listening.bind(quiet.socket)
         listening.listen(5)
@@ -278,7 +278,7 @@ def test_no_status_can_be_misread(quiet: AgentScene, number: int) -> None:
     assert fetched == (64 if number == 64 else 1, "", "text")
 
 
-def test_a_signal_ends_it_as_a_failure(quiet: AgentScene) -> None:
+def test_a_signal_ends_it_as_a_failure(quiet: SocketScene) -> None:
     """And what the agent delivers then is tidied up."""
     quiet.push_new(quiet.name, quiet.content)
     service = HeldService(quiet)
@@ -296,7 +296,7 @@ def test_a_signal_ends_it_as_a_failure(quiet: AgentScene) -> None:
         wait_until(lambda: quiet.leftovers() == [])
 
 
-def test_closed_streams_get_nothing_of_it(scene: AgentScene) -> None:
+def test_closed_streams_get_nothing_of_it(scene: SocketScene) -> None:
     def close_all() -> None:
         for number in range(3):
             os.close(number)

@@ -39,22 +39,22 @@ from pgrecall.errors import (
     WalFormatError,
 )
 from pgrecall.wal.archives import data_directory_of
-from tests.support.agent_scene import ABSENT, DESTINATION, AgentScene, HeldService
 from tests.support.listener_scene import PlainService, served, short_directory, wait_until
+from tests.support.socket_scene import ABSENT, DESTINATION, HeldService, SocketScene
 from tests.support.wal_scene import build_segments
 
 
 @pytest.fixture
-def quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[AgentScene]:
+def quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SocketScene]:
     """The scene without anybody at work."""
     with short_directory() as run_directory:
-        scene = AgentScene(tmp_path, run_directory)
+        scene = SocketScene(tmp_path, run_directory)
         monkeypatch.chdir(scene.pgdata)
         yield scene
 
 
 @pytest.fixture
-def scene(quiet: AgentScene) -> Iterator[AgentScene]:
+def scene(quiet: SocketScene) -> Iterator[SocketScene]:
     """With the agent."""
     with served(quiet.listener):
         yield quiet
@@ -77,7 +77,7 @@ def speak(path: str, message: bytes, descriptors: list[int]) -> list[list[str]]:
 
 
 @pytest.fixture
-def directories(quiet: AgentScene) -> Iterator[list[int]]:
+def directories(quiet: SocketScene) -> Iterator[list[int]]:
     opened = [os.open(path, os.O_PATH) for path in (".", "pg_wal")]
     yield opened
     for descriptor in opened:
@@ -87,7 +87,7 @@ def directories(quiet: AgentScene) -> Iterator[list[int]]:
 # --- there and back --------------------------------------------------------------------
 
 
-def test_there_and_back(scene: AgentScene) -> None:
+def test_there_and_back(scene: SocketScene) -> None:
     for outcome in ("created", "already-stored"):
         pushed = ask_push(scene.socket, "", f"pg_wal/{scene.name}")
         facts = json.loads(pushed.facts)
@@ -104,7 +104,7 @@ def test_there_and_back(scene: AgentScene) -> None:
     assert (facts["pushes"], facts["fetches"], facts["failures"]) == (2, 2, 0)
 
 
-def test_absolute_paths_and_a_pg_wal_that_is_a_link(scene: AgentScene) -> None:
+def test_absolute_paths_and_a_pg_wal_that_is_a_link(scene: SocketScene) -> None:
     away = scene.path / "wal of its own"
     (scene.pgdata / "pg_wal").rename(away)
     (scene.pgdata / "pg_wal").symlink_to(away)
@@ -122,14 +122,14 @@ def test_absolute_paths_and_a_pg_wal_that_is_a_link(scene: AgentScene) -> None:
         *("{pgdata}/X", "../copy/pg_wal/X", "{pgdata}/../copy/pg_wal/./X", "pg_wal/pg_wal/X"),
     ],
 )
-def test_the_data_directory_is_chosen_as_without_an_agent(quiet: AgentScene, file: str) -> None:
+def test_the_data_directory_is_chosen_as_without_an_agent(quiet: SocketScene, file: str) -> None:
     """A copy beside production must never pass for production."""
     quiet.make_pgdata("copy")
     path = file.format(pgdata=quiet.pgdata)
     assert asking._data_directory(path) == data_directory_of(path, str(quiet.pgdata))
 
 
-def test_outside_of_a_data_directory_the_settings_are_needed(scene: AgentScene) -> None:
+def test_outside_of_a_data_directory_the_settings_are_needed(scene: SocketScene) -> None:
     os.chdir(scene.path)
     with pytest.raises(AgentSilentError, match="data directory"):
         ask_fetch(scene.socket, "", scene.name, "segment")
@@ -139,7 +139,7 @@ def test_outside_of_a_data_directory_the_settings_are_needed(scene: AgentScene) 
 # --- what is refused --------------------------------------------------------------------
 
 
-def test_a_restored_copy_is_refused(scene: AgentScene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_restored_copy_is_refused(scene: SocketScene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Facts 1 and 2: it runs with production's configuration, and asks production's agent."""
     copy = scene.make_pgdata("copy")
     scene.mark_copy(copy, "r1")
@@ -154,7 +154,7 @@ def test_a_restored_copy_is_refused(scene: AgentScene, monkeypatch: pytest.Monke
 
 
 def test_errors_are_told_as_without_an_agent(
-    scene: AgentScene, capsys: pytest.CaptureFixture[str]
+    scene: SocketScene, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, content, kind in (
         (scene.name, build_segments(1, salt=1)[scene.name], WalConflictError),
@@ -174,12 +174,12 @@ def test_errors_are_told_as_without_an_agent(
         assert capsys.readouterr().err == asked.text
 
 
-def test_another_server_is_refused(scene: AgentScene) -> None:
+def test_another_server_is_refused(scene: SocketScene) -> None:
     with pytest.raises(AgentSilentError, match="serves 'main', not 'other'"):
         ask_push(scene.socket, "other", f"pg_wal/{scene.name}")
 
 
-def test_strangers_are_refused(scene: AgentScene, directories: list[int]) -> None:
+def test_strangers_are_refused(scene: SocketScene, directories: list[int]) -> None:
     message = Request(PUSH, "", ".", f"pg_wal/{scene.name}").encode()
     with pytest.raises(AgentSilentError, match="neither root"):
         scene.listener.accept_call(
@@ -188,7 +188,7 @@ def test_strangers_are_refused(scene: AgentScene, directories: list[int]) -> Non
 
 
 def test_a_server_of_another_user_is_served_in_its_own_directories(
-    scene: AgentScene, directories: list[int]
+    scene: SocketScene, directories: list[int]
 ) -> None:
     allowed = Listener(scene.socket, scene.service, owner=54321)
     message = Request(PUSH, "", ".", f"pg_wal/{scene.name}").encode()
@@ -223,7 +223,7 @@ GARBAGE = [
 
 
 @pytest.mark.parametrize("message", GARBAGE, ids=lambda message: repr(message[:40]))
-def test_garbage_is_refused(scene: AgentScene, directories: list[int], message: bytes) -> None:
+def test_garbage_is_refused(scene: SocketScene, directories: list[int], message: bytes) -> None:
     for passed in (directories, []):
         ((word, text),) = speak(scene.socket, message, passed)
         assert word == "refused"
@@ -234,16 +234,16 @@ def test_garbage_is_refused(scene: AgentScene, directories: list[int], message: 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 9, 20])
 def test_the_wrong_number_of_descriptors(
-    scene: AgentScene, directories: list[int], count: int
+    scene: SocketScene, directories: list[int], count: int
 ) -> None:
     message = Request(PUSH, "", ".", f"pg_wal/{scene.name}").encode()
     before = len(os.listdir("/proc/self/fd"))
     ((word, _),) = speak(scene.socket, message, [directories[0]] * count)
     assert word == "refused"
-    wait_until(lambda: len(os.listdir("/proc/self/fd")) == before)
+    wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before)
 
 
-def test_descriptors_that_are_no_data_directory(scene: AgentScene, directories: list[int]) -> None:
+def test_descriptors_that_are_no_data_directory(scene: SocketScene, directories: list[int]) -> None:
     message = Request(PUSH, "", ".", f"pg_wal/{scene.name}").encode()
     with open(os.devnull) as null:
         for pgdata in (null.fileno(), directories[1]):
@@ -252,7 +252,7 @@ def test_descriptors_that_are_no_data_directory(scene: AgentScene, directories: 
             assert "director" in text
 
 
-def test_a_request_that_comes_back(scene: AgentScene) -> None:
+def test_a_request_that_comes_back(scene: SocketScene) -> None:
     name = "ü\udcff.x"
     request = Request("fetch", "sé", "/pg\udcfe data", name)
     request.name, request.aside = "n", f"{name}.pgrecall-0a"
@@ -264,7 +264,7 @@ def test_a_request_that_comes_back(scene: AgentScene) -> None:
 # --- clients on their bad days ------------------------------------------------------------
 
 
-def test_long_work_is_waited_for(quiet: AgentScene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_work_is_waited_for(quiet: SocketScene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Longer than a silent agent would be."""
     monkeypatch.setattr(asking, "_TIMEOUT", struct.pack("ll", 0, 200_000))
     monkeypatch.setattr(listener, "HEARTBEAT_SECONDS", 0.02)
@@ -277,7 +277,7 @@ def test_long_work_is_waited_for(quiet: AgentScene, monkeypatch: pytest.MonkeyPa
         assert asked.result(30).status == 0
 
 
-def test_a_client_that_goes_leaves_nothing(quiet: AgentScene, directories: list[int]) -> None:
+def test_a_client_that_goes_leaves_nothing(quiet: SocketScene, directories: list[int]) -> None:
     """Killed before, while, and after its file is delivered aside."""
     quiet.push_new(quiet.name, quiet.content)
     service = HeldService(quiet)
@@ -301,11 +301,11 @@ def test_a_client_that_goes_leaves_nothing(quiet: AgentScene, directories: list[
                 service.let.release()
                 wait_until(lambda: at_work.facts()["abandoned"] == 1)
             wait_until(lambda: quiet.leftovers() == [])
-            wait_until(lambda: len(os.listdir("/proc/self/fd")) == before)
+            wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before)
 
 
 def test_clients_that_say_nothing_or_too_much(
-    quiet: AgentScene, directories: list[int], monkeypatch: pytest.MonkeyPatch
+    quiet: SocketScene, directories: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listener, "_SILENT_CLIENT_SECONDS", 0.1)
     service = HeldService(quiet)
@@ -326,7 +326,7 @@ def test_clients_that_say_nothing_or_too_much(
         service.let.release()
 
 
-def test_two_hundred_clients_at_once(scene: AgentScene) -> None:
+def test_two_hundred_clients_at_once(scene: SocketScene) -> None:
     code = (
         "import struct, sys; from pgrecall.agent import asking\n"
         "from pgrecall.agent.asking import ask_push, ask_fetch\n"
@@ -353,7 +353,7 @@ def test_two_hundred_clients_at_once(scene: AgentScene) -> None:
 
 
 def test_more_clients_than_there_is_room_for_wait(
-    quiet: AgentScene, monkeypatch: pytest.MonkeyPatch
+    quiet: SocketScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listener, "_MOST_CONNECTIONS", 2)
     with served(quiet.listener), ThreadPoolExecutor(10) as pool:
@@ -368,7 +368,7 @@ class BrokenService(PlainService):
         raise ZeroDivisionError
 
 
-def test_a_bug_of_the_agent_is_no_answer(quiet: AgentScene) -> None:
+def test_a_bug_of_the_agent_is_no_answer(quiet: SocketScene) -> None:
     broken = BrokenService(quiet.settings, quiet.server)
     with served(Listener(quiet.socket, broken)) as at_work:
         with pytest.raises(AgentSilentError, match="ZeroDivisionError"):
@@ -379,7 +379,7 @@ def test_a_bug_of_the_agent_is_no_answer(quiet: AgentScene) -> None:
 # --- the place ------------------------------------------------------------------------------
 
 
-def test_the_socket_is_private_and_goes_with_the_agent(quiet: AgentScene) -> None:
+def test_the_socket_is_private_and_goes_with_the_agent(quiet: SocketScene) -> None:
     path = Path(quiet.socket).parent / "made" / "agent.sock"
     with served(Listener(str(path), quiet.service)):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -389,14 +389,14 @@ def test_the_socket_is_private_and_goes_with_the_agent(quiet: AgentScene) -> Non
         ask_push(str(path), "", f"pg_wal/{quiet.name}")
 
 
-def test_a_second_agent_is_refused_and_a_leftover_replaced(scene: AgentScene) -> None:
+def test_a_second_agent_is_refused_and_a_leftover_replaced(scene: SocketScene) -> None:
     second = Listener(scene.socket, scene.service)
     with pytest.raises(AgentRunningError, match=f"pid {os.getpid()}"), served(second):
         pass
     assert ask_push(scene.socket, "", f"pg_wal/{scene.name}").status == 0
 
 
-def test_a_socket_that_a_killed_agent_left_behind(quiet: AgentScene) -> None:
+def test_a_socket_that_a_killed_agent_left_behind(quiet: SocketScene) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as left:
         left.bind(quiet.socket)
     with pytest.raises(AgentSilentError, match="refused"):
@@ -406,7 +406,7 @@ def test_a_socket_that_a_killed_agent_left_behind(quiet: AgentScene) -> None:
             assert ask_push(quiet.socket, "", f"pg_wal/{quiet.name}").status == 0
 
 
-def test_places_that_cannot_be_used(quiet: AgentScene) -> None:
+def test_places_that_cannot_be_used(quiet: SocketScene) -> None:
     directory = Path(quiet.socket).parent
     (directory / "file").write_text("mine")
     (directory / "open").mkdir()
@@ -421,14 +421,14 @@ def test_places_that_cannot_be_used(quiet: AgentScene) -> None:
     assert (directory / "file").read_text() == "mine"
 
 
-def test_a_path_longer_than_an_address(quiet: AgentScene) -> None:
+def test_a_path_longer_than_an_address(quiet: SocketScene) -> None:
     path = Path(quiet.socket).parent / ("d" * 100) / "agent.sock"
     with served(Listener(str(path), quiet.service)):
         assert ask_push(str(path), "", f"pg_wal/{quiet.name}").status == 0
 
 
 def test_nobody_but_root_and_oneself_is_believed(
-    scene: AgentScene, monkeypatch: pytest.MonkeyPatch
+    scene: SocketScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Stranger:
         size = 12
@@ -443,7 +443,7 @@ def test_nobody_but_root_and_oneself_is_believed(
     assert scene.service.asked == []
 
 
-def test_calls_that_are_closed_twice(scene: AgentScene, directories: list[int]) -> None:
+def test_calls_that_are_closed_twice(scene: SocketScene, directories: list[int]) -> None:
     message = Request(PUSH, "", ".", f"pg_wal/{scene.name}").encode()
     call = Call(message, [os.dup(one) for one in directories], Peer(1, os.geteuid(), 0))
     call.close()
