@@ -15,10 +15,10 @@ EXIT_OK = 0
 EXIT_PROVEN_ABSENT = 64
 
 
-class PgrecallError(Exception):
-    """Root of all errors that pgrecall raises on purpose."""
+class ReportedError(BaseException):
+    """What the edge reports: PgrecallError, and the end of a run by a signal."""
 
-    code = "internal"
+    code = ""
     exit_status = 1
     retryable = False
 
@@ -29,6 +29,12 @@ class PgrecallError(Exception):
 
     def __str__(self) -> str:
         return self.message
+
+
+class PgrecallError(ReportedError, Exception):
+    """Root of all errors that pgrecall raises on purpose."""
+
+    code = "internal"
 
 
 class UsageError(PgrecallError):
@@ -174,6 +180,13 @@ class ToolMissingError(PostgresError):
     exit_status = 25
 
 
+class ServerIsStandbyError(PostgresError):
+    """The server is in recovery, and what was asked for can only be done on its primary."""
+
+    code = "server-is-standby"
+    exit_status = 26
+
+
 # --- identity and WAL ----------------------------------------------------------
 
 
@@ -248,6 +261,21 @@ class SynchronousCommitError(ReceiveError):
 
     code = "synchronous-commit"
     exit_status = 84
+
+
+class NotArchivedError(PgrecallError):
+    """A segment did not become durable in every required repository."""
+
+    code = "not-archived"
+    exit_status = 35
+    retryable = True
+
+
+class RestorePointTakenError(PgrecallError):
+    """A restore point of this name exists already; recovery by name would stop at either."""
+
+    code = "restore-point-taken"
+    exit_status = 37
 
 
 class ArchivingRefusedError(PgrecallError):
@@ -331,8 +359,11 @@ class ConfirmationError(PgrecallError):
     exit_status = 61
 
 
-class InterruptedRunError(PgrecallError):
+class InterruptedRunError(ReportedError):
     """The run was ended by a signal; what it had begun was put back."""
+
+    # No PgrecallError, nor any Exception: whoever carries on after a failure (a best-effort
+    # repository, a finding, a component) must not take the end of the run for one.
 
     code = "interrupted"
     exit_status = 62

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT / "src") not in sys.path:
     sys.path.insert(0, str(ROOT / "src"))
 
-from pgrecall.errors import PgrecallError  # noqa: E402 - the path comes first
+from pgrecall.errors import ReportedError  # noqa: E402 - the path comes first
 from pgrecall.system.signals import signals_as_errors  # noqa: E402
 from pgrecall.system.unprivileged import run_unprivileged  # noqa: E402
 from tests.support.matrix import (  # noqa: E402
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
                 working_directory="checkout",
                 environment=environment,
             )
-    except PgrecallError as error:
+    except ReportedError as error:
         print(f"{error}\nHINT: {error.hint}", file=sys.stderr)
         return error.exit_status
     except MatrixError as error:

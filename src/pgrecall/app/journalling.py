@@ -19,6 +19,7 @@ from pgrecall.errors import (
     CheckFailedError,
     InterruptedRunError,
     PgrecallError,
+    ReportedError,
     SettingsError,
 )
 from pgrecall.model.runs import (
@@ -140,7 +141,7 @@ def _record(context: RunContext, server: str, end: RunEnd) -> RunRecord:
 def _error_of(end: RunEnd) -> tuple[str, str, int]:
     if end.error is None:
         return _CODES.get(end.status, ""), "", end.status
-    if isinstance(end.error, PgrecallError):
+    if isinstance(end.error, ReportedError):
         return end.error.code, end.error.message, end.error.exit_status
     if isinstance(end.error, KeyboardInterrupt):
         return InterruptedRunError.code, "", InterruptedRunError.exit_status

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import msgspec
 
 from pgrecall.check.plan import is_failing
-from pgrecall.errors import InterruptedRunError, PgrecallError
+from pgrecall.errors import PgrecallError
 from pgrecall.model.findings import Finding, Severity
 from pgrecall.postgres.actions import ArchiverFacts
 from pgrecall.repository.wal_archive import WalArchive
@@ -74,8 +74,6 @@ class SegmentWait:
                     if one.archive.has(self.segment):
                         arrived.append(one)
                         missing.remove(one)
-                except InterruptedRunError:
-                    raise
                 except PgrecallError as error:
                     findings.append(_failed(one, error.code, error.message, error.hint))
                     missing.remove(one)
@@ -142,8 +140,6 @@ def compare_segment(one: Watched, segment: str, data_directory: str) -> Finding:
     """Read an archived segment back and compare it with the server's own file, if still there."""
     try:
         content = one.archive.read(segment)
-    except InterruptedRunError:
-        raise
     except PgrecallError as error:
         return _failed(one, error.code, error.message, error.hint)
     original = _original(f"{data_directory}/pg_wal/{segment}") if data_directory else None

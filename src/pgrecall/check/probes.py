@@ -13,7 +13,6 @@ from datetime import datetime
 from pgrecall.check.plan import CheckFacts, backup_functions
 from pgrecall.errors import (
     DataDirectoryError,
-    InterruptedRunError,
     PgrecallError,
     StoreError,
 )
@@ -35,9 +34,7 @@ _FREE_SHARE = 0.05
 
 
 def failed(error: PgrecallError, severity: Severity = "fail", subject: str = "") -> Finding:
-    """An error as a finding; raises InterruptedRunError again, which says nothing of a server."""
-    if isinstance(error, InterruptedRunError):
-        raise error
+    """An error as a finding."""
     return Finding(
         severity=severity,
         code=error.code,

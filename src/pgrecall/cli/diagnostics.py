@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 
-from pgrecall.errors import PgrecallError
+from pgrecall.errors import ReportedError
 
 
 def wants_json(arguments: Sequence[str]) -> bool:
@@ -26,7 +26,7 @@ def json_line(document: Mapping[str, object]) -> str:
     return text + "\n"
 
 
-def report_error(error: PgrecallError, *, as_json: bool) -> int:
+def report_error(error: ReportedError, *, as_json: bool) -> int:
     """Write ``error`` to standard error, or as JSON to standard output; returns its exit status."""
     if as_json:
         content = {

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pgrecall import errors
 from pgrecall.cli.schemas import schema_files
-from pgrecall.errors import EXIT_PROVEN_ABSENT, PgrecallError
+from pgrecall.errors import EXIT_PROVEN_ABSENT, ReportedError
 from pgrecall.settings.documents import settings_page, settings_schema
 
 _ERRORS = f"""\
@@ -54,10 +54,11 @@ def errors_page() -> str:
     return _ERRORS + "".join(rows)
 
 
-def error_classes() -> Iterator[type[PgrecallError]]:
-    """Every class of the error tree, the root included."""
+def error_classes() -> Iterator[type[ReportedError]]:
+    """Every class of the error tree but its root, which is never raised."""
     for value in vars(errors).values():
-        if isinstance(value, type) and issubclass(value, PgrecallError):
+        is_error = isinstance(value, type) and issubclass(value, ReportedError)
+        if is_error and value is not ReportedError:
             yield value
 
 

@@ -12,7 +12,7 @@ from click.exceptions import NoArgsIsHelpError
 
 from pgrecall.cli.diagnostics import report_error, wants_json
 from pgrecall.cli.frame import Example, LazyCommand, LazyGroup
-from pgrecall.errors import InterruptedRunError, PgrecallError, UsageError
+from pgrecall.errors import InterruptedRunError, PgrecallError, ReportedError, UsageError
 from pgrecall.system.signals import signals_as_errors
 
 _log = logging.getLogger(__name__)
@@ -90,12 +90,12 @@ def run(words: Sequence[str]) -> int:
         sys.stdout.flush()
     except BrokenPipeError:
         return _reader_is_gone()
-    except Exception as error:  # noqa: BLE001 (the edge: every error becomes a message and a status)
+    except (Exception, InterruptedRunError) as error:  # noqa: BLE001 (the edge: each becomes a message and a status)
         return _report(error, as_json=as_json)
     return status if isinstance(status, int) else 0
 
 
-def _report(error: Exception, *, as_json: bool) -> int:
+def _report(error: BaseException, *, as_json: bool) -> int:
     try:
         if isinstance(error, NoArgsIsHelpError) and not as_json:
             error.show()
@@ -105,8 +105,8 @@ def _report(error: Exception, *, as_json: bool) -> int:
         return _reader_is_gone()
 
 
-def _as_own_error(error: Exception) -> PgrecallError:
-    if isinstance(error, PgrecallError):
+def _as_own_error(error: BaseException) -> ReportedError:
+    if isinstance(error, ReportedError):
         _log.debug("the run failed", exc_info=error)
         return error
     if isinstance(error, NoArgsIsHelpError):

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pgrecall.cli.diagnostics import json_line, report_error, wants_json
 from pgrecall.cli.wal_settings import choose
 from pgrecall.cli.wal_words import TransferOptions, parse_words
-from pgrecall.errors import EXIT_PROVEN_ABSENT, DataDirectoryError, PgrecallError
+from pgrecall.errors import EXIT_PROVEN_ABSENT, DataDirectoryError, ReportedError
 from pgrecall.settings import ServerSettings, Settings
 from pgrecall.wal.fetch import fetch_file
 from pgrecall.wal.push import push_file
@@ -21,12 +21,12 @@ Chosen = tuple[Settings, ServerSettings]
 def run(words: Sequence[str]) -> int:
     """Parse and carry out ``wal push`` or ``wal fetch``; returns the exit status.
 
-    Errors are written here; whatever is no PgrecallError is left to the caller.
+    Errors are written here; whatever is no ReportedError is left to the caller.
     """
     try:
         verb, files, options = parse_words(words)
         chosen = choose(options)
-    except PgrecallError as error:
+    except ReportedError as error:
         return report_error(error, as_json=wants_json(words))
     return carry_out(verb, files, options, chosen)
 
@@ -37,7 +37,7 @@ def carry_out(verb: str, files: Sequence[str], options: TransferOptions, chosen:
         if verb == "push":
             return _push(files[0], options, chosen)
         return _fetch(files[0], files[1], options, chosen)
-    except PgrecallError as error:
+    except ReportedError as error:
         return report_error(error, as_json=options.as_json)
 
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from pgrecall.codec.compression import make_frame_encoder
-from pgrecall.errors import InterruptedRunError, PgrecallError, SettingsError
+from pgrecall.errors import PgrecallError, SettingsError
 from pgrecall.model.wal_files import WalFile
 from pgrecall.settings.collection import Settings
 from pgrecall.settings.sections import RepositorySettings, ServerSettings
@@ -71,8 +71,6 @@ def push_file(
                 target = open_target(repository.name, store, server.name, source)
                 encode = make_frame_encoder(settings.wal.compression, settings.wal.level)
                 result.outcomes.append(target.put(source, encode))
-            except InterruptedRunError:
-                raise
             except PgrecallError as error:
                 if repository.role == "required":
                     failures.append(error)
