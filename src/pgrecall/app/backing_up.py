@@ -8,6 +8,7 @@ from functools import partial
 import msgspec
 
 from pgrecall.app.context import RunContext
+from pgrecall.app.naming import names_of_backup
 from pgrecall.app.opened import OpenedRepository, main_repository
 from pgrecall.app.requests import BackupRequest
 from pgrecall.backup.plan import BackupPlan, BackupWishes, plan_backup
@@ -65,6 +66,7 @@ def run_backup(context: RunContext, request: BackupRequest) -> BackupResult:
         clock=SystemClock(),
         archive_timeout_seconds=context.settings.backup.archive_timeout_seconds,
         page_rereads=context.settings.backup.page_rereads,
+        record_names=partial(names_of_backup, context, opened),
     )
     run = BackupRun(task, tools)
     completion = run.run()

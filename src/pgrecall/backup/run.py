@@ -51,7 +51,7 @@ class BackupTools(msgspec.Struct, frozen=True, kw_only=True):
     """What a backup is given to work with.
 
     ``connect`` opens a connection for a purpose; ``archive_has`` tells whether
-    the WAL archive holds a segment.
+    the WAL archive holds a segment; ``record_names`` stores what tables are called.
     """
 
     store: Store
@@ -61,6 +61,7 @@ class BackupTools(msgspec.Struct, frozen=True, kw_only=True):
     clock: Clock
     archive_timeout_seconds: float
     page_rereads: int
+    record_names: Callable[[], tuple[Finding, ...]] = tuple
 
 
 class BackupRun:
@@ -94,6 +95,8 @@ class BackupRun:
             if not self._task.plan.with_wal:
                 self._await_wal(session, side, segments)
         self._findings += results.findings()
+        self._tools.progress.phase("names")
+        self._findings += self._tools.record_names()
         external, unreadable = external_files(self._task.facts, self._task.plan.data_directory)
         self._findings += unreadable
         taken = Taken(

@@ -11,6 +11,7 @@ from pgrecall.errors import UsageError
 BACKUP = "b"
 RUN = "r"
 RESTORE = "x"
+NAMES = "n"
 CHANGE = "c"
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"

@@ -7,6 +7,7 @@ from datetime import datetime
 import msgspec
 
 from pgrecall.model.lsn import Lsn
+from pgrecall.model.wal_files import segment_name
 from pgrecall.postgres.connection import Connection
 
 
@@ -22,10 +23,15 @@ class ArchiverFacts(msgspec.Struct, frozen=True):
 
 
 class WalSwitch(msgspec.Struct, frozen=True):
-    """A finished segment: ``file`` is the name that goes to the archive, ``end`` where it ended."""
+    """A finished segment: ``file`` is the name that goes to the archive, ``end`` where it ended.
+
+    ``is_new`` False: nothing was written since the last switch, and ``file`` is the segment
+    before the current one.
+    """
 
     file: str
     end: Lsn
+    is_new: bool = True
 
 
 def server_clock(connection: Connection) -> datetime:
@@ -47,6 +53,16 @@ def insert_lsn(connection: Connection) -> Lsn:
     return Lsn.parse(text)
 
 
+def replay_or_insert_lsn(connection: Connection) -> Lsn:
+    """The position before which everything that a query sees was committed, or aborted."""
+    text: str = connection.value(
+        "SELECT CASE WHEN pg_catalog.pg_is_in_recovery()"
+        " THEN pg_catalog.pg_last_wal_replay_lsn()"
+        " ELSE pg_catalog.pg_current_wal_insert_lsn() END::pg_catalog.text"
+    )
+    return Lsn.parse(text)
+
+
 def switch_wal(connection: Connection, *, message: str = "pgrecall") -> WalSwitch:
     """Finish the current segment, so that it is archived; on a primary only.
 
@@ -59,6 +75,30 @@ def switch_wal(connection: Connection, *, message: str = "pgrecall") -> WalSwitc
         " FROM pg_catalog.pg_switch_wal() AS end_lsn"
     )
     return WalSwitch(file=str(file), end=Lsn.parse(text))
+
+
+def switch_quietly(connection: Connection) -> WalSwitch:
+    """Finish the current segment, if it holds anything; on a primary only.
+
+    Where nothing was written since the last switch, PostgreSQL returns the beginning of the
+    current segment and does nothing (documentation of pg_switch_wal). Raises
+    PostgresRightsError without the right to switch.
+    """
+    end = Lsn.parse(connection.value("SELECT pg_catalog.pg_switch_wal()::pg_catalog.text"))
+    file, size = file_before(connection, end)
+    return WalSwitch(file=file, end=end, is_new=end % size != 0)
+
+
+def file_before(connection: Connection, lsn: int) -> tuple[str, int]:
+    """The segment with the last byte before ``lsn`` on the server's timeline, and segment size.
+
+    pg_walfile_name itself names the segment before at a border up to 16, the one behind from 17.
+    """
+    current, size = connection.row(
+        "SELECT pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()),"
+        " bytes_per_wal_segment FROM pg_catalog.pg_control_init()"
+    )
+    return segment_name(int(current[:8], 16), lsn - 1, int(size)), int(size)
 
 
 def create_restore_point(connection: Connection, name: str) -> Lsn:

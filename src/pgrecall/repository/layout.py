@@ -198,6 +198,25 @@ def run_key(server: str, run_id: str) -> str:
     return f"{runs_prefix(server, f'{stamp[:4]}-{stamp[4:6]}')}{run_id}.json"
 
 
+# --- names of relations ------------------------------------------------------------
+
+
+def names_prefix(server: str, generation: int, timeline: int | None = None) -> str:
+    """Prefix of the records of name maps of a generation, or of one timeline."""
+    prefix = f"{server_prefix(server)}names/{_number(generation)}/at/"
+    return prefix if timeline is None else f"{prefix}{timeline:08X}/"
+
+
+def name_record_key(server: str, generation: int, timeline: int, lsn: int, record_id: str) -> str:
+    """Key of the record of all name maps at one position."""
+    return f"{names_prefix(server, generation, timeline)}{lsn:016X}-{record_id}.json"
+
+
+def name_map_key(server: str, generation: int, digest: str) -> str:
+    """Key of one database's name map, by the digest of its content (hex)."""
+    return f"{server_prefix(server)}names/{_number(generation)}/maps/{digest}"
+
+
 # --- the WAL archive ---------------------------------------------------------------
 
 
@@ -216,6 +235,12 @@ def wal_key(server: str, generation: int, file: WalFile) -> str:
     """Key of a file of pg_wal."""
     log = None if file.kind == HISTORY else file.log
     return wal_prefix(server, generation, file.timeline, log) + file.name
+
+
+def wal_index_key(server: str, generation: int, file: WalFile) -> str:
+    """Key of the index of a segment that was made later than its object."""
+    directory = f"{server_prefix(server)}wal-index/{_number(generation)}/"
+    return f"{directory}{file.timeline:08X}/{file.log:08X}/{file.name}"
 
 
 TAILS = "tails"
