@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pgrecall.backup.copy import CopyPool
-from pgrecall.backup.pack_sink import PackFactory
+from pgrecall.backup.pack_sink import PackFactory, PackSink
 from pgrecall.backup.units import cut_into_units
 from pgrecall.backup.worker import CopySource
 from pgrecall.errors import InterruptedRunError
@@ -119,3 +119,36 @@ def test_a_signal_in_the_start_of_a_thread(scene: Scene, monkeypatch: pytest.Mon
     with pytest.raises(InterruptedRunError, match="SIGTERM"), signals_as_errors():
         scene.run()
     assert copying() == []
+
+
+def test_a_signal_in_the_start_of_a_thread_that_commits(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last pack is handed over by the main thread: the pool must know what it has started."""
+    real = threading.Thread.start
+    entered, release = threading.Event(), threading.Event()
+
+    def start(thread: threading.Thread) -> None:
+        real(thread)
+        if thread.name.startswith("commit"):
+            assert entered.wait(30)
+            signal.raise_signal(signal.SIGTERM)
+
+    def publish(factory: PackFactory, *arguments: Any) -> None:
+        entered.set()
+        assert release.wait(30)
+        really(factory, *arguments)
+
+    really = PackFactory._publish_one
+    monkeypatch.setattr(PackFactory, "_publish_one", publish)
+    monkeypatch.setattr(threading.Thread, "start", start)
+    sink = PackSink(scene.factory)
+    sink.add(b"one frame", [(b"a", 0, 9)])
+    try:
+        with pytest.raises(InterruptedRunError, match="SIGTERM"), signals_as_errors():
+            sink.finish_pack()
+        assert len(scene.factory._pool._threads) == 1
+    finally:
+        release.set()
+    scene.factory.close()
+    assert our_threads() == []

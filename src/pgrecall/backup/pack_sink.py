@@ -12,6 +12,7 @@ from pgrecall.repository import layout
 from pgrecall.repository.packs import PackHeader, PackReader, PackWriter
 from pgrecall.store.base import Buffer, ObjectWriter, Store
 from pgrecall.system.faults import reached
+from pgrecall.system.held_signals import signals_held
 
 # Bounds the footer, which writers and readers hold in memory: tiny files would never fill a pack.
 _PACK_SLICES = 16_384
@@ -64,9 +65,12 @@ class PackFactory:
         self.raise_failure()
         writer = pack.finish()
         self._slots.acquire()
-        with self._lock:
-            self._pending[pack.number] = writer
-        self._pool.submit(self._publish, pack, writer)
+        # A thread that is just being started when a signal comes would be unknown to the pool, and
+        # close() would neither wait for it nor drop its pack.
+        with signals_held():
+            with self._lock:
+                self._pending[pack.number] = writer
+            self._pool.submit(self._publish, pack, writer)
 
     def finish(self) -> list[PackEntry]:
         """Wait for every commit; the packs by number. All of them are durable then."""
