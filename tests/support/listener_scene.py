@@ -92,12 +92,13 @@ class AgentProcess:
 
     def __init__(self, config: Path, socket: Path, **environment: str) -> None:
         self.socket = socket
+        self.python_path = os.pathsep.join([str(ROOT), str(ROOT / "src")])
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.listener_scene", str(config), str(socket)],
             cwd=ROOT,
             env={
                 "PATH": os.environ["PATH"],
-                "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")]),
+                "PYTHONPATH": self.python_path,
                 **environment,
             },
             stdin=subprocess.DEVNULL,
