@@ -10,7 +10,7 @@ from pgrecall.codec.wal_records import may_matter
 from pgrecall.model.findings import Finding
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.manifest import Completion
-from pgrecall.model.ranges import PathRuns, Placed, place_backups, runs_along
+from pgrecall.model.ranges import PathRuns, Placed, Run, place_backups, runs_along
 from pgrecall.model.timelines import TimelineHistory
 from pgrecall.model.wal_files import WalFile, history_name
 from pgrecall.model.wal_index import STOPPED_AT_INVALID, WalIndex
@@ -95,6 +95,10 @@ class ArchiveSnapshot:
         """As WalArchive.read."""
         return self.archive.read(name)
 
+    def tail_end(self, name: str) -> Lsn | None:
+        """As WalArchive.tail_end."""
+        return self.archive.tail_end(name)
+
     def newest_segments(self) -> Mapping[int, StoredSegment]:
         """The newest segment of every timeline that has any."""
         return {timeline: found[-1] for timeline, found in self._segments.items() if found}
@@ -142,8 +146,23 @@ class ArchiveSnapshot:
             if summary.is_damaged
         }
         path = runs_along(history, size, present, ends_in) if ends_in else first
+        for run in path.runs:
+            self._end_in_tail(run, history)
         place_backups(path, placed)
         return path
+
+    def _end_in_tail(self, run: Run, history: TimelineHistory) -> None:
+        """As restore/replay.py ends a path in the tail of its next segment, if there is one."""
+        if run.damaged:
+            return
+        for name in self.candidates(history, run.end):
+            if name == run.names[-1]:
+                return
+            end = self.tail_end(name)
+            left = history.end_of(WalFile(name).timeline)
+            if end is not None and min(end, left or end) > run.end:
+                run.end_in_tail(name, min(end, left or end))
+                return
 
     def used_timelines(self, backups: Sequence[Completion]) -> list[int]:
         """Timelines with a known history that have segments or backups; the last is the newest.

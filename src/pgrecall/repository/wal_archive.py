@@ -21,6 +21,7 @@ from pgrecall.model.wal_index import WalIndex
 from pgrecall.repository import layout
 from pgrecall.repository.identity import Generation, RepositoryIdentity, open_repository
 from pgrecall.repository.wal_objects import WalObjectReader, read_index
+from pgrecall.repository.wal_tails import StoredTail, find_tail, tail_frames, tail_index
 from pgrecall.store.base import Store
 
 _INDEX_THREADS = 16
@@ -47,6 +48,7 @@ class WalArchive:
         self._identity: RepositoryIdentity | None = None
         self._sizes: dict[str, int] = {}
         self._indexes: dict[str, WalIndex] = {}
+        self._tails: dict[str, StoredTail] = {}
 
     # --- files -----------------------------------------------------------------
 
@@ -71,7 +73,25 @@ class WalArchive:
                     )
                 return stored.read()
         except ObjectMissingError as error:
-            raise self._missing(name) from error
+            tail = self._tails.get(name)
+            if tail is None:
+                raise self._missing(name) from error
+        whose = (self.server, self.generation)
+        return b"".join(tail_frames(self.store, identity.raw_key(), whose, tail))
+
+    def tail_end(self, name: str) -> Lsn | None:
+        """Where the last whole record ends in the tail of a segment; None: there is no tail.
+
+        From then on ``read`` and ``index`` give the tail, with zeros behind, as long
+        as the segment itself is absent: that is what archive recovery is given.
+        """
+        tail = find_tail(self.store, self.server, self.generation, name)
+        if tail is None:
+            return None
+        self._tails[name] = tail
+        index = tail_index(self.store, self.server, self.generation, tail)
+        end = min(tail.end, index.end_lsn)
+        return Lsn(end) if end > index.start_lsn else None
 
     def writer(self, name: str) -> str | None:
         """The restore id of the copy that pushed the file; None: the original server.
@@ -236,7 +256,10 @@ class WalArchive:
             data = read_index(self.store, key, self._sizes.get(name))
             index = WalIndex.from_bytes(data)
         except ObjectMissingError as error:
-            raise self._missing(name) from error
+            tail = self._tails.get(name)
+            if tail is None:
+                raise self._missing(name) from error
+            return tail_index(self.store, self.server, self.generation, tail)
         except CorruptObjectError as error:
             if key in error.message:
                 raise

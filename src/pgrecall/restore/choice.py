@@ -54,6 +54,8 @@ class Choice:
         """The end of the last segment that recovery was planned with."""
         if not self.needed:
             return Lsn.parse(self.backup.stop_lsn)
+        if self.needed[-1] == self.path.tail:
+            return self.path.end  # it may have grown when recovery asks for it
         return Lsn(WalFile(self.needed[-1]).start(segment_bytes) + segment_bytes)
 
 

@@ -37,6 +37,8 @@ class ArchiveView(Protocol):
 
     def newest_segments(self) -> Mapping[int, SegmentView]: ...
 
+    def tail_end(self, name: str) -> Lsn | None: ...
+
 
 class ReplayPath:
     """Segments from a position along one timeline path, up to the first that is missing.
@@ -45,7 +47,8 @@ class ReplayPath:
     be read. ``missing`` names the segment there, be it absent or damaged in its
     middle; ``beyond`` the newest segment of the path after it (empty: the
     archive simply ends). ``unarchived`` are segments that only the backup
-    itself holds.
+    itself holds. ``tail`` is the last name when only a receiver's tail of it is
+    there (empty: it is not so); ``end`` then lies in it.
     """
 
     def __init__(self, history: TimelineHistory, names: list[str], end: Lsn) -> None:
@@ -55,6 +58,7 @@ class ReplayPath:
         self.missing = ""
         self.unarchived: frozenset[str] = frozenset()
         self.beyond = ""
+        self.tail = ""
 
     @property
     def has_gap(self) -> bool:
@@ -97,6 +101,7 @@ def replay_path(
         found = next((name for name in serving if name in have), None)
         if found is None:
             path.missing = wanted[0]
+            _end_in_tail(archive, path, wanted)
             break
         path.names.append(found)
         left = history.end_of(WalFile(found).timeline)
@@ -104,6 +109,7 @@ def replay_path(
             # Only the parent's copy is there: it serves up to the switch, and no further.
             path.end = left
             path.missing = wanted[0]
+            _end_in_tail(archive, path, wanted[: wanted.index(found)])
             break
         at = Lsn(at + size)
         path.end = at
@@ -112,3 +118,22 @@ def replay_path(
     later = [name for name in have if name[8:] > position and name.startswith(own)]
     path.beyond = max(later, default="")
     return path
+
+
+def _end_in_tail(archive: ArchiveView, path: ReplayPath, wanted: Iterable[str]) -> None:
+    """Let the path end in the tail of a segment that is not whole, if there is one.
+
+    ``wanted`` are its names in PostgreSQL's order. A name of the path that holds
+    the same segment of a parent gives way: recovery asks for the child's first.
+    """
+    for name in wanted:
+        end = archive.tail_end(name)
+        left = path.history.end_of(WalFile(name).timeline)
+        if end is None or min(end, left or end) <= path.end:
+            continue
+        if path.names and path.names[-1][8:] == name[8:]:
+            del path.names[-1]
+        path.names.append(name)
+        path.end = min(end, left or end)
+        path.tail = name
+        return

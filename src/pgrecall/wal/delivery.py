@@ -37,8 +37,19 @@ def check_tablespaces(
     if planned_to is None or start + generation.segment_bytes <= planned_to:
         return
     index = _index(archive, server, generation, file)
-    if index is None:
-        return  # whether it is absent is found out, and said, by the fetch itself
+    if index is not None:  # whether it is absent is found out, and said, by the fetch itself
+        refuse_tablespaces((archive, generation), server, file, pgdata, index)
+
+
+def refuse_tablespaces(
+    where: tuple[Archive, Generation], server: str, file: WalFile, pgdata: str, index: WalIndex
+) -> None:
+    """As check_tablespaces, with the ``index`` of what will be replayed of the segment."""
+    archive, generation = where
+    planned_to = copy_planned_to(pgdata)
+    start = file.start(generation.segment_bytes)
+    if planned_to is None or start + generation.segment_bytes <= planned_to:
+        return
     refuse_shared_tablespaces(pgdata, file.name, index.tablespaces, planned_to)
     if index.contrecord_bytes:
         # A record that crosses the end of a segment does not cross to another timeline.
@@ -128,7 +139,7 @@ def _write(
         is_first = file.kind in (SEGMENT, PARTIAL)
         for frame in stored.frames():
             if is_first:
-                _check_first_page(archive, server, generation, file, bytes(frame[:64]))
+                check_first_page(archive, server, generation, file, bytes(frame[:64]))
                 is_first = False
             write_all(descriptor, frame)
         if is_first:
@@ -137,7 +148,7 @@ def _write(
         os.close(descriptor)
 
 
-def _check_first_page(
+def check_first_page(
     archive: Archive, server: str, generation: Generation, file: WalFile, page: bytes
 ) -> None:
     """As on push (invariant 2): the segment says itself whose it is and where it belongs."""

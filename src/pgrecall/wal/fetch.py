@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from pgrecall.errors import (
@@ -38,6 +38,7 @@ from pgrecall.wal.archives import (
     first_of,
 )
 from pgrecall.wal.delivery import cannot_write, check_tablespaces, remove, write_verified
+from pgrecall.wal.fetch_tail import TailResult, takes_tails, write_tail
 
 
 class FetchResult:
@@ -63,8 +64,9 @@ def fetch_file(
 ) -> FetchResult | None:
     """Write the archived file ``name`` to ``destination``, replacing what is there.
 
-    None only when it is proven absent in **every** repository of the server. The
-    file is written aside in the same directory and renamed when the last digest
+    None only when it is proven absent in **every** repository of the server; then,
+    in archive recovery, a receiver's tail of the segment is written, and a warning
+    says so. The file is written aside in the same directory and renamed when the last digest
     was right; it is not synced (PostgreSQL replays it at once, and asks again
     after a crash). ``pgdata`` counts only when ``destination`` is not in the
     pg_wal of a data directory; its control file chooses the generation, without
@@ -80,6 +82,7 @@ def fetch_file(
     control = control_of(pgdata)
     system_identifier = control.system_identifier if control is not None else None
     failures: list[PgrecallError] = []
+    looked: list[tuple[Archive, Generation]] = []
     for repository in settings.repositories_of(server):
         try:
             store = archive_store(settings, repository, environment)
@@ -98,9 +101,40 @@ def fetch_file(
             if size is not None:
                 warnings = [failure.message for failure in failures]
                 return FetchResult(name, repository.name, size, warnings)
+            looked.append((archive, generation))
     if failures:
         raise first_of(failures)
+    if file.kind == SEGMENT and takes_tails(pgdata):
+        return _fetch_tail(looked, server.name, file, destination, pgdata)
     return None
+
+
+def _fetch_tail(
+    looked: Sequence[tuple[Archive, Generation]],
+    server: str,
+    file: WalFile,
+    destination: str,
+    pgdata: str,
+) -> FetchResult | None:
+    """What a receiver has of a segment that is absent everywhere (fact 7); it says so."""
+    results: list[TailResult] = []
+
+    def write(path: str) -> int | None:
+        result = write_tail(looked, server, file, pgdata, path)
+        if result is None:
+            return None
+        results.append(result)
+        return looked[0][1].segment_bytes
+
+    size = deliver(write, destination)
+    if size is None:
+        return None
+    tail = results[0]
+    said = (
+        f"{file.name} is not whole in any repository: delivered are the {tail.tail_bytes} bytes"
+        f" that were received, up to {tail.end}, and zeros behind. Recovery ends there"
+    )
+    return FetchResult(file.name, tail.repository, size, [said])
 
 
 def _generation(store: Store, server: str, system_identifier: int | None) -> Generation:
