@@ -132,11 +132,11 @@ def draw(paths: Sequence[TimelinePath], columns: int, signs: Signs) -> list[str]
         star = "*" if path.is_default else " "
         lines.append(f"timeline {path.timeline:<4}{star} {''.join(bar)}{goes_on}")
         lines.append(f"{'':<15}{''.join(marks)}".rstrip())
-    begin, end = moment(axis.first.replace(microsecond=0)), moment(axis.last.replace(microsecond=0))
-    if axis.width > len(begin) + len(end):
-        lines.append(f"{'':<15}{begin}{end:>{axis.width - len(begin)}}")
+    left, right = (moment(at.replace(microsecond=0)) for at in (axis.first, axis.last))
+    if axis.width > len(left) + len(right):
+        lines.append(f"{'':<15}{left}{right:>{axis.width - len(left)}}")
     else:
-        lines += [f"{'':<15}from {begin}", f"{'':<15}to   {end}"]
+        lines += [f"{'':<15}from {left}", f"{'':<15}to   {right}"]
     lines.append(
         f"{'':<15}{signs.reachable} reachable  {signs.gap} gap  {signs.backup} backup"
         "  * what a restore follows"

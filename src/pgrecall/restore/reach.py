@@ -18,7 +18,7 @@ from pgrecall.model.ranges import PathRuns, Placed, Run
 from pgrecall.model.targets import RecoveryTarget, ToLsn, ToName, ToTime, ToXid
 from pgrecall.model.timelines import TimelineHistory
 from pgrecall.model.wal_files import WalFile
-from pgrecall.model.wal_index import datetime_of, microseconds_of
+from pgrecall.model.wal_index import RestorePoint, datetime_of, microseconds_of
 from pgrecall.repository.recoverable import ArchiveSnapshot, SegmentSummary
 from pgrecall.restore.replay import ReplayPath
 from pgrecall.restore.stops import StopFinder
@@ -161,3 +161,12 @@ def _consistent_at(
             return moment
         moment = stop.at
     return None
+
+
+def restore_points(snapshot: ArchiveSnapshot, history: TimelineHistory) -> list[RestorePoint]:
+    """Every restore point that is archived along a path, in WAL order, gaps or not."""
+    found: list[RestorePoint] = []
+    for run in snapshot.path_runs(history, ()).runs:
+        path = ReplayPath(history, list(run.names), run.end)
+        found += StopFinder(snapshot, path, run.start).restore_points()
+    return found
