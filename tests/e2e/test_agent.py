@@ -16,7 +16,7 @@ from pgrecall.agent.lock import running_agent
 from pgrecall.errors import AgentRunningError, SettingsError
 from pgrecall.repository.journal import Journal
 from pgrecall.store.opening import open_store
-from tests.support.agent_scene import AgentScene
+from tests.support.agent_process import AgentScene
 from tests.support.postgresql import ServerFactory
 from tests.support.product import SERVER, Product
 

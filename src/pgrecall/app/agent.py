@@ -14,7 +14,7 @@ from pgrecall.agent.lock import agent_lock
 from pgrecall.agent.notify import Notifier
 from pgrecall.agent.process import AgentProcess
 from pgrecall.agent.supervisor import Spec, Supervisor
-from pgrecall.app.agent_composition import Blueprint, Place, blueprints, place_of, specs
+from pgrecall.app.agent_composition import Blueprint, Joints, Place, blueprints, place_of, specs
 from pgrecall.app.context import RunContext
 from pgrecall.app.invocation_path import pgrecall_command
 from pgrecall.app.journalling import write_job
@@ -80,6 +80,7 @@ class Agent:
             context.environment,
             SystemClock(),
         )
+        self._supervisor = Supervisor()
 
     def plan(self) -> AgentPlan:
         """What would run; nothing is made, written or asked."""
@@ -109,9 +110,10 @@ class Agent:
         settings, server = self._place.settings, self._place.server
         directory = agent_directory(settings, server)
         plan, started_at = self.plan(), datetime.now(UTC)
-        supervisor = Supervisor()
         state = state_directory(settings, server)
-        process = AgentProcess(server.name, state, supervisor, Notifier(self._context.environment))
+        process = AgentProcess(
+            server.name, state, self._supervisor, Notifier(self._context.environment)
+        )
         with agent_lock(directory):
             try:
                 ended_by, stuck = process.run(self._specs, lambda: self._again(load))
@@ -148,7 +150,10 @@ class Agent:
         return found
 
     def _blueprints(self, place: Place) -> list[Blueprint]:
-        return blueprints(place, self._context.environment, self._runner, self._report)
+        joints = Joints(
+            self._context.environment, self._runner, self._report, self._supervisor.statuses
+        )
+        return blueprints(place, joints)
 
     def _program(self) -> list[str]:
         settings = self._place.settings

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from pgrecall.agent.component import Component
+from pgrecall.agent.configuration import ConfigurationWatch
 from pgrecall.agent.job_runner import Ended, JobRunner
 from pgrecall.agent.listener import Listener
+from pgrecall.agent.metrics import AgentCollector
+from pgrecall.agent.metrics_server import MetricsServer, parse_address
+from pgrecall.agent.observer import Observer
 from pgrecall.agent.schedule import Timetable
 from pgrecall.agent.scheduler import Scheduler
-from pgrecall.agent.supervisor import Spec
+from pgrecall.agent.supervisor import ComponentStatus, Spec
+from pgrecall.app.opened import OpenedRepository
 from pgrecall.errors import DataDirectoryError
-from pgrecall.postgres.connection import connect
+from pgrecall.postgres.connection import Connection, connect
 from pgrecall.settings import ServerSettings, Settings
 from pgrecall.system.clock import SystemClock
 from pgrecall.wal.agent_places import socket_path, state_directory
@@ -22,8 +27,6 @@ from pgrecall.wal.push import PushResult
 from pgrecall.wal.pusher import Pusher
 
 _LOCAL_HOSTS = frozenset({"", "localhost", "127.0.0.1", "::1"})
-
-_T = TypeVar("_T")
 
 
 class Blueprint(NamedTuple):
@@ -85,17 +88,25 @@ def place_of(settings: Settings, server_name: str | None, environment: Mapping[s
     return Place(settings, server, timetable, directory)
 
 
-def blueprints(
-    place: Place,
-    environment: Mapping[str, str],
-    runner: JobRunner,
-    report: Callable[[Ended], None],
-) -> list[Blueprint]:
+class Joints(NamedTuple):
+    """What joins the components to the rest of the process, and stays when settings change."""
+
+    environment: Mapping[str, str]
+    runner: JobRunner
+    report: Callable[[Ended], None]
+    statuses: Callable[[], Sequence[ComponentStatus]]
+
+
+def blueprints(place: Place, joints: Joints) -> list[Blueprint]:
     """The components of the agent of ``place``, each after those that it needs."""
     found = []
     if place.data_directory:
-        found += _archiving(place, environment)
-    found.append(_schedule(place, runner, report))
+        found += _archiving(place, joints.environment)
+    found.append(_schedule(place, joints))
+    found.append(_observer(place, joints.environment))
+    found.append(_configuration(place, joints.environment))
+    if place.settings.agent.metrics_address:
+        found.append(_metrics(place, joints))
     return found
 
 
@@ -146,18 +157,68 @@ def _archiving(place: Place, environment: Mapping[str, str]) -> list[Blueprint]:
     ]
 
 
-def _schedule(place: Place, runner: JobRunner, report: Callable[[Ended], None]) -> Blueprint:
+def _schedule(place: Place, joints: Joints) -> Blueprint:
     directory = state_directory(place.settings, place.server)
     jobs = ", ".join(place.timetable.expressions)
 
     def make(_: Mapping[str, Component]) -> Component:
-        return Scheduler(place.timetable, runner, directory, SystemClock(), report)
+        return Scheduler(place.timetable, joints.runner, directory, SystemClock(), joints.report)
 
     return Blueprint(
         "schedule",
         f"runs {jobs}" if jobs else "has nothing to run: [schedule] is empty",
         (place.settings.schedule, directory),
         make,
+    )
+
+
+def _observer(place: Place, environment: Mapping[str, str]) -> Blueprint:
+    repository = place.settings.repositories_of(place.server)[0]
+
+    def make(_: Mapping[str, Component]) -> Component:
+        return Observer(
+            place.server.name,
+            lambda: OpenedRepository(repository, environment).store,
+            SystemClock(),
+        )
+
+    return Blueprint(
+        "observer",
+        f"looks into the repository {repository.name!r}, once a minute",
+        (place.server.name, repository),
+        make,
+    )
+
+
+def _configuration(place: Place, environment: Mapping[str, str]) -> Blueprint:
+    directory = state_directory(place.settings, place.server)
+
+    def make(_: Mapping[str, Component]) -> Component:
+        return ConfigurationWatch(
+            place.data_directory,
+            lambda: _connect(place.server, environment),
+            directory,
+            SystemClock(),
+        )
+
+    return Blueprint(
+        "configuration",
+        "notices changed configuration files, settings and pg_hba.conf within a minute",
+        (place.server, place.data_directory, directory),
+        make,
+    )
+
+
+def _metrics(place: Place, joints: Joints) -> Blueprint:
+    address = place.settings.agent.metrics_address
+
+    def make(_: Mapping[str, Component]) -> Component:
+        collector = AgentCollector(place.server.name, joints.statuses, SystemClock().now)
+        return MetricsServer(address, collector, joints.statuses)
+
+    parse_address(address)
+    return Blueprint(
+        "metrics", f"answers /metrics and /healthz at {address}", (address, place.server.name), make
     )
 
 
@@ -173,10 +234,14 @@ def _owner(data_directory: str) -> int:
 
 
 def _ask(server: ServerSettings, environment: Mapping[str, str]) -> str:
-    with connect(
-        server, application_name="pgrecall agent", purpose="agent", environment=environment
-    ) as connection:
+    with _connect(server, environment) as connection:
         return str(connection.value("SELECT pg_catalog.current_setting('data_directory')"))
+
+
+def _connect(server: ServerSettings, environment: Mapping[str, str]) -> Connection:
+    return connect(
+        server, application_name="pgrecall agent", purpose="agent", environment=environment
+    )
 
 
 def _always(component: Component) -> Callable[[], Component]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pgrecall import errors
+from pgrecall.agent.metrics_page import metrics_page
 from pgrecall.cli.schemas import schema_files
 from pgrecall.errors import EXIT_PROVEN_ABSENT, ReportedError
 from pgrecall.settings.documents import settings_page, settings_schema
@@ -40,6 +41,7 @@ def documents() -> dict[str, str]:
         "settings.md": settings_page(),
         "settings.schema.json": settings_schema(),
         "errors.md": errors_page(),
+        "metrics.md": metrics_page(),
         **schema_files(),
     }
 

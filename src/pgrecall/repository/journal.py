@@ -23,11 +23,12 @@ _LONGEST_RUN = timedelta(days=7)
 
 
 class Journal:
-    """The runs of one server in one store."""
+    """The runs of one server in one store; reads each record once. Not thread-safe."""
 
     def __init__(self, store: Store, server: str) -> None:
         self.store = store
         self.server = server
+        self._known: dict[str, RunRecord] = {}
 
     def add(self, record: RunRecord) -> bool:
         """Write a record; durable when it returns. False: this run has one already, which stays.
@@ -40,12 +41,19 @@ class Journal:
     def runs(self, since: datetime) -> tuple[list[RunRecord], list[Finding]]:
         """All runs that ended at ``since`` or later, by their end; findings on damaged records.
 
-        Reads one object for each run, and those of the week before. A store
-        that fails raises: a journal that cannot be read is not an empty one.
+        Reads one object for each run, and those of the week before, unless an
+        earlier call did: records never change. A store that fails raises: a
+        journal that cannot be read is not an empty one.
         """
         keys = list(self._keys(since - _LONGEST_RUN))
+        known = self._known
         with ThreadPoolExecutor(_READERS, thread_name_prefix="journal") as pool:
-            results = list(pool.map(self._examine, keys))
+            results = list(pool.map(lambda key: known.get(key) or self._examine(key), keys))
+        self._known = {
+            key: result
+            for key, result in zip(keys, results, strict=True)
+            if isinstance(result, RunRecord)
+        }
         records = [
             result
             for result in results
