@@ -11,6 +11,7 @@ from pgrecall.app.opened import OpenedRepository, main_repository
 from pgrecall.app.recoverable_result import (
     Answer,
     BackupMark,
+    GapCause,
     GenerationRanges,
     ReachableRange,
     RecoverableResult,
@@ -34,6 +35,7 @@ from pgrecall.model.targets import Latest, RecoveryTarget, ToLsn, ToName, ToTime
 from pgrecall.model.timelines import TimelineHistory
 from pgrecall.model.wal_files import WalFile
 from pgrecall.model.wal_index import datetime_of
+from pgrecall.repository.gaps import DROPPED, Gap, read_gaps
 from pgrecall.repository.identity import Generation, generations
 from pgrecall.repository.recoverable import ArchiveSnapshot
 from pgrecall.repository.wal_archive import WalArchive
@@ -200,11 +202,12 @@ class RecoverableSurvey:
         backups = [one for one in self._backups if one.generation == generation.number]
         used = snapshot.used_timelines(backups)
         findings = snapshot.findings(backups)
+        known = read_gaps(self._opened.store, self._server, generation.number)
         paths = []
         for timeline in used:
             history = snapshot.histories()[timeline]
             runs = snapshot.path_runs(history, backups)
-            path = _path(snapshot, runs, is_default=timeline == used[-1])
+            path = _path(snapshot, runs, known, is_default=timeline == used[-1])
             paths.append(path)
             if not runs.is_whole and runs.runs and runs.last_usable is not None:
                 findings.append(_unreached(runs))
@@ -238,7 +241,9 @@ def restore_words(target: RecoveryTarget, timeline: int | None) -> str:
     return shlex.join(["pgrecall", "restore", *words, "--target-dir", "DIRECTORY"])
 
 
-def _path(snapshot: ArchiveSnapshot, runs: PathRuns, *, is_default: bool) -> TimelinePath:
+def _path(
+    snapshot: ArchiveSnapshot, runs: PathRuns, known: Sequence[Gap], *, is_default: bool
+) -> TimelinePath:
     history = runs.history
     ranges, gaps = [], []
     has_begun = False
@@ -249,7 +254,7 @@ def _path(snapshot: ArchiveSnapshot, runs: PathRuns, *, is_default: bool) -> Tim
             reach = reach_of(snapshot, history, run, is_open=is_last)
             ranges.append(_range(snapshot, history, run, reach, is_open=is_last))
         if has_begun and not is_last:
-            gaps.append(_gap(snapshot, history, run, runs.runs[at + 1]))
+            gaps.append(_gap(snapshot, runs, at, known))
     return TimelinePath(
         timeline=history.timeline,
         path=", then ".join(
@@ -289,6 +294,7 @@ def _range(
         end_lsn=str(reach.end_lsn),
         newest_commit_at=reach.newest_commit_at,
         consistent_at=first.stopped_at,
+        tail=run.tail,
         segments=_spans(snapshot, names),
         backups=tuple(_mark(backup) for backup in run.backups),
     )
@@ -311,15 +317,16 @@ def _spans(snapshot: ArchiveSnapshot, names: Sequence[str]) -> tuple[SegmentSpan
     )
 
 
-def _gap(snapshot: ArchiveSnapshot, history: TimelineHistory, before: Run, behind: Run) -> WalGap:
+def _gap(snapshot: ArchiveSnapshot, runs: PathRuns, at: int, known: Sequence[Gap]) -> WalGap:
+    """What lies between run ``at`` and the next; ``known`` are recorded gaps."""
+    history, before, behind = runs.history, runs.runs[at], runs.runs[at + 1]
     size = snapshot.segment_bytes
     first_lost = before.end - before.end % size
-    lost = [
-        snapshot.candidates(history, lsn)[0]
-        for lsn in (first_lost, max(first_lost, behind.start - size))
-    ]
+    last_lost = max(first_lost, behind.start - size)
+    lost = [snapshot.candidates(history, lsn)[0] for lsn in (first_lost, last_lost)]
     ends = [one.last_commit for one in snapshot.summaries(before.names[-1:]) if one.last_commit]
     begins = [one.first_end for one in snapshot.summaries(behind.names[:1]) if one.first_end]
+    cause, explanation = _cause(runs, at, known)
     return WalGap(
         timeline=history.timeline,
         from_lsn=str(before.end),
@@ -328,17 +335,26 @@ def _gap(snapshot: ArchiveSnapshot, history: TimelineHistory, before: Run, behin
         segments=max(1, (behind.start - first_lost) // size),
         first_missing=before.damaged or lost[0],
         last_missing=before.damaged or lost[1],
-        cause="damaged" if before.damaged else "missing",
-        explanation=_explanation(before),
+        cause=cause,
+        explanation=explanation,
         after_at=datetime_of(ends[0]) if ends else None,
         before_at=datetime_of(begins[0]) if begins else None,
     )
 
 
-def _explanation(before: Run) -> str:
+def _cause(runs: PathRuns, at: int, known: Sequence[Gap]) -> tuple[GapCause, str]:
+    before, behind = runs.runs[at], runs.runs[at + 1]
     if before.damaged:
-        return f"behind {before.end} the segment {before.damaged} holds no WAL"
-    return "the segments are not in the archive"
+        return "damaged", f"behind {before.end} the segment {before.damaged} holds no WAL"
+    for gap in known:
+        if (
+            gap.start < behind.start
+            and gap.end > before.end
+            and runs.history.is_ancestor_or_self(gap.timeline)
+        ):
+            recorded = f"{gap.detail} (recorded {gap.recorded_at.isoformat(sep=' ')})"
+            return ("dropped" if gap.cause == DROPPED else "not-received"), recorded
+    return "missing", "the segments are not in the archive"
 
 
 def _unreached(runs: PathRuns) -> Finding:

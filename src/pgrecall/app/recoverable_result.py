@@ -9,7 +9,7 @@ import msgspec
 
 from pgrecall.model.findings import Finding
 
-GapCause = Literal["missing", "damaged", "dropped"]
+GapCause = Literal["missing", "damaged", "dropped", "not-received"]
 
 
 class BackupMark(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,6 +38,8 @@ class ReachableRange(msgspec.Struct, frozen=True, kw_only=True):
     be named between the first backup's end and the end of the range: then
     ``--immediate`` is what there is. ``is_open``: no gap lies behind it; a later
     time recovers all there is. ``end_lsn``: where the last whole record ends.
+    ``tail`` names the last segment when it is not whole yet: a receiver stored its
+    beginning.
     """
 
     timeline: int
@@ -51,6 +53,7 @@ class ReachableRange(msgspec.Struct, frozen=True, kw_only=True):
     consistent_at: datetime
     segments: tuple[SegmentSpan, ...]
     backups: tuple[BackupMark, ...]
+    tail: str = ""
 
     @property
     def reaches_at(self) -> datetime:
@@ -64,7 +67,8 @@ class WalGap(msgspec.Struct, frozen=True, kw_only=True):
     ``after_at`` is the last commit before the gap, ``before_at`` the first end of
     a transaction behind it, where the neighbouring segments tell. ``cause``:
     "missing" (not archived, or removed), "damaged" (archived, but no WAL from
-    ``from_lsn`` on), "dropped" (given up on purpose; ``explanation`` says why).
+    ``from_lsn`` on), "dropped" (given up on purpose) and "not-received" (removed by
+    the server before a receiver had it): ``explanation`` says what was recorded.
     """
 
     timeline: int

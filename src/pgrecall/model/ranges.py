@@ -36,11 +36,12 @@ class Run:
 
     ``start`` and ``end`` (exclusive) are LSNs; ``damaged`` names the segment in
     whose middle the WAL ends although others follow, ``missing`` the first one
-    that is not there behind the run. ``backups`` are those that it serves, by
-    the position where they are consistent.
+    that is not there behind the run. ``tail`` is its last name when only a tail
+    of that segment is there. ``backups`` are those that it serves, by the position
+    where they are consistent.
     """
 
-    __slots__ = ("backups", "damaged", "end", "missing", "names", "start")
+    __slots__ = ("backups", "damaged", "end", "missing", "names", "start", "tail")
 
     def __init__(self, start: Lsn) -> None:
         self.start = start
@@ -48,7 +49,19 @@ class Run:
         self.names: list[str] = []
         self.missing = ""
         self.damaged = ""
+        self.tail = ""
         self.backups: list[Placed] = []
+
+    def end_in_tail(self, name: str, end: Lsn) -> None:
+        """Let the run go on into the beginning of a segment that is not whole.
+
+        A name of a parent timeline for the same segment gives way to it.
+        """
+        if self.names and self.names[-1][8:] == name[8:]:
+            del self.names[-1]
+        self.names.append(name)
+        self.end = end
+        self.tail = name
 
 
 class PathRuns:
