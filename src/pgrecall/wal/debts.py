@@ -1,22 +1,19 @@
 """What best-effort repositories missed, noted durably and paid later (fact 6).
 
 PostgreSQL recycles a segment as soon as the required repositories have it; what
-another one missed can only come from them. Each file that is owed is one empty
-file ``owed/<repository>/<system identifier>/<name>`` in the agent's state:
-making it and removing it are atomic, and a backlog of any length costs nothing
-to change. Thread-safe.
+another one missed can only come from them. The notes are those of owed.py.
+Thread-safe.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Mapping
 
 from pgrecall.codec.compression import make_frame_encoder
-from pgrecall.errors import ObjectMissingError, PgrecallError, StoreError
+from pgrecall.errors import ObjectMissingError, PgrecallError
 from pgrecall.model.wal_files import WalFile
 from pgrecall.repository import layout
 from pgrecall.repository.identity import (
@@ -34,10 +31,10 @@ from pgrecall.repository.wal_objects import (
 )
 from pgrecall.settings.collection import Settings
 from pgrecall.settings.sections import RepositorySettings, ServerSettings
-from pgrecall.system.durable import fsync_directory
 from pgrecall.system.faults import reached
-from pgrecall.wal.agent_places import DIRECTORY_MODE, state_directory
+from pgrecall.wal.agent_places import state_directory
 from pgrecall.wal.archives import Archive, archive_store
+from pgrecall.wal.owed import note_owed, read_owed, strike_owed
 from pgrecall.wal.targets import compare_stored
 
 _LOG = logging.getLogger(__name__)
@@ -45,6 +42,7 @@ _LOG = logging.getLogger(__name__)
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 60.0
 _LOOK_SECONDS = 0.25
+_LOOK_AGAIN_SECONDS = 5.0
 
 Fact = str | int | float | bool | None
 
@@ -77,7 +75,7 @@ class Debts:
         self._server = server
         self._environment = environment
         self._pgdata = pgdata
-        self._directory = f"{state_directory(settings, server)}/owed"
+        self._state = state_directory(settings, server)
         self._lock = threading.Lock()
         self._paid = 0
         self._accounts = {
@@ -86,7 +84,7 @@ class Debts:
             if repository.role != "required"
         }
         for name, account in self._accounts.items():
-            account.owed = self._read(name)
+            account.owed = read_owed(self._state, name)
 
     def behind(self, repository: str) -> str | None:
         """Why nothing is offered to ``repository`` now; None when it took what it was given last.
@@ -101,16 +99,7 @@ class Debts:
         Raises StoreError when it cannot be noted.
         """
         account = self._accounts[repository]
-        directory = self._place(repository, system_identifier)
-        try:
-            if not os.path.isdir(directory):
-                os.makedirs(directory, DIRECTORY_MODE, exist_ok=True)
-                for parent in (directory, self._directory, os.path.dirname(self._directory)):
-                    fsync_directory(os.path.dirname(parent))
-            os.close(os.open(f"{directory}/{name}", os.O_CREAT | os.O_WRONLY, 0o600))
-            fsync_directory(directory)
-        except OSError as error:
-            raise _state_error(directory, error) from error
+        note_owed(self._state, repository, (system_identifier, name))
         reached("pusher.owed")
         with self._lock:
             account.owed.add((system_identifier, name))
@@ -121,7 +110,11 @@ class Debts:
 
     def run(self, stop: threading.Event) -> None:
         """Pay until ``stop`` is set; failures are waited out, longer each time."""
+        looked_at = time.monotonic()
         while not stop.wait(_LOOK_SECONDS):
+            if time.monotonic() - looked_at > _LOOK_AGAIN_SECONDS:
+                looked_at = time.monotonic()
+                self._look_again()
             for name, account in self._accounts.items():
                 if account.owed and time.monotonic() >= account.resume_at:
                     self._pay_all(name, account, stop)
@@ -141,6 +134,13 @@ class Debts:
             "owed_paid_total": paid,
         }
 
+    def _look_again(self) -> None:
+        """Learn what ``wal push`` noted when it did the work itself."""
+        for name, account in self._accounts.items():
+            noted = read_owed(self._state, name)
+            with self._lock:
+                account.owed |= noted
+
     # --- paying -------------------------------------------------------------------
 
     def _pay_all(self, name: str, account: _Account, stop: threading.Event) -> None:
@@ -150,7 +150,7 @@ class Debts:
                     return
                 self._pay(account.repository, system_identifier, WalFile(file_name))
                 reached("pusher.paid")
-                self._strike(name, system_identifier, file_name)
+                strike_owed(self._state, name, (system_identifier, file_name))
                 with self._lock:
                     account.owed.discard((system_identifier, file_name))
                     account.cause = ""
@@ -217,34 +217,3 @@ class Debts:
             store, self._server.name, system_identifier, f"the data directory {self._pgdata}"
         )
         return archive, generation
-
-    # --- state ------------------------------------------------------------------------
-
-    def _place(self, repository: str, system_identifier: int) -> str:
-        return f"{self._directory}/{layout.encode_server(repository)}/{system_identifier}"
-
-    def _read(self, repository: str) -> set[tuple[int, str]]:
-        top = f"{self._directory}/{layout.encode_server(repository)}"
-        owed = set()
-        try:
-            for system in os.listdir(top) if os.path.isdir(top) else []:
-                owed |= {(int(system), name) for name in os.listdir(f"{top}/{system}")}
-        except OSError as error:
-            raise _state_error(top, error) from error
-        return owed
-
-    def _strike(self, repository: str, system_identifier: int, name: str) -> None:
-        path = f"{self._place(repository, system_identifier)}/{name}"
-        try:
-            os.unlink(path)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise _state_error(path, error) from error
-
-
-def _state_error(path: str, error: OSError) -> StoreError:
-    return StoreError(
-        f"cannot keep the agent's state in {path}: {error.strerror}",
-        hint="the agent's directory must be writable for the server's user",
-    )

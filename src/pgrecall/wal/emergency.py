@@ -25,6 +25,7 @@ from pgrecall.system.faults import reached
 from pgrecall.wal.agent_places import DIRECTORY_MODE
 from pgrecall.wal.backlog import Backlog
 from pgrecall.wal.outcomes import PushResult
+from pgrecall.wal.owed import state_error
 from pgrecall.wal.targets import Target
 
 Fact = str | int | float | bool | None
@@ -115,7 +116,7 @@ class Emergency:
             except FileNotFoundError:
                 names = []
             except OSError as error:
-                raise _state_error(self._directory, error) from error
+                raise state_error(self._directory, error) from error
             self._noted.update(name[:-5] for name in names if name.endswith(".json"))
             self._is_listed = True
         return bool(self._noted)
@@ -126,7 +127,7 @@ class Emergency:
             fsync_directory(os.path.dirname(self._directory))
             write_durable(self._path(name), [json.dumps(note, indent=1).encode("utf-8")])
         except OSError as error:
-            raise _state_error(self._directory, error) from error
+            raise state_error(self._directory, error) from error
         self._noted.add(name)
 
     def _read(self, name: str) -> dict[str, str]:
@@ -135,7 +136,7 @@ class Emergency:
             with open(path, "rb") as file:
                 note: dict[str, str] = json.loads(file.read())
         except OSError as error:
-            raise _state_error(path, error) from error
+            raise state_error(path, error) from error
         except ValueError as error:
             raise WalFormatError(f"{path} is damaged: {error}", hint="see what it says") from error
         return note
@@ -146,7 +147,7 @@ class Emergency:
         except FileNotFoundError:
             pass
         except OSError as error:
-            raise _state_error(self._path(name), error) from error
+            raise state_error(self._path(name), error) from error
         self._noted.discard(name)
         self._written.pop(name, None)
 
@@ -162,11 +163,4 @@ def _gap(note: Mapping[str, str]) -> Gap:
         cause=DROPPED,
         detail=note["detail"],
         recorded_at=parse_time(note["dropped_at"]),
-    )
-
-
-def _state_error(path: str, error: OSError) -> StoreError:
-    return StoreError(
-        f"cannot keep the agent's state in {path}: {error.strerror}",
-        hint="the agent's directory must be writable for the server's user",
     )

@@ -17,8 +17,10 @@ from pgrecall.model.wal_files import WalFile
 from pgrecall.settings.collection import Settings
 from pgrecall.settings.sections import RepositorySettings, ServerSettings
 from pgrecall.system.faults import reached
+from pgrecall.wal.agent_places import state_directory
 from pgrecall.wal.archives import control_of, data_directory_of, first_of
 from pgrecall.wal.outcomes import ALREADY_STORED, CREATED, DROPPED, PushOutcome, PushResult
+from pgrecall.wal.owed import note_owed
 from pgrecall.wal.source import Origin, Source, check_source, opened
 from pgrecall.wal.targets import open_target, target_store
 
@@ -75,10 +77,23 @@ def push_file(
                 if repository.role == "required":
                     failures.append(error)
                 else:
-                    result.warnings.append(f"repository {repository.name!r}: {error.message}")
+                    owed = _owe(settings, server, repository.name, source)
+                    result.warnings.append(f"repository {repository.name!r}{owed}: {error.message}")
     if failures:
         raise first_of(failures)
     return result
+
+
+def _owe(settings: Settings, server: ServerSettings, repository: str, source: Source) -> str:
+    """Note what the agent is to pay later, where one has run; what to say about it."""
+    state = state_directory(settings, server)
+    if not os.path.isdir(state):
+        return ""
+    try:
+        note_owed(state, repository, (source.system()[0], source.file.name))
+    except PgrecallError as error:
+        return f" (not noted for the agent: {error.message})"
+    return " is paid later by the agent"
 
 
 def required_repositories(
