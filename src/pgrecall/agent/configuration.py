@@ -96,7 +96,7 @@ class ConfigurationWatch:
                 self.look()
                 stop.wait(_PAUSE_SECONDS)
         finally:
-            self._disconnect()
+            self.close()
 
     def look(self) -> tuple[str, ...]:
         """Compare once; returns what changed since the last look, which is nothing at the first."""
@@ -170,14 +170,15 @@ class ConfigurationWatch:
             rows = configuration_rows(self._connection)
         except PostgresRightsError as error:
             _log.warning("the server's configuration cannot be read: %s", error.message)
-            self._disconnect()
+            self.close()
             return None
         except PostgresError:
-            self._disconnect()  # it is down, or starting; is_connected says so
+            self.close()  # it is down, or starting; is_connected says so
             return None
         return paths, stored_digest(_canonical(rows)).hex()
 
-    def _disconnect(self) -> None:
+    def close(self) -> None:
+        """End the session with the server, if there is one; the next look makes another."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
