@@ -109,7 +109,17 @@ class Storm:
         """No more events; the writers end, and what they wrote is archived."""
         for writer in self.writers:
             writer.end()
-        self.product.switch()
+        self.server.sql("SELECT pg_logical_emit_message(true, 'storm', 'the last')")
+        name = self.server.value("SELECT pg_walfile_name(pg_current_wal_lsn())")
+        self.server.sql("SELECT pg_switch_wal()")
+        archive = self.product.archive()
+        self.server.wait_until(lambda: archive.has(name) or self._wake(), f"{name} archived")
+
+    def _wake(self) -> bool:
+        """Have an archiver that has failed three times try again before its minute is over."""
+        self.server.sql("SELECT pg_reload_conf()")
+        time.sleep(0.2)
+        return False
 
     def end(self) -> None:
         """End every process of the round."""

@@ -7,12 +7,15 @@ the clock); every round names its own seed, by which it can be repeated alone.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import time
 from pathlib import Path
 
 import pytest
 
+from pgrecall.agent.client_file import client_path
+from pgrecall.app.invocation_path import pgrecall_command
 from tests.soak.storm import Storm
 from tests.soak.writers import assert_kept
 from tests.support.postgresql import ServerFactory
@@ -31,9 +34,11 @@ def test_no_acknowledged_commit_is_lost(
 ) -> None:
     seed = _FIRST + round_number
     print(f"storm: PGRECALL_SOAK_SEED={seed} PGRECALL_SOAK_ROUNDS=1")
-    product = Product.start(pg_factory, tmp_path, segment_mib=1)
+    product = Product.start(pg_factory, tmp_path, segment_mib=16 if seed % 5 == 4 else 1)
     with product.config.open("a", encoding="utf-8") as file:
         file.write(f'[agent]\ndirectory = "{tmp_path / "agent"}"\n')
+    if seed % 2:
+        archive_by_client(product, tmp_path / "agent" / "main" / "agent.sock")
     # Without an agent the same commands do the work themselves.
     storm = Storm(product, seed, has_agent=seed % 4 != 3)
     try:
@@ -53,3 +58,15 @@ def test_no_acknowledged_commit_is_lost(
     finally:
         storm.end()
         product.close()
+
+
+def archive_by_client(product: Product, socket: Path) -> None:
+    """Through the client without Python, which falls back to the program when no agent answers."""
+    client = client_path()
+    assert client is not None, "there is no C compiler here"
+    command = pgrecall_command()
+    words = [client, "push", "--socket", str(socket), "--config", str(product.config)]
+    words += ["--server", "main", "--fallback", *command]
+    assert len(command) == 1
+    product.server.configure(archive_command=f'{shlex.join(words)} "%p"')
+    product.server.reload()
