@@ -6,6 +6,7 @@ Empty text and None mean: not given, find out or take the setting.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 
 import msgspec
 
@@ -116,6 +117,24 @@ class SwitchRequest(msgspec.Struct, frozen=True, kw_only=True):
     dry_run: bool = False
 
 
+class WalStatusRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``wal status``. Bounds None: none is set. ``test``: push a probe and wait for it.
+
+    ``reset_stats``: set the counters of pg_stat_archiver back after reading them.
+    """
+
+    warn_seconds: float | None = None
+    fail_seconds: float | None = None
+    warn_bytes: int | None = None
+    fail_bytes: int | None = None
+    warn_segments: int | None = None
+    fail_segments: int | None = None
+    test: bool = False
+    reset_stats: bool = False
+    timeout_seconds: float | None = None
+    dry_run: bool = False
+
+
 class RestorePointRequest(msgspec.Struct, frozen=True, kw_only=True):
     """``restore-point``: make one called ``name``, and see it archived.
 
@@ -125,6 +144,30 @@ class RestorePointRequest(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     timeout_seconds: float | None = None
     allow_taken: bool = False
+    dry_run: bool = False
+
+
+class FindRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``find``: exactly one of the questions is asked; tables are patterns, ``xid`` 0 is none.
+
+    ``timeline`` None: all timelines of the archive.
+    """
+
+    restore_points: bool = False
+    dropped: str = ""
+    truncated: str = ""
+    at: datetime | None = None
+    xid: int = 0
+    deletes: bool = False
+    timeline: int | None = None
+
+
+class WalIndexRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``wal index``: segments by name or LSN, both bounds included; empty: no bound."""
+
+    first: str = ""
+    last: str = ""
+    timeline: int | None = None
     dry_run: bool = False
 
 

@@ -15,9 +15,12 @@ from pgrecall.app.agent import AgentResult
 from pgrecall.app.backing_up import BackupResult
 from pgrecall.app.catalog import BackupDetails, BackupList
 from pgrecall.app.checking import CheckResult
+from pgrecall.app.client_install import ClientResult
 from pgrecall.app.demo_report import DemoReport
 from pgrecall.app.enabling import EnableResult
 from pgrecall.app.enabling_undo import UndoResult
+from pgrecall.app.finding import FindResult
+from pgrecall.app.indexing import WalIndexResult
 from pgrecall.app.initialize import InitResult
 from pgrecall.app.receiving import ReceiveResult, SlotsResult
 from pgrecall.app.recoverable_result import RecoverableResult
@@ -25,6 +28,7 @@ from pgrecall.app.recovering import RecoveryResult, RecoveryStatus
 from pgrecall.app.restoring import RestoreResult
 from pgrecall.app.switching import RestorePointResult, SwitchResult
 from pgrecall.app.upgrading import UpgradeResult
+from pgrecall.app.wal_status import WalStatus
 from pgrecall.cli.commands.completion import CompletionResult
 from pgrecall.cli.commands.version import VersionResult
 
@@ -75,10 +79,14 @@ SCHEMAS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "wal-fetch/1": ("wal fetch", WalFetchResult),
     "wal-receive/1": ("wal receive", ReceiveResult),
     "wal-slots/1": ("wal slots", SlotsResult),
+    "wal-client/1": ("wal client", ClientResult),
     "wal-enable/1": ("wal enable", EnableResult),
     "wal-enable-undo/1": ("wal enable --undo", UndoResult),
+    "find/1": ("find", FindResult),
+    "wal-index/1": ("wal index", WalIndexResult),
     "restore/1": ("restore", RestoreResult),
     "recoverable/1": ("recoverable", RecoverableResult),
+    "wal-status/1": ("wal status", WalStatus),
     "wal-switch/1": ("wal switch", SwitchResult),
     "restore-point/1": ("restore-point", RestorePointResult),
     "recovery-status/1": ("recovery status", RecoveryStatus),

@@ -27,7 +27,10 @@ _WAL = {
     "receive": LazyCommand("wal_receive", "receive_command", "Receive WAL by streaming."),
     "slots": LazyCommand("wal_receive", "slots_command", "List replication slots, or drop one."),
     "switch": LazyCommand("wal_switch", "switch_command", "Finish a segment, see it durable."),
+    "status": LazyCommand("wal_status", "status_command", "Show what is archived and what waits."),
+    "client": LazyCommand("wal_client", "client_command", "The client for images without Python."),
     "enable": LazyCommand("wal_enable", "enable_command", "Turn archiving on, or back off."),
+    "index": LazyCommand("find", "wal_index_command", "Index segments that older versions stored."),
 }
 _RECOVERY = {
     "status": LazyCommand("recovery", "status_command", "Show how far it is."),
@@ -48,6 +51,7 @@ COMMANDS: dict[str, LazyCommand | LazyGroup] = {
     "recoverable": LazyCommand(
         "recoverable", "command", "Show every moment that can be reached, and the gaps."
     ),
+    "find": LazyCommand("find", "command", "Find the moment before a DROP, and how to restore it."),
     "restore-point": LazyCommand(
         "wal_switch", "restore_point_command", "Name this moment, and see it archived."
     ),
