@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 import msgspec
 
 from pgrecall import __version__
+from pgrecall.agent.client_file import client_kind
 from pgrecall.cli.frame import Example, framed_command
 from pgrecall.cli.invocation import Invocation
 
@@ -15,12 +16,17 @@ _PARTS = ("psycopg", "obstore", "backports.zstd", "lz4", "blake3", "msgspec", "n
 
 
 class VersionResult(msgspec.Struct, frozen=True):
-    """Versions of pgrecall, Python and the libraries that matter; empty: not installed."""
+    """Versions of pgrecall, Python and the libraries that matter; empty: not installed.
+
+    ``client``: how the client for images without Python is linked (``static``,
+    ``dynamic``); empty when there is none.
+    """
 
     pgrecall: str
     python: str
     platform: str
     libraries: dict[str, str]
+    client: str = ""
 
 
 @framed_command(
@@ -38,6 +44,7 @@ def command(invocation: Invocation) -> None:
         python=platform.python_version(),
         platform=platform.platform(),
         libraries={name: found for name, found in libraries.items() if found},
+        client=client_kind(),
     )
     invocation.emit(result, "version/1")
 
