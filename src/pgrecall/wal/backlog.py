@@ -103,8 +103,9 @@ class Backlog:
             oldest, failure = min(self._waiting, default=""), self._failure
             growth, rate = self._rates()
             facts: dict[str, Fact] = {
-                "lag_segments": self.segments,
-                "lag_bytes": self.bytes,
+                # Before the first look nothing is known, which is not "nothing waits".
+                "lag_segments": self.segments if self._samples else None,
+                "lag_bytes": self.bytes if self._samples else None,
                 "oldest_unarchived": oldest or None,
                 "pushed_total": self._pushed,
                 "pushed_bytes_total": self._pushed_bytes,
@@ -117,7 +118,7 @@ class Backlog:
             }
         free = _free_bytes(f"{self._pgdata}/pg_wal")
         is_filling = free is not None and growth > 0
-        facts["lag_seconds"] = self._age_of(oldest)
+        facts["lag_seconds"] = self._age_of(oldest) if self._samples else None
         facts["wal_bytes_per_second"] = round(rate, 1)
         facts["pg_wal_free_bytes"] = free
         facts["pg_wal_full_in_seconds"] = round(free / growth, 1) if is_filling and free else None

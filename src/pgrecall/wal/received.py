@@ -12,7 +12,10 @@ segment of which it is **proven** that all of it was received is a candidate:
 
 Whatever else pg_wal holds is left alone: the unfinished segment, its ``.partial``
 after a promotion, files recycled for later (their page address is an old one),
-other timelines. Last, the records of the segment itself must lead to its end.
+other timelines, and what the server wrote itself when it was a primary and another
+one went on (that is ``.ready``; what was received is ``.done``: XLogArchiveForceDone
+in walreceiver.c and xlogarchive.c). Last, the records of the segment itself must
+lead to its end.
 """
 
 from __future__ import annotations
@@ -52,7 +55,8 @@ class Received:
         WalFormatError (a damaged history file).
         """
         is_in_production = control.state == "in production"
-        self.is_standby = not is_in_production and os.path.exists(f"{self._pgdata}/standby.signal")
+        # A primary that is started as a standby is "in production" until it has begun to recover.
+        self.is_standby = os.path.exists(f"{self._pgdata}/standby.signal")
         timeline = control.timeline
         if self.is_standby:
             timeline = max(timeline, control.min_recovery_timeline)
@@ -125,6 +129,8 @@ class Received:
     def _is_received(self, name: str, control: ControlData, history: TimelineHistory) -> bool:
         file = WalFile(name)
         if not history.is_ancestor_or_self(file.timeline) or not self._begins(name, control):
+            return False
+        if not os.path.exists(f"{self._pgdata}/pg_wal/archive_status/{name}.done"):
             return False
         end = file.start(control.segment_bytes) + control.segment_bytes
         left_at = history.end_of(file.timeline)
