@@ -35,7 +35,8 @@ def test_check_shows_what_would_run_and_begins_nothing(scene: AgentScene) -> Non
     shown = scene.product.cli("agent", "--check", "--json")
     assert shown.returncode == 0, shown.stderr
     plan = json.loads(shown.stdout)["plan"]
-    assert [one["name"] for one in plan["components"]][:2] == ["pusher", "listener"]
+    names = [one["name"] for one in plan["components"]]
+    assert names[:3] == ["pusher", "fetcher", "listener"]
     (job,) = plan["jobs"]
     assert (job["job"], job["expression"]) == ("backup", "0 3 * * *")
     assert job["next_at"].endswith("T03:00:00Z")

@@ -22,7 +22,8 @@ from pgrecall.postgres.connection import Connection, connect
 from pgrecall.settings import ServerSettings, Settings
 from pgrecall.system.clock import SystemClock
 from pgrecall.wal.agent_places import socket_path, state_directory
-from pgrecall.wal.fetch import FetchResult, fetch_file
+from pgrecall.wal.fetch import FetchResult
+from pgrecall.wal.prefetch import Fetcher
 from pgrecall.wal.push import PushResult
 from pgrecall.wal.pusher import Pusher
 
@@ -51,27 +52,19 @@ class Place(NamedTuple):
 
 
 class Archiving:
-    """What the listener has done for PostgreSQL; pushes go through the pusher."""
+    """What the listener has done for PostgreSQL, by the pusher and the fetcher."""
 
-    def __init__(self, place: Place, environment: Mapping[str, str], pusher: Pusher) -> None:
-        self._place = place
-        self._environment = environment
+    def __init__(self, pusher: Pusher, fetcher: Fetcher) -> None:
         self._pusher = pusher
+        self._fetcher = fetcher
 
     def push(self, path: str, pgdata: str) -> PushResult:
         """As wal.push.push_file, at once when the pusher was there before."""
         return self._pusher.push(path, pgdata)
 
     def fetch(self, name: str, destination: str, pgdata: str) -> FetchResult | None:
-        """As wal.fetch.fetch_file."""
-        return fetch_file(
-            self._place.settings,
-            self._place.server,
-            name,
-            destination,
-            pgdata=pgdata,
-            environment=self._environment,
-        )
+        """As wal.fetch.fetch_file, at once when the fetcher was there before."""
+        return self._fetcher.fetch(name, destination, pgdata)
 
 
 def place_of(settings: Settings, server_name: str | None, environment: Mapping[str, str]) -> Place:
@@ -143,16 +136,21 @@ def _archiving(place: Place, environment: Mapping[str, str]) -> list[Blueprint]:
     def pusher(_: Mapping[str, Component]) -> Component:
         return Pusher(settings, server, environment, pgdata=place.data_directory)
 
+    def fetcher(_: Mapping[str, Component]) -> Component:
+        return Fetcher(settings, server, environment)
+
     def listener(made: Mapping[str, Component]) -> Component:
-        archive = made["pusher"]
-        assert isinstance(archive, Pusher)
-        service = Archiving(place, environment, archive)
+        pushing, fetching = made["pusher"], made["fetcher"]
+        assert isinstance(pushing, Pusher)
+        assert isinstance(fetching, Fetcher)
+        service = Archiving(pushing, fetching)
         return Listener(socket, service, server=server.name, owner=_owner(place.data_directory))
 
     return [
         Blueprint(
             "pusher", f"archives {place.data_directory} ahead of PostgreSQL", sources, pusher
         ),
+        Blueprint("fetcher", "fetches ahead of recoveries that ask for WAL", sources, fetcher),
         Blueprint("listener", f"serves wal push and wal fetch at {socket}", sources, listener),
     ]
 
