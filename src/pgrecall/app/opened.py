@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pgrecall.app.context import RunContext
-from pgrecall.errors import SettingsError
+from pgrecall.errors import RepositoryError, SettingsError
 from pgrecall.repository.catalog import Catalog
-from pgrecall.repository.identity import RepositoryIdentity, open_repository
+from pgrecall.repository.identity import (
+    RepositoryIdentity,
+    latest_generation,
+    open_repository,
+)
+from pgrecall.repository.wal_archive import WalArchive
 from pgrecall.settings import RepositorySettings
 from pgrecall.store.base import Store
 from pgrecall.store.opening import open_store
@@ -37,3 +42,14 @@ def main_repository(context: RunContext) -> OpenedRepository:
             hint="add a table [repositories.NAME] to the configuration file",
         )
     return OpenedRepository((required or candidates)[0], context.environment)
+
+
+def newest_archive(opened: OpenedRepository, server: str) -> WalArchive:
+    """The WAL archive of a server's newest generation; RepositoryError when it has none."""
+    generation = latest_generation(opened.store, server)
+    if generation is None:
+        raise RepositoryError(
+            f"{opened.store.name} does not know the server {server!r}",
+            hint="pgrecall init makes it known; is the name right?",
+        )
+    return WalArchive(opened.store, server, generation)

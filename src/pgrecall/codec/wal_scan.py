@@ -212,6 +212,17 @@ def read_transactions(
     return ended, Unfinished(*result[4]) if result[4][0] else None
 
 
+def read_restore_points(data: Buffer, start: int) -> tuple[RestorePoint, ...]:
+    """Every restore point of a segment, for where its index says that there are more.
+
+    Raises WalFormatError as scan_segment does.
+    """
+    header = _matching_header(data, start)
+    result = scan_wal(data, start, header.block_bytes, False, _NOTHING_CARRIED, 0)
+    specials = (parse_special(*special) for special in result[10])
+    return tuple(special for special in specials if isinstance(special, RestorePoint))
+
+
 def read_knowledge(
     data: Buffer, start: int, carried: Unfinished | None = None
 ) -> tuple[SegmentKnowledge, list[Transaction], Unfinished | None]:
