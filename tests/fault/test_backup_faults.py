@@ -22,6 +22,7 @@ from pgrecall.errors import (
     StoreFullError,
 )
 from pgrecall.model.manifest import Completion
+from pgrecall.repository import layout
 from pgrecall.repository.catalog import Catalog
 from pgrecall.store.base import Store
 from pgrecall.store.faulty import Fault, FaultyStore, Kind
@@ -41,6 +42,12 @@ MAIN = (
     "backup.completed",
 )
 WORKERS = ("backup.copy", "backup.pack-commit")
+LEAVE_OBJECTS = (
+    "backup.packs-stored",
+    "backup.wal-archived",
+    "backup.manifest",
+    "backup.manifest-stored",
+)
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +97,22 @@ def test_killed(scene: BackupScene, point: str) -> None:
     after = scene.ids()
     assert after[: len(before)] == before
     assert len(after) == len(before) + (point == "backup.completed")
+    left = unfinished(scene)
+    assert len(left) <= 1
+    assert left or point not in LEAVE_OBJECTS
     for backup_id in after[len(before) :]:
         scene.read_files(scene.completion(backup_id))
     assert_next_backup_works(scene)
-    for leftover in scene.store.leftovers():
+    tidy(scene)
+
+
+def tidy(scene: BackupScene) -> None:
+    """Remove what a kill has left, for the tests that are to leave nothing."""
+    for leftover in list(scene.store.leftovers()):
         scene.store.remove_leftover(leftover)
+    for backup_id in unfinished(scene):
+        for info in list(scene.store.list(layout.backup_prefix(scene.name, backup_id))):
+            scene.store.delete(info.key)
 
 
 def test_restored_after_kills(
@@ -111,6 +129,7 @@ def test_restored_after_kills(
         copy.start()
         assert copy.value("SELECT count(*) FROM kept") == 1000
         copy.stop()
+    tidy(scene)
 
 
 @pytest.mark.parametrize(
@@ -131,8 +150,15 @@ def test_ended_by_a_signal(scene: BackupScene, point: str) -> None:
     assert process.returncode == InterruptedRunError.exit_status, errors
     assert "ended by SIGTERM" in errors
     assert scene.ids() == before
+    assert unfinished(scene) == ()
     assert scene.temporary_files() == []
     scene.assert_server_is_clean()
+
+
+def unfinished(scene: BackupScene) -> tuple[str, ...]:
+    """Ids of directories that hold objects and no completion record."""
+    catalog = Catalog(scene.store, scene.name)
+    return tuple(one.backup_id for one in catalog.unfinished())
 
 
 def wait_for_exit(poll: object, seconds: float) -> None:
@@ -213,6 +239,7 @@ def test_a_run_that_fails_leaves_no_thread_and_no_descriptor(scene: BackupScene)
         scene.backup(progress=Hooks(advance=lambda done_bytes: fail()))
     assert our_threads() == []
     assert open_descriptors() <= before
+    assert unfinished(scene) == ()
     assert scene.temporary_files() == []
     scene.assert_server_is_clean()
 
@@ -315,6 +342,7 @@ def test_a_store_that_goes_away(
         scene.backup()
     assert fault.reached.is_set()
     assert scene.ids() == before
+    assert unfinished(scene) == ()
     assert scene.temporary_files() == []
     scene.assert_server_is_clean()
 

@@ -14,6 +14,7 @@ import msgspec
 
 from pgrecall.backup.copy import CopyPool
 from pgrecall.backup.external import external_files
+from pgrecall.backup.own_objects import remove_own_objects
 from pgrecall.backup.pack_sink import PackFactory, PackSink
 from pgrecall.backup.page_check import PageInspector
 from pgrecall.backup.records import LABEL, BackupTask, Taken, completion, manifest_root
@@ -72,17 +73,27 @@ class BackupRun:
         self._task = task
         self._tools = tools
         self._findings: list[Finding] = list(task.plan.findings)
+        self._factory: PackFactory | None = None
+        self._manifest: ManifestWriter | None = None
+        self._may_exist = False
 
     def run(self) -> Completion:
         """Take the backup.
 
         When it returns, the backup exists and is durable. When it raises, the
-        server holds no backup open and the catalog is as before; packs of the
-        failed run stay behind without a completion record, which readers ignore.
+        server holds no backup open and the catalog is as before; what the failed run
+        has stored is deleted, as far as the store lets it.
         One exception: where the store took the completion record, and its answer or
         the reading back was lost, or a signal came right then, the run raises although
         a whole backup may exist under ``backup_id``: listed, and good for a restore.
         """
+        try:
+            return self._run()
+        except BaseException:
+            self._remove_stored()
+            raise
+
+    def _run(self) -> Completion:
         began = self._tools.clock.monotonic()
         with (
             BackupSession(self._tools.connect("backup")) as session,
@@ -112,6 +123,7 @@ class BackupRun:
             completed_at=self._tools.clock.now(),
             duration_seconds=self._tools.clock.monotonic() - began,
         )
+        self._may_exist = True
         Catalog(self._tools.store, self._task.plan.server).add(record)
         reached("backup.completed")
         self._tools.progress.done()
@@ -155,7 +167,7 @@ class BackupRun:
         """Copy everything but pg_control, then that (fact 15), stop the backup, then its WAL."""
         plan, table = self._task.plan, scan.table
         source = self._source(scan, start, side)
-        factory = self._pack_factory()
+        factory = self._factory = self._pack_factory()
         self._tools.progress.phase("copy")
         self._tools.progress.start(sum(table.sizes))
         results = CopyResults(table)
@@ -229,7 +241,7 @@ class BackupRun:
     ) -> StoredManifest:
         self._tools.progress.phase("manifest")
         task = self._task
-        manifest = ManifestWriter(
+        manifest = self._manifest = ManifestWriter(
             self._tools.store, task.plan.server, self.backup_id, task.identity.repository_id
         )
         uids, owners = _names(scan.table.uids, lambda uid: pwd.getpwuid(uid).pw_name)
@@ -267,6 +279,14 @@ class BackupRun:
                     f"{self._tools.store.name} took {key} ({size} bytes), and it {seen}",
                     hint="the store loses what it acknowledges: do not trust it with backups",
                 )
+
+    def _remove_stored(self) -> None:
+        """After a failure: nobody will ever read what was stored, unless it may be a backup."""
+        if self._may_exist:
+            return
+        keys = self._manifest.keys if self._manifest is not None else ()
+        packs = self._factory.created_keys if self._factory is not None else ()
+        remove_own_objects(self._tools.store, (*keys, *packs))
 
     # --- parts -------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 
 import msgspec
 
@@ -22,6 +23,18 @@ from pgrecall.store.base import Store
 
 _COMPLETIONS = msgspec.json.Decoder(Completion)
 _READERS = 8
+
+
+class Unfinished(msgspec.Struct, frozen=True):
+    """Objects of a backup without a completion record: it runs, or has ended without one.
+
+    ``newest_at``: when the last of its objects was stored, by the store's clock.
+    """
+
+    backup_id: str
+    objects: int
+    stored_bytes: int
+    newest_at: datetime
 
 
 class Catalog:
@@ -50,6 +63,25 @@ class Catalog:
         complete.sort(key=lambda backup: (backup.stopped_at, backup.backup_id))
         findings = [result for result in results if isinstance(result, Finding)]
         return complete, findings
+
+    def unfinished(self) -> list[Unfinished]:
+        """What was begun and has no completion record, oldest first; raises StoreError."""
+        found = []
+        for backup_id in self.ids():
+            if self.store.head(layout.complete_key(self.server, backup_id)) is not None:
+                continue
+            objects = list(self.store.list(layout.backup_prefix(self.server, backup_id)))
+            if not objects:
+                continue  # removed since its id was listed
+            found.append(
+                Unfinished(
+                    backup_id=backup_id,
+                    objects=len(objects),
+                    stored_bytes=sum(info.size for info in objects),
+                    newest_at=max(info.stored_at for info in objects),
+                )
+            )
+        return found
 
     def complete(self) -> list[Completion]:
         """All complete backups, oldest first, without the findings."""

@@ -67,6 +67,11 @@ class ManifestWriter:
         """The parts stored so far."""
         return tuple(self._parts)
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of everything that was stored so far."""
+        return tuple(self._sizes)
+
     def add_packs(self, packs: Iterable[PackEntry]) -> None:
         """List the packs; their order is what runs refer to."""
         self._add("packs", packs)
