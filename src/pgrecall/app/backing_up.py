@@ -22,6 +22,7 @@ from pgrecall.postgres.control import read_control
 from pgrecall.postgres.facts import server_facts, server_rights
 from pgrecall.repository.identity import require_generation, require_owner
 from pgrecall.repository.wal_archive import WalArchive
+from pgrecall.store.remains import remove_abandoned_files
 from pgrecall.system.clock import SystemClock
 from pgrecall.system.memory import keep_freed_memory
 
@@ -70,6 +71,7 @@ def run_backup(context: RunContext, request: BackupRequest) -> BackupResult:
     )
     run = BackupRun(task, tools)
     completion = run.run()
+    remove_abandoned_files(opened.settings, SystemClock().now())
     return BackupResult(plan=task.plan, backup=completion, findings=run.findings)
 
 

@@ -9,7 +9,9 @@ import msgspec
 
 from pgrecall.check import probes
 from pgrecall.check.archiving import SegmentWait, Watched, compare_segment
+from pgrecall.check.branches import read_branches, side_by_side
 from pgrecall.check.plan import CheckFacts, Expected, can_prove_archiving, judge
+from pgrecall.check.remains import remains
 from pgrecall.errors import PgrecallError
 from pgrecall.model.findings import Finding, Severity
 from pgrecall.model.manifest import Completion
@@ -129,12 +131,15 @@ class CheckRun:
             self.findings.append(_ok("store", settings.name, sentence))
         self.findings.append(probes.probe_clock(store, self._tools.clock, settings.name))
         newest = self._backups(store, settings.name)
+        now = self._tools.clock.now()
+        self.findings += remains(store, settings, self._server.name, now)
         needed = newest.totals.stored_bytes if newest is not None else 0
         space = probes.probe_space(settings, needed)
         if space is not None:
             self.findings.append(space)
         if generation is not None:
             archive = WalArchive(store, self._server.name, generation)
+            self.findings += side_by_side(read_branches(archive), settings.name, now)
             self._ready.append(Watched(settings.name, archive, severity))
 
     def _identity(self, store: Store, subject: str, severity: Severity) -> Generation | None:
