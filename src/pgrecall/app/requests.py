@@ -177,6 +177,12 @@ class UpgradeRequest(msgspec.Struct, frozen=True, kw_only=True):
     dry_run: bool = False
 
 
+class StatusRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``status``; ``since`` shows the runs that ended after it, None: only counts of a week."""
+
+    since: datetime | None = None
+
+
 class DemoRequest(msgspec.Struct, frozen=True, kw_only=True):
     """``demo``: everything in a directory of its own, removed afterwards unless ``keep``."""
 

@@ -26,6 +26,7 @@ from pgrecall.app.receiving import ReceiveResult, SlotsResult
 from pgrecall.app.recoverable_result import RecoverableResult
 from pgrecall.app.recovering import RecoveryResult, RecoveryStatus
 from pgrecall.app.restoring import RestoreResult
+from pgrecall.app.status import StatusResult
 from pgrecall.app.switching import RestorePointResult, SwitchResult
 from pgrecall.app.upgrading import UpgradeResult
 from pgrecall.app.wal_status import WalStatus
@@ -94,6 +95,7 @@ SCHEMAS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "recovery-promote/1": ("recovery promote", RecoveryResult),
     "server-upgrade/1": ("server upgrade", UpgradeResult),
     "agent/1": ("agent", AgentResult),
+    "status/1": ("status", StatusResult),
     "demo/1": ("demo", DemoReport),
     "version/1": ("version", VersionResult),
     "completion/1": ("completion", CompletionResult),

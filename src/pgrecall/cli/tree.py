@@ -43,6 +43,7 @@ _SERVER = {
 
 COMMANDS: dict[str, LazyCommand | LazyGroup] = {
     "init": LazyCommand("init", "command", "Write pgrecall.toml and make the repository."),
+    "status": LazyCommand("status", "command", "What could be restored now; runs, agent, targets."),
     "check": LazyCommand("check", "command", "Prove that server, archive and repository work."),
     "backup": LazyCommand("backup", "command", "Back a server up."),
     "backups": LazyGroup("backups", table=_BACKUPS, help="List backups, or show one."),

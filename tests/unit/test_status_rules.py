@@ -1,0 +1,96 @@
+"""What status concludes: the loss, the targets, the runs, the agent."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from pgrecall.app.status_rules import (
+    AgentSight,
+    Loss,
+    agent_findings,
+    loss_now,
+    run_findings,
+    target_findings,
+)
+from pgrecall.model.runs import RunRecord, Trigger
+from pgrecall.settings import TargetSettings
+from tests.unit.test_catalog import completion
+
+NOW = datetime(2026, 11, 22, 20, 16, 37, tzinfo=UTC)
+HOUR_AGO = NOW - timedelta(hours=1)
+MIB = 1 << 20
+
+
+def run(command: str, outcome: str = "ok", missed: int = 0) -> RunRecord:
+    return RunRecord(
+        run_id="r-20261122T201637Z-7k3q",
+        server="main",
+        command=command,
+        host="h",
+        started_at=HOUR_AGO,
+        ended_at=NOW,
+        outcome=outcome,  # type: ignore[arg-type]
+        exit_status=0 if outcome == "ok" else 4,
+        error_code="" if outcome == "ok" else "store",
+        trigger=Trigger(by="schedule", missed=missed),
+    )
+
+
+@pytest.mark.parametrize(
+    ("archived_end", "behind", "seconds"),
+    [
+        (16 * MIB, 0, 0.0),
+        (16 * MIB, 96, 0.0),  # the head of a segment and a standby snapshot
+        (16 * MIB, 136, 3600.0),  # a delete and its commit fit
+        (16 * MIB + 500, 56, 0.0),
+        (16 * MIB + 500, 96, 3600.0),
+    ],
+)
+def test_loss_is_nothing_only_where_no_change_fits(
+    archived_end: int, behind: int, seconds: float
+) -> None:
+    assert loss_now(HOUR_AGO, archived_end, archived_end + behind, 16 * MIB, NOW).seconds == seconds
+
+
+def test_loss_of_a_server_that_does_not_answer_is_the_time_since_the_last_commit() -> None:
+    loss = loss_now(HOUR_AGO, 16 * MIB, None, 16 * MIB, NOW)
+    assert loss.seconds == 3600
+    assert loss.basis.startswith("at most")
+
+
+def test_loss_is_unknown_and_never_0_without_a_moment() -> None:
+    assert loss_now(None, None, 5, 16 * MIB, NOW).seconds is None
+    assert loss_now(None, 16 * MIB, 40 * MIB, 16 * MIB, NOW).seconds is None
+
+
+def codes(targets: TargetSettings, loss: Loss, rto: float | None, age_hours: float) -> set[str]:
+    backup = completion("b-20261122T201637Z-7k3q", stopped_at=NOW - timedelta(hours=age_hours))
+    found = target_findings(targets, loss, rto, backup, NOW)
+    assert all(finding.hint for finding in found)
+    return {finding.code for finding in found}
+
+
+def test_targets() -> None:
+    targets = TargetSettings(rpo_seconds=60.0, rto_seconds=600.0, backup_age_seconds=86_400.0)
+    assert codes(targets, Loss(60, ""), 600, 24) == set()
+    assert codes(targets, Loss(61, ""), 601, 25) == {"rpo-missed", "rto-missed", "backup-old"}
+    assert codes(targets, Loss(None, ""), None, 1) == {"rpo-missed", "rto-not-measured"}
+    assert codes(TargetSettings(), Loss(None, ""), 1e9, 1e4) == set()
+
+
+def test_the_last_run_of_each_command_counts() -> None:
+    good = run_findings([run("backup", "fail"), run("backup"), run("check")])
+    assert good == []
+    bad = run_findings([run("backup"), run("backup", "interrupted", missed=2), run("check")])
+    assert [finding.code for finding in bad] == ["run-failed", "runs-missed"]
+    assert {finding.severity for finding in bad} == {"warn"}
+
+
+def test_an_agent_is_missed_only_where_it_has_something_to_do() -> None:
+    assert agent_findings(AgentSight(None), is_expected=False) == []
+    (missing,) = agent_findings(AgentSight(None), is_expected=True)
+    assert missing.code == "agent-not-running"
+    (ill,) = agent_findings(AgentSight(7, (("pusher", "waiting"),)), is_expected=True)
+    assert (ill.code, ill.subject) == ("component-ill", "pusher")
