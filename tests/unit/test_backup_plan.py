@@ -99,6 +99,7 @@ def test_a_plan_refuses_with_what_to_do() -> None:
     with pytest.raises(DataDirectoryError, match="is a copy"):
         planned(server(), control=Control(is_stopped=True))
     planned(server(archive_mode="off"), with_wal=True, role=rights(can_replicate=True))
+    planned(server(archive_mode="off"), is_received=True)
 
 
 def test_configuration_outside_of_pgdata(tmp_path: Path) -> None:

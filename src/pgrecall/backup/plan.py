@@ -36,7 +36,10 @@ class BackupPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BackupWishes(msgspec.Struct, frozen=True, kw_only=True):
-    """What was asked for: settings and options, names of server and repository."""
+    """What was asked for: settings and options, names of server and repository.
+
+    ``is_received``: WAL arrives by streaming, through a slot in use.
+    """
 
     server: str
     repository: str
@@ -46,6 +49,7 @@ class BackupWishes(msgspec.Struct, frozen=True, kw_only=True):
     level: int
     workers: int
     with_wal: bool
+    is_received: bool = False
 
 
 def plan_backup(
@@ -129,10 +133,10 @@ def _require_supported(wishes: BackupWishes, facts: ServerFacts, rights: ServerR
                 f"the role {rights.role!r} may not reserve WAL for a backup with its WAL",
                 hint=f'ALTER ROLE "{rights.role}" REPLICATION, or leave --with-wal out',
             )
-    elif facts.archive_mode == "off":
+    elif facts.archive_mode == "off" and not wishes.is_received:
         raise UnsupportedServerError(
-            "the server does not archive WAL (archive_mode=off):"
+            "the server does not archive WAL (archive_mode=off), and nobody receives it:"
             " a backup could never become consistent",
-            hint="turn archiving on ('pgrecall check' says how),"
+            hint="turn archiving on ('pgrecall wal enable'), run 'pgrecall wal receive',"
             " or take this one backup with --with-wal",
         )
