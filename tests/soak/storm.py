@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -19,10 +20,11 @@ _DEADLINE_SECONDS = 60.0
 
 
 class Agent:
-    """The agent of a product, started, killed and started again."""
+    """The agent of a product (or what ``words`` run), started, killed and started again."""
 
-    def __init__(self, product: Product) -> None:
+    def __init__(self, product: Product, *words: str) -> None:
         self._product = product
+        self._words = words or ("agent",)
         self._process: subprocess.Popen[bytes] | None = None
         self.log = product.directory / "agent.log"
 
@@ -30,7 +32,7 @@ class Agent:
         """Start it; ``wait`` until it answers."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                self._product.command("agent"),
+                self._product.command(*self._words),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -39,7 +41,7 @@ class Agent:
             self.wait_ready()
 
     def wait_ready(self) -> None:
-        """Wait until the agent of this process answers on its socket."""
+        """Wait until the agent says that it runs."""
         deadline = time.monotonic() + _DEADLINE_SECONDS
         assert self._process is not None
         marker = f"pid={self._process.pid}"
@@ -75,6 +77,7 @@ class Storm:
         self.server: PostgresServer = product.server
         self.agent = Agent(product)
         self._has_agent = has_agent
+        self._waits_for_agent = True
         self.writers = [Writer(self.server, number) for number in (1, 2)]
         self.done: list[str] = []
 
@@ -87,8 +90,8 @@ class Storm:
         for writer in self.writers:
             writer.start()
 
-    def blow(self, events: int) -> None:
-        """So many events, with short pauses between them."""
+    def kinds(self) -> list[Callable[[], None]]:
+        """The events that may come, by their weight."""
         kinds: list[Callable[[], None]] = [
             self._kill_server,
             self._crash_server,
@@ -99,6 +102,11 @@ class Storm:
         ]
         if self._has_agent:
             kinds += [self._kill_agent, self._hold_agent, self._end_agent]
+        return kinds
+
+    def blow(self, events: int) -> None:
+        """So many events, with short pauses between them."""
+        kinds = self.kinds()
         for _ in range(events):
             time.sleep(self.random.uniform(0.0, 0.4))
             event = self.random.choice(kinds)
@@ -132,11 +140,11 @@ class Storm:
     def _kill_agent(self) -> None:
         self.agent.end(signal.SIGKILL)
         time.sleep(self.random.choice((0.0, 0.3, 1.0)))
-        self.agent.start(wait=self.random.random() < 0.5)
+        self.agent.start(wait=self._waits_for_agent and self.random.random() < 0.5)
 
     def _end_agent(self) -> None:
         assert self.agent.end(signal.SIGTERM) in (0, -signal.SIGTERM)
-        self.agent.start()
+        self.agent.start(wait=self._waits_for_agent)
 
     def _hold_agent(self) -> None:
         self.agent.send(signal.SIGSTOP)
@@ -166,6 +174,59 @@ class Storm:
         place.rename(aside)
         time.sleep(self.random.uniform(0.1, 1.0))
         aside.rename(place)
+
+
+class SynchronousStorm(Storm):
+    """WAL is received by streaming alone, in the agent or by ``wal receive``; commits wait."""
+
+    def __init__(self, product: Product, seed: int) -> None:
+        super().__init__(product, seed)
+        self._waits_for_agent = seed % 2 == 0
+        if not self._waits_for_agent:
+            self.agent = Agent(product, "wal", "receive")
+
+    def begin(self) -> None:
+        """The receiver first: what the backup needs arrives through it."""
+        self.agent.start(wait=False)
+        self.wait_streaming()
+        self.server.configure(synchronous_standby_names="pgrecall")
+        self.server.reload()
+        prepare(self.server)
+        self.product.backup()
+        for writer in self.writers:
+            writer.start()
+
+    def wait_streaming(self) -> None:
+        """Wait until the agent receives."""
+        self.server.wait_until(
+            lambda: self.server.sql(
+                "SELECT 1 FROM pg_stat_replication WHERE application_name = 'pgrecall'"
+                " AND state = 'streaming'"
+            ),
+            "the agent receives",
+        )
+
+    def kinds(self) -> list[Callable[[], None]]:
+        """Nothing archives by command here."""
+        return [
+            self._kill_server,
+            self._crash_server,
+            self._switch,
+            self._take_store_away,
+            self._kill_agent,
+            self._hold_agent,
+            self._end_agent,
+        ]
+
+    def lose_everything(self) -> None:
+        """The host of the server goes, in the middle of commits; its disk with it."""
+        self.wait_streaming()
+        time.sleep(self.random.uniform(0.0, 0.5))
+        self.server.kill9()
+        shutil.rmtree(self.server.pgdata)
+        self.agent.end(self.random.choice((signal.SIGKILL, signal.SIGTERM)))
+        for writer in self.writers:
+            writer.end()
 
 
 def command_of(pid: int) -> bytes:

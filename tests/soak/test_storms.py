@@ -16,7 +16,7 @@ import pytest
 
 from pgrecall.agent.client_file import client_path
 from pgrecall.app.invocation_path import pgrecall_command
-from tests.soak.storm import Storm
+from tests.soak.storm import Storm, SynchronousStorm
 from tests.soak.writers import assert_kept
 from tests.support.postgresql import ServerFactory
 from tests.support.product import Product
@@ -48,6 +48,38 @@ def test_no_acknowledged_commit_is_lost(
         storm.agent.end()
         product.server.stop("immediate")
         shutil.rmtree(product.server.pgdata)
+        copy = tmp_path / "copy"
+        product.restore(copy, start=True)
+        kept = assert_kept(product.connected(copy), storm.writers)
+        assert kept > 0
+    except BaseException:
+        print(f"events: {', '.join(storm.done)}\nagent:\n{storm.agent.text()[-6000:]}")
+        raise
+    finally:
+        storm.end()
+        product.close()
+
+
+@pytest.mark.parametrize("round_number", range(_ROUNDS // 2))
+def test_no_commit_is_lost_with_the_host(
+    pg_factory: ServerFactory, tmp_path: Path, round_number: int
+) -> None:
+    """RPO 0: what was acknowledged is on the receiver's disk, whatever became of the server."""
+    seed = _FIRST + round_number
+    print(f"storm: PGRECALL_SOAK_SEED={seed} PGRECALL_SOAK_ROUNDS=2")
+    product = Product.start(pg_factory, tmp_path, segment_mib=1, archive_mode="off")
+    with product.config.open("a", encoding="utf-8") as file:
+        file.write(
+            f'[agent]\ndirectory = "{tmp_path / "agent"}"\n'
+            "[receive]\nis_enabled = true\nis_synchronous = true\ntail_seconds = 1\n"
+        )
+    storm = SynchronousStorm(product, seed)
+    try:
+        storm.begin()
+        storm.blow(_EVENTS)
+        storm.lose_everything()
+        salvage = product.cli("wal", "receive", "--salvage")
+        assert salvage.returncode == 0, salvage.stderr
         copy = tmp_path / "copy"
         product.restore(copy, start=True)
         kept = assert_kept(product.connected(copy), storm.writers)
