@@ -243,6 +243,16 @@ def wal_index_key(server: str, generation: int, file: WalFile) -> str:
     return f"{directory}{file.timeline:08X}/{file.log:08X}/{file.name}"
 
 
+def rollups_prefix(server: str, generation: int, timeline: int) -> str:
+    """Prefix of the roll-ups of indexes of one timeline; each is named after its log directory."""
+    return f"{server_prefix(server)}wal-rollups/{_number(generation)}/{timeline:08X}/"
+
+
+def rollup_key(server: str, generation: int, timeline: int, log: str) -> str:
+    """Key of the indexes of one log directory (``log``: its name, eight digits)."""
+    return rollups_prefix(server, generation, timeline) + log
+
+
 TAILS = "tails"
 GAPS = "gaps"
 """Beside the timelines of a generation: the tails of unfinished segments, recorded gaps."""

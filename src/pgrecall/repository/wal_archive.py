@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime
 from itertools import islice
 
 import msgspec
@@ -21,6 +22,7 @@ from pgrecall.model.wal_index import WalIndex
 from pgrecall.repository import layout
 from pgrecall.repository.identity import Generation, RepositoryIdentity, open_repository
 from pgrecall.repository.wal_objects import WalObjectReader, read_index
+from pgrecall.repository.wal_rollups import RollUps
 from pgrecall.repository.wal_tails import StoredTail, find_tail, tail_frames, tail_index
 from pgrecall.store.base import Store
 
@@ -47,6 +49,8 @@ class WalArchive:
         self.segment_bytes = generation.segment_bytes
         self._identity: RepositoryIdentity | None = None
         self._sizes: dict[str, int] = {}
+        self._stored_at: dict[str, datetime] = {}
+        self._rollups = RollUps(store, server, generation.number)
         self._indexes: dict[str, WalIndex] = {}
         self._tails: dict[str, StoredTail] = {}
 
@@ -175,6 +179,7 @@ class WalArchive:
             file = layout.parse_wal_key(info.key)[2]
             if file.kind == SEGMENT and low <= file.name[8:] <= high:
                 self._sizes[file.name] = info.size
+                self._stored_at[file.name] = info.stored_at
                 yield StoredSegment(file.name, info.size)
 
     # --- paths -----------------------------------------------------------------------
@@ -243,7 +248,9 @@ class WalArchive:
     # --- indexes ---------------------------------------------------------------------
 
     def index(self, name: str) -> WalIndex:
-        """The index of a segment: one small read of its end; the last 4,096 are kept.
+        """The index of a segment: one small read of its end, or its directory's roll-up.
+
+        The last 4,096 are kept.
 
         Raises WalMissingError when the segment is proven absent,
         CorruptObjectError, StoreError.
@@ -253,7 +260,9 @@ class WalArchive:
             return known
         key = self._key(name)
         try:
-            data = read_index(self.store, key, self._sizes.get(name))
+            data = self._rolled_up(name)
+            if data is None:
+                data = read_index(self.store, key, self._sizes.get(name))
             index = WalIndex.from_bytes(data)
         except ObjectMissingError as error:
             tail = self._tails.get(name)
@@ -298,6 +307,13 @@ class WalArchive:
             finally:
                 for _, future in pending:
                     future.cancel()
+
+    def _rolled_up(self, name: str) -> bytes | None:
+        """The index from its directory's roll-up; None when the segment's own must be read."""
+        stored_at = self._stored_at.get(name)
+        if stored_at is None:
+            return None  # it was never listed: only its own object tells that it is there
+        return self._rollups.index_of(name, self._sizes[name], stored_at)
 
     # --- names -----------------------------------------------------------------------
 

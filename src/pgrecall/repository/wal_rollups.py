@@ -1,0 +1,253 @@
+"""All WAL indexes of one log directory in one object: 256 small reads become one (fact 37).
+
+A roll-up only repeats what the segments' own objects say. Whether a segment is there is
+told by the listing alone, and an index is taken from a roll-up only where the listed object
+has the size that it had then and is not newer than the roll-up: what is missing, or was put
+there again, cannot hide behind it. Whatever it does not serve is read from the segment.
+
+Index bytes are opaque here. docs/format-wal.md describes the object.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+
+import msgspec
+
+from pgrecall.errors import CorruptObjectError, ObjectMissingError
+from pgrecall.model.findings import Finding
+from pgrecall.model.wal_files import SEGMENT, WalFile
+from pgrecall.repository import layout
+from pgrecall.repository.documents import decode_document, encode_document
+from pgrecall.repository.identity import Generation
+from pgrecall.repository.wal_objects import read_header, read_index
+from pgrecall.store.base import ObjectInfo, Store
+
+KIND = "wal-rollup"
+_READERS = 16
+# A roll-up of 256 segments takes some hundred KB; recovery plans go through them in order.
+_KEPT = 16
+
+log = logging.getLogger(__name__)
+
+
+class RolledSegment(msgspec.Struct, frozen=True, array_like=True):
+    """One segment in a roll-up: name, size of its object, keyed raw digest (hex), index length."""
+
+    name: str
+    stored_bytes: int
+    raw_digest: str
+    index_bytes: int
+
+
+_TABLES = msgspec.json.Decoder(list[RolledSegment])
+
+
+class WrittenRollUp(msgspec.Struct, frozen=True, kw_only=True):
+    """A roll-up that was stored: ``log`` is the directory's name, sizes in bytes."""
+
+    timeline: int
+    log: str
+    segments: int
+    stored_bytes: int
+
+
+class RollUps:
+    """Reads the roll-ups of one generation. Thread-safe."""
+
+    def __init__(self, store: Store, server: str, generation: int) -> None:
+        self._store = store
+        self._server = server
+        self._generation = generation
+        self._lock = threading.Lock()
+        self._stored_at: dict[int, dict[str, datetime]] = {}
+        self._loaded: dict[tuple[int, str], Mapping[str, tuple[int, bytes]]] = {}
+
+    def index_of(self, name: str, size: int, stored_at: datetime) -> bytes | None:
+        """The index bytes of a segment as its roll-up has them; None: read the segment's own.
+
+        ``size`` and ``stored_at`` are the listed object's. Raises StoreError. A
+        roll-up that is damaged serves nothing, which the log says.
+        """
+        timeline, directory = int(name[:8], 16), name[8:16]
+        with self._lock:
+            made_at = self._known(timeline).get(directory)
+            if made_at is None or stored_at > made_at:
+                return None
+            found = self._content(timeline, directory).get(name)
+        return found[1] if found is not None and found[0] == size else None
+
+    def _known(self, timeline: int) -> dict[str, datetime]:
+        if timeline not in self._stored_at:
+            prefix = layout.rollups_prefix(self._server, self._generation, timeline)
+            self._stored_at[timeline] = {
+                info.key.rpartition("/")[2]: info.stored_at for info in self._store.list(prefix)
+            }
+        return self._stored_at[timeline]
+
+    def _content(self, timeline: int, directory: str) -> Mapping[str, tuple[int, bytes]]:
+        place = (timeline, directory)
+        if place not in self._loaded:
+            try:
+                entries = read_rollup(
+                    self._store, self._server, self._generation, timeline, directory
+                )
+                content = {entry.name: (entry.stored_bytes, index) for entry, index in entries}
+            except (CorruptObjectError, ObjectMissingError) as error:
+                log.warning("a roll-up of WAL indexes is not used", extra={"cause": error.message})
+                content = {}
+            self._loaded[place] = content
+            if len(self._loaded) > _KEPT:
+                self._loaded.pop(next(iter(self._loaded)))
+        return self._loaded[place]
+
+
+def read_rollup(
+    store: Store, server: str, generation: int, timeline: int, directory: str
+) -> list[tuple[RolledSegment, bytes]]:
+    """The segments of a roll-up with their index bytes, every digest checked.
+
+    Raises ObjectMissingError, CorruptObjectError, StoreError.
+    """
+    key = layout.rollup_key(server, generation, timeline, directory)
+    body = bytes(decode_document(key, KIND, store.read(key)))
+    table, newline, indexes = body.partition(b"\n")
+    try:
+        entries = _TABLES.decode(table)
+    except msgspec.DecodeError as error:
+        raise CorruptObjectError(f"the object {key} does not parse: {error}") from error
+    if not newline or sum(entry.index_bytes for entry in entries) != len(indexes):
+        raise CorruptObjectError(f"the object {key} does not hold the indexes that it lists")
+    if any(entry.name[:16] != f"{timeline:08X}{directory}" for entry in entries):
+        raise CorruptObjectError(f"the object {key} lists segments of another directory")
+    found, at = [], 0
+    for entry in entries:
+        found.append((entry, indexes[at : at + entry.index_bytes]))
+        at += entry.index_bytes
+    return found
+
+
+def write_rollups(
+    store: Store, server: str, generation: Generation, repository_id: str
+) -> tuple[list[WrittenRollUp], list[Finding]]:
+    """Store what is missing: a roll-up for each log directory that is finished.
+
+    Finished is one with all its segments, or with two later ones behind it on its
+    timeline: then what it lacks will hardly come, and is read from the segment if it
+    does. May be called at any time, by several at once: what exists stays. Each is
+    durable when the next is begun. A directory with a damaged segment becomes a
+    finding and gets none. Raises StoreError, RepositoryError.
+    """
+    written: list[WrittenRollUp] = []
+    findings: list[Finding] = []
+    for timeline, directory, infos in _unrolled(store, server, generation):
+        try:
+            entries = _entries(store, infos)
+        except (CorruptObjectError, ObjectMissingError) as error:
+            findings.append(
+                Finding(
+                    severity="fail",
+                    code=error.code,
+                    subject=f"{timeline:08X}/{directory}",
+                    message=f"its indexes are not rolled up: {error.message}",
+                    hint=error.hint,
+                )
+            )
+            continue
+        body = msgspec.json.encode([entry for entry, _ in entries]) + b"\n"
+        data = encode_document(KIND, repository_id, body + b"".join(index for _, index in entries))
+        key = layout.rollup_key(server, generation.number, timeline, directory)
+        if store.put(key, [data]):
+            written.append(
+                WrittenRollUp(
+                    timeline=timeline,
+                    log=directory,
+                    segments=len(entries),
+                    stored_bytes=len(data),
+                )
+            )
+    return written, findings
+
+
+def check_rollup(
+    store: Store, server: str, generation: int, timeline: int, directory: str
+) -> list[Finding]:
+    """Compare a roll-up with the headers and indexes of the segments that are there.
+
+    A finding for each segment that reads otherwise than the roll-up says. Raises
+    ObjectMissingError, CorruptObjectError (the roll-up itself), StoreError.
+    """
+    rolled = {
+        entry.name: (entry, index)
+        for entry, index in read_rollup(store, server, generation, timeline, directory)
+    }
+    prefix = layout.wal_prefix(server, generation, timeline, int(directory, 16))
+    infos = [info for info in _segments(store, prefix) if info.key[-24:] in rolled]
+    findings = []
+    for entry, index in _entries(store, infos):
+        if (entry, index) != rolled[entry.name]:
+            findings.append(
+                Finding(
+                    severity="fail",
+                    code="rollup-differs",
+                    subject=entry.name,
+                    message=f"{entry.name} is not the segment that the roll-up of {directory}"
+                    " was made of",
+                    hint="remove the roll-up below wal-rollups/: the segments' own indexes count",
+                )
+            )
+    return findings
+
+
+def _unrolled(
+    store: Store, server: str, generation: Generation
+) -> Iterator[tuple[int, str, list[ObjectInfo]]]:
+    """Finished log directories without a roll-up, with their segments as listed."""
+    per_log = (1 << 32) // generation.segment_bytes
+    prefix = layout.wal_prefix(server, generation.number)
+    for child in store.children(prefix):
+        stem = child.rstrip("/")
+        if not child.endswith("/") or len(stem) != 8:
+            continue  # what lies beside the timelines
+        timeline = int(stem, 16)
+        logs = [one.rstrip("/") for one in store.children(prefix + child) if one.endswith("/")]
+        done = set(store.children(layout.rollups_prefix(server, generation.number, timeline)))
+        for at, directory in enumerate(logs):
+            if directory in done:
+                continue
+            infos = list(_segments(store, f"{prefix}{child}{directory}/"))
+            if infos and (len(infos) == per_log or len(logs) - at > 2):
+                yield timeline, directory, infos
+
+
+def _segments(store: Store, prefix: str) -> Iterator[ObjectInfo]:
+    return (
+        info for info in store.list(prefix) if layout.parse_wal_key(info.key)[2].kind == SEGMENT
+    )
+
+
+def _entries(store: Store, infos: list[ObjectInfo]) -> list[tuple[RolledSegment, bytes]]:
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="wal-rollup") as pool:
+        return list(pool.map(lambda info: _entry(store, info), infos))
+
+
+def _entry(store: Store, info: ObjectInfo) -> tuple[RolledSegment, bytes]:
+    name = WalFile(info.key.rpartition("/")[2]).name
+    header = read_header(store, info.key)
+    if header.name != name:
+        raise CorruptObjectError(
+            f"{info.key} in {store.name} holds {header.name}",
+            hint="the object was moved; look for the right one",
+        )
+    index = read_index(store, info.key, info.size)
+    entry = RolledSegment(
+        name=name,
+        stored_bytes=info.size,
+        raw_digest=header.raw_digest.hex(),
+        index_bytes=len(index),
+    )
+    return entry, index

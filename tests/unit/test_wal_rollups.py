@@ -1,0 +1,185 @@
+"""Roll-ups of WAL indexes: one read instead of many, and nothing can hide behind one."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from pgrecall.codec.compression import make_frame_encoder
+from pgrecall.errors import CorruptObjectError, StoreError, WalMissingError
+from pgrecall.model.lsn import Lsn
+from pgrecall.model.wal_files import SEGMENT, WalFile, segment_name
+from pgrecall.model.wal_index import WalIndex
+from pgrecall.repository import layout
+from pgrecall.repository.identity import Generation
+from pgrecall.repository.wal_archive import WalArchive
+from pgrecall.repository.wal_objects import WalContent, WalHeader, WalObjectWriter
+from pgrecall.repository.wal_rollups import check_rollup, read_rollup, write_rollups
+from pgrecall.store.faulty import Fault, FaultyStore
+from pgrecall.store.memory import MemoryStore
+from tests.support.wal_scene import NOW, SYSTEM
+
+# With segments of 1 GiB a log directory is whole with four; the content does not matter here.
+SIZE = 1 << 30
+GENERATION = Generation(
+    1,
+    {
+        "system_identifier": str(SYSTEM),
+        "major_version": 18,
+        "segment_bytes": SIZE,
+        "block_bytes": 8192,
+        "first_seen_at": NOW.isoformat(),
+    },
+)
+REPOSITORY = "0" * 32
+
+
+def segment(number: int, timeline: int = 1) -> str:
+    return segment_name(timeline, number * SIZE, SIZE)
+
+
+def put(store: MemoryStore, name: str, content: bytes = b"x", records: int = 1) -> str:
+    """A stored segment, whose index tells ``records``; its key."""
+    index = WalIndex(WalFile(name).start(SIZE), SIZE, WalFile(name).timeline)
+    index.record_count = records
+    index.end_lsn = Lsn(index.start_lsn + 100)
+    header = WalHeader(name, SEGMENT)
+    header.system_identifier, header.segment_bytes = SYSTEM, SIZE
+    header.pushed_at = NOW
+    key = layout.wal_key("main", 1, WalFile(name))
+    writer = WalObjectWriter(
+        header, WalContent(content, index.to_bytes(), bytes(32)), make_frame_encoder("none", 1)
+    )
+    assert writer.write(store, key)
+    return key
+
+
+def archived(*numbers: int) -> MemoryStore:
+    store = MemoryStore()
+    for number in numbers:
+        put(store, segment(number), records=number + 1)
+    return store
+
+
+def rolled(store: MemoryStore) -> list[tuple[str, int]]:
+    written, findings = write_rollups(store, "main", GENERATION, REPOSITORY)
+    assert findings == []
+    return [(one.log, one.segments) for one in written]
+
+
+def read_all(store: FaultyStore | MemoryStore) -> tuple[list[int], list[str]]:
+    """Record counts by the indexes of all segments, after a listing; and the keys read."""
+    counting = FaultyStore(store) if isinstance(store, MemoryStore) else store
+    archive = WalArchive(counting, "main", GENERATION)
+    names = [found.name for found in archive.segments(1)]
+    counts = [index.record_count for _, index in archive.indexes(names)]
+    return counts, [key for method, key in counting.calls if method == "read"]
+
+
+def test_a_finished_directory_is_read_at_once() -> None:
+    store = archived(*range(9))
+    assert rolled(store) == [("00000000", 4), ("00000001", 4)]
+    counts, reads = read_all(store)
+    assert counts == list(range(1, 10))
+    assert len(reads) == 3  # two roll-ups, and the newest segment's own end
+    assert rolled(store) == []
+
+
+def test_only_finished_directories_are_rolled_up() -> None:
+    assert rolled(archived(0, 1, 2)) == []
+    assert rolled(archived(0, 1, 2, 4)) == []
+    # Two later directories: what is missing will hardly come.
+    assert rolled(archived(0, 1, 3, 4, 8)) == [("00000000", 3)]
+
+
+def test_a_segment_that_arrives_late_is_read_by_itself() -> None:
+    store = archived(0, 1, 3, 4, 8)
+    rolled(store)
+    put(store, segment(2), records=3)
+    counts, reads = read_all(store)
+    assert counts == [1, 2, 3, 4, 5, 9]
+    assert layout.wal_key("main", 1, WalFile(segment(2))) in reads
+
+
+def test_a_missing_segment_is_not_hidden() -> None:
+    store = archived(*range(4))
+    rolled(store)
+    store.delete(layout.wal_key("main", 1, WalFile(segment(1))))
+    archive = WalArchive(store, "main", GENERATION)
+    assert [found.name for found in archive.segments(1)] == [segment(n) for n in (0, 2, 3)]
+    with pytest.raises(WalMissingError):
+        archive.index(segment(1))
+
+
+@pytest.mark.parametrize("content", [b"x", b"y", b"much longer than before"])
+def test_a_segment_that_was_put_anew_is_not_hidden(content: bytes) -> None:
+    """Even one of the very same size: it is newer than the roll-up."""
+    store = archived(*range(4))
+    rolled(store)
+    store.delete(layout.wal_key("main", 1, WalFile(segment(1))))
+    put(store, segment(1), content, records=7)
+    assert read_all(store)[0] == [1, 7, 3, 4]
+    found = check_rollup(store, "main", 1, 1, "00000000")
+    assert [(finding.code, finding.subject) for finding in found] == [
+        ("rollup-differs", segment(1))
+    ]
+
+
+def test_another_size_is_enough_where_clocks_tell_nothing() -> None:
+    store = archived(*range(4))
+    rolled(store)
+    key = layout.wal_key("main", 1, WalFile(segment(1)))
+    store.delete(key)
+    put(store, segment(1), b"longer", records=7)
+    data, _ = store.objects[key]
+    store.objects[key] = (data, datetime.now(UTC) - timedelta(days=1))
+    assert read_all(store)[0] == [1, 7, 3, 4]
+
+
+def test_a_damaged_roll_up_serves_nothing_and_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    store = archived(*range(4))
+    rolled(store)
+    key = layout.rollup_key("main", 1, 1, "00000000")
+    data, at = store.objects[key]
+    store.objects[key] = (data[:-40] + b"?" + data[-39:], at)
+    counts, reads = read_all(store)
+    assert counts == [1, 2, 3, 4]
+    assert len(reads) == 5
+    assert "roll-up" in caplog.text
+    with pytest.raises(CorruptObjectError):
+        read_rollup(store, "main", 1, 1, "00000000")
+
+
+def test_a_damaged_segment_gets_no_roll_up() -> None:
+    store = archived(*range(4))
+    key = layout.wal_key("main", 1, WalFile(segment(2)))
+    data, at = store.objects[key]
+    store.objects[key] = (b"?" + data[1:], at)
+    written, findings = write_rollups(store, "main", GENERATION, REPOSITORY)
+    assert written == []
+    assert [finding.code for finding in findings] == ["corrupt-object"]
+
+
+def test_a_roll_up_says_what_the_segments_say() -> None:
+    store = archived(*range(4))
+    rolled(store)
+    entries = read_rollup(store, "main", 1, 1, "00000000")
+    assert [entry.name for entry, _ in entries] == [segment(number) for number in range(4)]
+    assert [WalIndex.from_bytes(index).record_count for _, index in entries] == [1, 2, 3, 4]
+    assert check_rollup(store, "main", 1, 1, "00000000") == []
+
+
+@pytest.mark.parametrize("method", ["list", "read"])
+def test_an_outage_is_an_outage(method: str) -> None:
+    store = archived(*range(4))
+    rolled(store)
+    archive = WalArchive(store, "main", GENERATION)
+    names = [found.name for found in archive.segments(1)]
+    faulty = FaultyStore(store, [Fault("before", method=method, is_lasting=True)])
+    broken = WalArchive(faulty, "main", GENERATION)
+    broken._sizes, broken._stored_at = archive._sizes, archive._stored_at
+    with pytest.raises(StoreError, match="injected"):
+        broken.index(names[0])
+    with pytest.raises(StoreError, match="injected"):
+        write_rollups(FaultyStore(archived(*range(4)), faulty.plan), "main", GENERATION, REPOSITORY)
