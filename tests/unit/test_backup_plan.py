@@ -62,10 +62,10 @@ def wishes(**changes: object) -> BackupWishes:
 
 def planned(
     facts: ServerFacts, *, control: Control | None = None, role: ServerRights | None = None,
-    with_wal: bool = False,
+    **changes: bool,
 ) -> object:  # fmt: skip
     made: ControlData = control or Control()  # type: ignore[assignment]
-    return plan_backup(wishes(with_wal=with_wal), facts, role or rights(), made)
+    return plan_backup(wishes(**changes), facts, role or rights(), made)
 
 
 def test_a_plan_says_what_will_be_done() -> None:
