@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import tempfile
@@ -13,6 +14,7 @@ import pytest
 
 from pgrecall.agent.client_file import install_client
 from pgrecall.wal.client_commands import client_archive_command, client_restore_command
+from tests.support.agent_process import RunningAgent
 from tests.support.bare_root import BareRoot, bare_root, can_change_root
 from tests.support.listener_scene import agent_process, wait_until
 from tests.support.postgresql import (
@@ -55,55 +57,71 @@ def value(root: BareRoot, port: int, text: str) -> object:
         return row[0] if row else None
 
 
+@contextlib.contextmanager
+def agent_of(product: Product) -> Iterator[RunningAgent]:
+    """``pgrecall agent``, at work; ended whatever happens."""
+    agent = RunningAgent(product, product.directory / "agent")
+    try:
+        agent.wait_running()
+        agent.wait_until(lambda: agent.facts("listener")["is_listening"])
+        yield agent
+        assert agent.end() == 0
+    finally:
+        agent.close()
+
+
 def test_archive_lose_and_recover(
     root: BareRoot, pg_factory: ServerFactory, tmp_path: Path
 ) -> None:
     made = pg_factory(start=False, segment_mib=1)
     product = Product(tmp_path, made)
-    # Elsewhere the data directory is another path, which the agent needs not know.
-    shutil.copytree(made.pgdata, root.path / "pgdata")
+    pgdata = root.path / "pgdata"
+    socket = root.path / SOCKET.strip("/")
+    with product.config.open("a") as config:  # what the agent's container sees
+        config.write(f'[agent]\ndirectory = "{tmp_path / "agent"}"\nsocket = "{socket}"\n')
+    text = product.config.read_text().replace(str(made.pgdata), str(pgdata))
+    product.config.write_text(text.replace(made.host, str(root.path / "run")))
+    shutil.copytree(made.pgdata, pgdata)
     configure(
-        root.path / "pgdata",
+        pgdata,
         port=made.port,
         archive_command=client_archive_command(CLIENT, SOCKET, server="main"),
     )
-    shutil.copytree(root.path / "pgdata", root.path / "base", symlinks=True)
+    shutil.copytree(pgdata, root.path / "base", symlinks=True)
     assert root.pythons() == []
     for name in ("python3", "python"):
         assert root.run("/bin/sh", "-c", f"command -v {name} || exec {name}").returncode == 127
     log = tmp_path / "bare.log"
-    socket = root.path / SOCKET.strip("/")
 
-    with agent_process(product.config, socket):
+    def ask(text: str) -> object:
+        return value(root, made.port, text)
+
+    with agent_of(product):
         root.start("/pgdata", log)
-        value(root, made.port, "CREATE TABLE kept AS SELECT generate_series(1, 1000) AS n")
+        ask("CREATE TABLE kept AS SELECT generate_series(1, 1000) AS n")
     # Without its agent the client archives nothing, and PostgreSQL keeps everything.
-    value(root, made.port, "SELECT pg_switch_wal()")
-    wait_until(
-        lambda: value(root, made.port, "SELECT failed_count > 0 FROM pg_stat_archiver"), seconds=60
-    )
-    with agent_process(product.config, socket):
-        value(root, made.port, "INSERT INTO kept SELECT generate_series(1001, 2000)")
-        last = value(root, made.port, "SELECT pg_walfile_name(pg_switch_wal())")
+    ask("SELECT pg_switch_wal()")
+    wait_until(lambda: ask("SELECT failed_count > 0 FROM pg_stat_archiver"), seconds=60)
+    with agent_of(product) as agent:
+        ask("INSERT INTO kept SELECT generate_series(1001, 2000)")
+        last = ask("SELECT pg_walfile_name(pg_switch_wal())")
         wait_until(
-            lambda: (
-                value(root, made.port, "SELECT last_archived_wal FROM pg_stat_archiver") == last
-            ),
-            seconds=60,
+            lambda: ask("SELECT last_archived_wal FROM pg_stat_archiver") == last, seconds=60
         )
+        agent.wait_until(lambda: agent.facts("listener")["pushes"] >= 2)
         root.lose("/pgdata")
 
-        (root.path / "base").rename(root.path / "again")
-        configure(
-            root.path / "again", restore_command=client_restore_command(CLIENT, SOCKET, "main")
-        )
-        (root.path / "again" / "recovery.signal").touch()
-        root.start("/again", log)
-        wait_until(lambda: not value(root, made.port, "SELECT pg_is_in_recovery()"), seconds=60)
-        assert value(root, made.port, "SELECT count(*) FROM kept") == 2000
+        (root.path / "base").rename(pgdata)
+        configure(pgdata, restore_command=client_restore_command(CLIENT, SOCKET, "main"))
+        (pgdata / "recovery.signal").touch()
+        root.start("/pgdata", log)
+        wait_until(lambda: not ask("SELECT pg_is_in_recovery()"), seconds=60)
+        assert ask("SELECT count(*) FROM kept") == 2000
         # It goes on archiving, on its own timeline.
-        value(root, made.port, "SELECT pg_switch_wal()")
+        ask("SELECT pg_switch_wal()")
         wait_until(lambda: 2 in product.archive().timelines(), seconds=60)
+        agent.wait_until(lambda: agent.facts("listener")["fetches"] >= 3)
+        root.end()
     assert "pgrecall-client: no agent answers at /shared/run/agent.sock" in log.read_text()
 
 
