@@ -15,10 +15,14 @@ from pgrecall.model.lsn import Lsn
 from pgrecall.model.wal_files import SEGMENT, WalFile, segment_name
 from pgrecall.repository.wal_archive import WalArchive
 from pgrecall.repository.wal_knowledge import has_later_index, make_later_index
+from pgrecall.repository.wal_rollups import unrolled, write_rollups
 
 
 class WalIndexPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What will be read: ``to_index`` of ``segments`` lack what an index tells now."""
+    """What will be read: ``to_index`` of ``segments`` lack what an index tells now.
+
+    ``to_roll_up``: finished log directories, whose indexes will be stored in one object.
+    """
 
     server: str
     repository: str
@@ -27,13 +31,15 @@ class WalIndexPlan(msgspec.Struct, frozen=True, kw_only=True):
     read_bytes: int
     first_segment: str
     last_segment: str
+    to_roll_up: int = 0
 
 
 class WalIndexResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``wal index`` prints; ``indexed`` counts objects that were written."""
+    """What ``wal index`` prints; ``indexed`` and ``rolled_up`` count objects that were written."""
 
     plan: WalIndexPlan
     indexed: int
+    rolled_up: int = 0
     findings: tuple[Finding, ...] = ()
 
 
@@ -60,8 +66,9 @@ def run_wal_index(context: RunContext, request: WalIndexRequest) -> WalIndexResu
         read_bytes=len(wanted) * archive.segment_bytes,
         first_segment=wanted[0] if wanted else "",
         last_segment=wanted[-1] if wanted else "",
+        to_roll_up=len(unrolled(archive.store, archive.server, archive.generation)),
     )
-    if not wanted or not context.approve(plan):
+    if not (wanted or plan.to_roll_up) or not context.approve(plan):
         return WalIndexResult(plan=plan, indexed=0)
     return _index(context, opened, archive, plan, wanted)
 
@@ -92,8 +99,17 @@ def _index(
                 )
             )
         progress.advance(archive.segment_bytes)
+    progress.phase("roll up")
+    written, problems = write_rollups(
+        archive.store, archive.server, archive.generation, opened.identity.repository_id
+    )
     progress.done()
-    return WalIndexResult(plan=plan, indexed=indexed, findings=tuple(findings))
+    return WalIndexResult(
+        plan=plan,
+        indexed=indexed,
+        rolled_up=len(written),
+        findings=(*findings, *problems),
+    )
 
 
 def _chosen(archive: WalArchive, request: WalIndexRequest) -> Iterator[str]:

@@ -173,6 +173,11 @@ def write_rollups(
     return written, findings
 
 
+def unrolled(store: Store, server: str, generation: Generation) -> list[str]:
+    """What ``write_rollups`` would write now, as ``timeline/log``; raises StoreError."""
+    return [f"{timeline:08X}/{log}" for timeline, log, _ in _unrolled(store, server, generation)]
+
+
 def check_rollup(
     store: Store, server: str, generation: int, timeline: int, directory: str
 ) -> list[Finding]:
