@@ -14,7 +14,6 @@ import time
 from collections.abc import Mapping
 
 from pgrecall.errors import (
-    CorruptObjectError,
     DestinationError,
     PgrecallError,
     PostgresUnreachableError,
@@ -25,9 +24,8 @@ from pgrecall.errors import (
 )
 from pgrecall.model.lsn import Lsn
 from pgrecall.postgres.connection import Connection, connect
-from pgrecall.postgres.replication import NextTimeline, ReplicationSession, SystemFacts
+from pgrecall.postgres.replication import NextTimeline, ReplicationSession
 from pgrecall.postgres.slots import SlotState, slot_state
-from pgrecall.repository.records import decode_record, encode_record
 from pgrecall.settings.collection import Settings
 from pgrecall.settings.sections import ServerSettings
 from pgrecall.wal.agent_places import spool_directory
@@ -38,13 +36,12 @@ from pgrecall.wal.receive_opening import (
     bridge,
     diverged_bytes,
     gap_error,
-    origin_of,
     ready_slot,
-    require_same_system,
     server_of,
     watch_commits,
     watch_slot,
 )
+from pgrecall.wal.receive_origin import ORIGIN_FILE, introduce, origin_of, read_origin
 from pgrecall.wal.receive_plan import (
     Position,
     Server,
@@ -58,7 +55,6 @@ from pgrecall.wal.receive_plan import (
 from pgrecall.wal.receive_spool import Spool
 from pgrecall.wal.receive_upload import Landing
 from pgrecall.wal.receive_worker import Uploader
-from pgrecall.wal.source import Origin
 
 _log = logging.getLogger(__name__)
 
@@ -74,7 +70,6 @@ _FIRST_RETRY_SECONDS = 0.2
 _LONGEST_RETRY_SECONDS = 15.0
 # A walsender whose receiver was killed is noticed by wal_sender_timeout, 60 s by default.
 _SLOT_BUSY_SECONDS = 90.0
-_ORIGIN_FILE = "origin.json"
 
 
 class Terms:
@@ -141,6 +136,7 @@ class Receiver:
         spool = Spool(spool_directory(self._settings, self._server))
         uploader = Uploader(spool, self._settings, self._server, self._environment)
         self.spool, self.uploader = spool, uploader
+        self._held, self._missing = None, False
         try:
             self._recover(spool, uploader)
             try:
@@ -199,11 +195,11 @@ class Receiver:
 
     def _recover(self, spool: Spool, uploader: Uploader) -> None:
         """Make the spool sound, and begin to store it: the server may be gone for good."""
-        known = _read_origin(spool.directory)
+        known = read_origin(spool.directory)
         if known is None:
             if spool.ready():
                 raise DestinationError(
-                    f"{spool.directory} holds WAL, and no {_ORIGIN_FILE} that says whose it is",
+                    f"{spool.directory} holds WAL, and no {ORIGIN_FILE} that says whose it is",
                     hint="something else wrote there; move it away",
                 )
             return
@@ -283,7 +279,7 @@ class Receiver:
         assert self.spool is not None and self.uploader is not None
         facts = session.identify()
         origin = origin_of(self._server, sql, facts)
-        self._introduce(origin, facts)
+        introduce(self.spool, origin, facts.segment_bytes)
         server, file = server_of(session, facts)
         if file is not None:
             self.spool.add(*file)
@@ -307,32 +303,6 @@ class Receiver:
             if self._missing:
                 return self._bridge(landing, server, held, slot)
         return start_of(held, server, slot.restart, facts.segment_bytes)
-
-    def _introduce(self, origin: Origin, facts: SystemFacts) -> None:
-        """Write down whose WAL the spool holds, before it holds any."""
-        spool = self.spool
-        assert spool is not None
-        known = _read_origin(spool.directory)
-        if known is not None:
-            held, segment_bytes = known
-            is_same = (held.system_identifier, held.writer, segment_bytes) == (
-                origin.system_identifier,
-                origin.writer,
-                facts.segment_bytes,
-            )
-            if is_same:
-                spool.segment_bytes = facts.segment_bytes
-                return
-            if self._held is not None or spool.ready():
-                require_same_system(held, origin)
-        record = {
-            "system_identifier": str(origin.system_identifier),
-            "segment_bytes": facts.segment_bytes,
-            "writer": origin.writer,
-            "where": origin.where,
-        }
-        spool.add(_ORIGIN_FILE, encode_record(record))
-        spool.segment_bytes = facts.segment_bytes
 
     def _branch_off(self, held: Position, server: Server, slot: SlotState) -> Position:
         """Go on with a server that left what is held: that stays, as a tail of its timeline."""
@@ -457,18 +427,3 @@ class Receiver:
             watch_slot(sql, slot, self.warnings)
         is_synchronous = self._settings.receive.is_synchronous
         watch_commits(sql, session.backend_pid, is_synchronous, self.warnings)
-
-
-def _read_origin(directory: str) -> tuple[Origin, int] | None:
-    """Whose WAL the spool holds, and its segment size; None for a spool that was never used."""
-    path = f"{directory}/{_ORIGIN_FILE}"
-    try:
-        with open(path, "rb") as file:
-            fields = decode_record(file.read(65536), path)
-    except FileNotFoundError:
-        return None
-    try:
-        origin = Origin(int(fields["system_identifier"]), fields["where"], fields["writer"])
-        return origin, int(fields["segment_bytes"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CorruptObjectError(f"{path} lacks or garbles a field: {error}") from error

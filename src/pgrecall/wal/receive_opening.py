@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 
 from pgrecall.errors import (
-    IdentityError,
-    PostgresRightsError,
     SlotError,
     SynchronousCommitError,
     WalDivergedError,
@@ -22,21 +20,16 @@ from pgrecall.postgres.slots import (
     UNRESERVED,
     SlotState,
     commit_levels,
-    read_data_file,
     slot_keep_bytes,
     slot_state,
     synchronous_state,
 )
-from pgrecall.repository.identity import COPY_MARKER, parse_copy_marker, read_copy_marker
 from pgrecall.repository.wal_archive import WalArchive
-from pgrecall.settings.sections import ServerSettings
-from pgrecall.wal.archives import control_of, parse_history
+from pgrecall.wal.archives import parse_history
 from pgrecall.wal.receive_plan import Position, Server, archived_end
-from pgrecall.wal.source import Origin
 
 _log = logging.getLogger(__name__)
 
-_LARGEST_MARKER_BYTES = 65536
 #: Levels at which an acknowledged commit need not be on the receiver's disk (fact 9).
 _WEAKER = ("remote_write", "local", "off")
 
@@ -61,44 +54,6 @@ class Warnings:
     def all(self) -> dict[str, str]:
         """Messages by code; from any thread."""
         return self._said
-
-
-def origin_of(server: ServerSettings, connection: Connection, facts: SystemFacts) -> Origin:
-    """Whose WAL the server writes: its system, and whether it is a restored copy (fact 2).
-
-    Asked from the server, since its PGDATA is on another host; where the role may
-    not ask, read from data_directory if that is this system's. Raises
-    PostgresRightsError when neither can be done.
-    """
-    try:
-        content = read_data_file(connection, COPY_MARKER, _LARGEST_MARKER_BYTES)
-    except PostgresRightsError as error:
-        pgdata = server.data_directory
-        control = control_of(pgdata)
-        if control is None or control.system_identifier != facts.system_identifier:
-            raise PostgresRightsError(
-                f"whether {connection.where} is a restored copy cannot be told: {error.message}",
-                hint="a copy must not write to the archive that it came from. Let the role ask:"
-                " GRANT EXECUTE ON FUNCTION pg_catalog.pg_read_binary_file"
-                "(text, bigint, bigint, boolean) TO the role",
-            ) from error
-        return Origin(facts.system_identifier, connection.where, read_copy_marker(pgdata))
-    writer = None
-    if content is not None:
-        writer = parse_copy_marker(content, f"{COPY_MARKER} of {connection.where}")
-    return Origin(facts.system_identifier, connection.where, writer)
-
-
-def require_same_system(held: Origin, found: Origin) -> None:
-    """Raise IdentityError when the spool's WAL is another system's, or another writer's."""
-    if (held.system_identifier, held.writer) == (found.system_identifier, found.writer):
-        return
-    raise IdentityError(
-        f"the spool holds WAL of system {held.system_identifier}"
-        f"{f' (the copy {held.writer})' if held.writer else ''}; {found.where} is system"
-        f" {found.system_identifier}{f' (the copy {found.writer})' if found.writer else ''}",
-        hint="let `pgrecall wal receive --salvage` store what it holds, or move the spool away",
-    )
 
 
 def ready_slot(

@@ -235,6 +235,10 @@ class Spool:
         tails = [name for name in names if name.endswith(TAIL_SUFFIX)]
         return histories + sorted(segments + tails)
 
+    def holds_wal(self) -> bool:
+        """True when anything here is not stored yet, the unfinished segment included."""
+        return bool(self._name or self.ready())
+
     def unfinished(self) -> Unfinished | None:
         """What is durable of the segment that is being written; None when nothing is."""
         with self._guard:
