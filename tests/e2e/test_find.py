@@ -72,9 +72,7 @@ class Story:
 
 
 @pytest.fixture
-def story(
-    installation: Installation, pg_factory: ServerFactory, tmp_path: Path
-) -> Iterator[Story]:
+def story(installation: Installation, pg_factory: ServerFactory, tmp_path: Path) -> Iterator[Story]:
     product = Product.start(pg_factory, tmp_path, installation=installation)
     try:
         yield Story(product, tmp_path)
@@ -145,7 +143,10 @@ def test_a_truncated_table_comes_back(story: Story) -> None:
     story.product.switch()
 
     names = [(one["what"], one["name"]) for one in story.found("--truncated", "*")]
-    assert names == [("truncated", "postgres.public.emptied"), ("truncated", "postgres.public.kept")]
+    assert names == [
+        ("truncated", "postgres.public.emptied"),
+        ("truncated", "postgres.public.kept"),
+    ]
     dropped = [(one["what"], one["name"]) for one in story.found("--dropped", "*")]
     assert dropped == [("dropped", "postgres.public.emptied")]
     found = story.one("--truncated", "emptied")

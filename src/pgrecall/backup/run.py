@@ -95,6 +95,9 @@ class BackupRun:
 
     def _run(self) -> Completion:
         began = self._tools.clock.monotonic()
+        # Before it starts: a reader of catalogs sets hint bits, which the checkpoint then writes.
+        self._tools.progress.phase("names")
+        self._findings += self._tools.record_names()
         with (
             BackupSession(self._tools.connect("backup")) as session,
             self._tools.connect("watch") as side,
@@ -106,8 +109,6 @@ class BackupRun:
             if not self._task.plan.with_wal:
                 self._await_wal(session, side, segments)
         self._findings += results.findings()
-        self._tools.progress.phase("names")
-        self._findings += self._tools.record_names()
         external, unreadable = external_files(self._task.facts, self._task.plan.data_directory)
         self._findings += unreadable
         taken = Taken(
