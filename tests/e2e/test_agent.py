@@ -189,3 +189,44 @@ def test_a_place_of_somebody_else_is_refused(scene: AgentScene) -> None:
     refused = scene.product.cli("agent")
     assert refused.returncode == 71
     assert "open to other users" in refused.stderr
+
+
+def test_it_receives_and_records_names_when_asked_to(scene: AgentScene) -> None:
+    scene.configure(more="[receive]\nis_enabled = true\ntail_seconds = 1\n")
+    agent = scene.start()
+    assert [one.name for one in agent.snapshot.components] == [  # type: ignore[union-attr]
+        "pusher", "fetcher", "listener", "receiver", "schedule", "observer", "configuration",
+        "names",
+    ]  # fmt: skip
+    scene.product.server.sql("CREATE TABLE orders (n int)")
+    scene.product.switch()
+    agent.wait_until(lambda: agent.facts("receiver")["segments_stored"] > 0, "it has received")
+    agent.wait_until(lambda: agent.facts("names").get("relations"), "names are recorded")
+    assert agent.facts("receiver")["restarts"] == 0
+    assert agent.end() == 0
+    assert scene.product.cli("status").returncode != 0, "the settings want an agent"
+
+
+def test_metrics_of_a_running_agent(scene: AgentScene) -> None:
+    path = scene.product.directory / "m.sock"
+    scene.product.backup()
+    scene.configure(agent=f'metrics_address = "{path}"')
+    agent = scene.start()
+    scene.product.switch()
+    agent.wait_until(lambda: agent.facts("observer").get("last_backup_id"))
+    agent.wait_until(lambda: agent.facts("configuration").get("looked_at"))
+
+    def scrape(what: str) -> str:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(30)
+            client.connect(str(path))
+            client.sendall(f"GET {what} HTTP/1.0\r\n\r\n".encode())
+            return client.makefile("rb").read().decode()
+
+    text = scrape("/metrics")
+    assert 'pgrecall_component_up{component="pusher",server="main"} 1.0' in text
+    assert 'pgrecall_backup_last_age_seconds{server="main"}' in text
+    assert 'pgrecall_server_up{server="main"} 1.0' in text
+    assert 'pgrecall_archive_pushed_total{server="main"}' in text
+    assert " 200 " in scrape("/healthz")
+    assert agent.end() == 0

@@ -74,6 +74,55 @@ FACT_METRICS = (
     FactMetric("listener_fetches_total", "listener", "fetches", "wal fetch served."),
     FactMetric("listener_failures_total", "listener", "failures", "Calls that failed."),
     FactMetric(
+        "fetched_ahead_total",
+        "fetcher",
+        "fetched_prefetched_total",
+        "Files that had been fetched ahead when they were asked for.",
+    ),
+    FactMetric(
+        "receiver_lag_bytes",
+        "receiver",
+        "lag_bytes",
+        "WAL of the server that the receiver has not flushed yet.",
+    ),
+    FactMetric(
+        "receiver_flushed_lsn_bytes",
+        "receiver",
+        "flushed_to",
+        "Up to where WAL is durable in the spool.",
+        _LSN,
+    ),
+    FactMetric(
+        "receiver_stored_lsn_bytes",
+        "receiver",
+        "stored_to",
+        "Up to where received WAL is in the repositories.",
+        _LSN,
+    ),
+    FactMetric(
+        "receiver_segments_total", "receiver", "segments_stored", "Received segments stored."
+    ),
+    FactMetric("receiver_tails_total", "receiver", "tails_stored", "Unfinished segments stored."),
+    FactMetric(
+        "receiver_slot_retained_bytes",
+        "receiver",
+        "slot_retained_bytes",
+        "WAL that the server keeps for the slot.",
+    ),
+    FactMetric(
+        "receiver_slot_safe_bytes",
+        "receiver",
+        "slot_safe_wal_bytes",
+        "WAL until the slot is lost; absent without max_slot_wal_keep_size.",
+    ),
+    FactMetric(
+        "names_recorded_timestamp_seconds",
+        "names",
+        "last_at",
+        "When it was recorded last what tables are called.",
+        _MOMENT,
+    ),
+    FactMetric(
         "backup_last_timestamp_seconds",
         observer.NAME,
         "last_backup_at",

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from pgrecall.agent.component import Component
+from pgrecall.agent.component import Component, Facts
 from pgrecall.agent.job_runner import Ended, JobRunner
 from pgrecall.agent.lock import agent_lock
 from pgrecall.agent.notify import Notifier
@@ -18,6 +18,7 @@ from pgrecall.app.agent_composition import Blueprint, Joints, Place, blueprints,
 from pgrecall.app.context import RunContext
 from pgrecall.app.invocation_path import pgrecall_command
 from pgrecall.app.journalling import write_job
+from pgrecall.app.naming import record_names
 from pgrecall.errors import SettingsError
 from pgrecall.settings import Settings
 from pgrecall.system.clock import SystemClock
@@ -151,7 +152,11 @@ class Agent:
 
     def _blueprints(self, place: Place) -> list[Blueprint]:
         joints = Joints(
-            self._context.environment, self._runner, self._report, self._supervisor.statuses
+            environment=self._context.environment,
+            runner=self._runner,
+            report=self._report,
+            statuses=self._supervisor.statuses,
+            record_names=self._record_names,
         )
         return blueprints(place, joints)
 
@@ -161,6 +166,20 @@ class Agent:
         chosen = self._context.repository_name
         repository = ["--repository", chosen] if chosen else []
         return [*pgrecall_command(), *config, "--server", self._place.server.name, *repository]
+
+    def _record_names(self, place: Place) -> Facts:
+        context = RunContext(
+            place.settings,
+            self._context,
+            server_name=place.server.name,
+            repository_name=self._context.repository_name,
+        )
+        found = record_names(context)
+        return {
+            "relations": found.relations,
+            "databases": found.databases,
+            "problems": "; ".join(finding.message for finding in found.findings) or None,
+        }
 
     def _report(self, ended: Ended) -> None:
         """A job's process that was killed could not write its own record."""

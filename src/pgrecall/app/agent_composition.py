@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from pgrecall.agent.component import Component
+from pgrecall.agent.component import Component, Facts
 from pgrecall.agent.configuration import ConfigurationWatch
 from pgrecall.agent.job_runner import Ended, JobRunner
 from pgrecall.agent.listener import Listener
 from pgrecall.agent.metrics import AgentCollector
 from pgrecall.agent.metrics_server import MetricsServer, parse_address
 from pgrecall.agent.observer import Observer
+from pgrecall.agent.periodic import Periodic
 from pgrecall.agent.schedule import Timetable
 from pgrecall.agent.scheduler import Scheduler
 from pgrecall.agent.supervisor import ComponentStatus, Spec
@@ -26,6 +27,7 @@ from pgrecall.wal.fetch import FetchResult
 from pgrecall.wal.prefetch import Fetcher
 from pgrecall.wal.push import PushResult
 from pgrecall.wal.pusher import Pusher
+from pgrecall.wal.receive import Receiver
 
 _LOCAL_HOSTS = frozenset({"", "localhost", "127.0.0.1", "::1"})
 
@@ -88,6 +90,7 @@ class Joints(NamedTuple):
     runner: JobRunner
     report: Callable[[Ended], None]
     statuses: Callable[[], Sequence[ComponentStatus]]
+    record_names: Callable[[Place], Facts]
 
 
 def blueprints(place: Place, joints: Joints) -> list[Blueprint]:
@@ -95,9 +98,13 @@ def blueprints(place: Place, joints: Joints) -> list[Blueprint]:
     found = []
     if place.data_directory:
         found += _archiving(place, joints.environment)
+    if place.settings.receive.is_enabled:
+        found.append(_receiver(place, joints.environment))
     found.append(_schedule(place, joints))
     found.append(_observer(place, joints.environment))
     found.append(_configuration(place, joints.environment))
+    if place.settings.agent.names_seconds:
+        found.append(_names(place, joints))
     if place.settings.agent.metrics_address:
         found.append(_metrics(place, joints))
     return found
@@ -128,7 +135,7 @@ def _archiving(place: Place, environment: Mapping[str, str]) -> list[Blueprint]:
         server,
         tuple(settings.repositories_of(server)),
         settings.wal,
-        settings.agent.replace(metrics_address=""),
+        settings.agent.replace(metrics_address="", names_seconds=0.0),
         place.data_directory,
     )
     socket = socket_path(settings, server)
@@ -153,6 +160,26 @@ def _archiving(place: Place, environment: Mapping[str, str]) -> list[Blueprint]:
         Blueprint("fetcher", "fetches ahead of recoveries that ask for WAL", sources, fetcher),
         Blueprint("listener", f"serves wal push and wal fetch at {socket}", sources, listener),
     ]
+
+
+def _receiver(place: Place, environment: Mapping[str, str]) -> Blueprint:
+    settings, server = place.settings, place.server
+
+    def make(_: Mapping[str, Component]) -> Component:
+        return Receiver(settings, server, environment)
+
+    return Blueprint(
+        "receiver",
+        f"receives WAL by streaming, with the slot {settings.receive.slot!r}",
+        (
+            server,
+            tuple(settings.repositories_of(server)),
+            settings.wal,
+            settings.receive,
+            settings.agent.directory,
+        ),
+        make,
+    )
 
 
 def _schedule(place: Place, joints: Joints) -> Blueprint:
@@ -203,6 +230,20 @@ def _configuration(place: Place, environment: Mapping[str, str]) -> Blueprint:
         "configuration",
         "notices changed configuration files, settings and pg_hba.conf within a minute",
         (place.server, place.data_directory, directory),
+        make,
+    )
+
+
+def _names(place: Place, joints: Joints) -> Blueprint:
+    seconds = place.settings.agent.names_seconds
+
+    def make(_: Mapping[str, Component]) -> Component:
+        return Periodic("names", lambda: joints.record_names(place), seconds, SystemClock())
+
+    return Blueprint(
+        "names",
+        f"records what tables are called, every {seconds:.0f} s",
+        (place.server, tuple(place.settings.repositories_of(place.server)), seconds),
         make,
     )
 

@@ -202,6 +202,12 @@ class AgentSettings(Section):
         bounds=(0, 1024),
         doc="How many segments are fetched ahead of a recovery, which bounds their disk. 0: none.",
     )
+    names_seconds: float = setting(
+        default=3600.0,
+        unit="seconds",
+        bounds=(0, 366 * _DAY),
+        doc="How often it is recorded what tables are called, for find. 0: with backups only.",
+    )
     metrics_address: str = setting(
         default="",
         doc="Where /metrics and /healthz are served: HOST:PORT, :PORT for this host only, or the "
