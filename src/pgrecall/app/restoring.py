@@ -9,10 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 
 from pgrecall.app.context import RunContext
+from pgrecall.app.copy_place import CopyPlace, choose_place
 from pgrecall.app.invocation_path import pgrecall_command
 from pgrecall.app.opened import OpenedRepository, main_repository
 from pgrecall.app.requests import RestoreRequest
-from pgrecall.app.starting import CopyPlace, Started, choose_place, start_restored
+from pgrecall.app.starting import Started, start_restored
 from pgrecall.app.taking_over import record_owner
 from pgrecall.errors import (
     BackupNotFoundError,

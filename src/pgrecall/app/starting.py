@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import tempfile
 import time
 from datetime import datetime
@@ -12,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from pgrecall.app.context import RunContext
+from pgrecall.app.copy_place import CopyPlace
 from pgrecall.app.requests import RestoreRequest
 from pgrecall.errors import RecoveryError
 from pgrecall.model.manifest import ManifestRoot
@@ -25,15 +25,6 @@ from pgrecall.system.clock import SystemClock
 from pgrecall.system.durable import write_durable
 
 LOG_FILE = "pgrecall_recovery.log"
-_SOCKET_NAME_BYTES = 24
-_SOCKET_PATH_BYTES = 103
-
-
-class CopyPlace(msgspec.Struct, frozen=True):
-    """Where a copy listens: a port and a socket directory of its own, no network address."""
-
-    port: int
-    socket_directory: str
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,20 +46,6 @@ class Started(msgspec.Struct, frozen=True, kw_only=True):
     log_path: str
     prepared_transactions: tuple[str, ...] = ()
     subscriptions: tuple[str, ...] = ()
-
-
-def choose_place(target_dir: str, port: int | None) -> CopyPlace:
-    """A free port, and a directory for the socket: PGDATA itself where its path is short enough."""
-    directory = target_dir
-    is_long = len(os.fsencode(directory)) + _SOCKET_NAME_BYTES > _SOCKET_PATH_BYTES
-    # The setting is a list: a comma or a quote in the path would make it another.
-    if (
-        is_long
-        or any(character in directory for character in ',"')
-        or directory != directory.strip()
-    ):
-        directory = tempfile.mkdtemp(prefix="pgrecall-")
-    return CopyPlace(port if port is not None else _free_port(), directory)
 
 
 def start_restored(
@@ -173,9 +150,3 @@ def clear_targets_of(target_dir: str) -> None:
     cleared = clear_targets(text, now=SystemClock().now())
     mode = path.stat().st_mode & 0o777
     write_durable(str(path), [cleared.encode("utf-8", "surrogateescape")], mode=mode)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
