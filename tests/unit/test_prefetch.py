@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pgrecall.errors import DestinationError, IdentityError, StoreError
+from pgrecall.errors import AgentSilentError, DestinationError, IdentityError, StoreError
 from pgrecall.model.wal_files import history_name, segment_name
-from pgrecall.settings import AgentSettings
+from pgrecall.settings import AgentSettings, RestoreSettings
 from pgrecall.wal import prefetch
 from pgrecall.wal.delivery import write_verified
 from pgrecall.wal.fetch import FetchResult
@@ -243,3 +243,16 @@ def test_zero_segments_ahead_is_no_prefetching(scene: FetchScene) -> None:
         assert scene.ask(name) is not None
     assert scene.served() == (0, 2)
     assert not scene.cache.exists()
+
+
+def test_who_is_to_keep_trying_does_so_himself(scene: FetchScene) -> None:
+    (first,) = scene.store_segments(1)
+    (scene.path / "one").rename(scene.path / "away")
+    with pytest.raises(StoreError):
+        scene.ask(first)
+    scene.settings.restore = RestoreSettings(on_fetch_error="retry")
+    with pytest.raises(AgentSilentError):
+        scene.ask(first)
+    (scene.pgdata / "standby.signal").touch()
+    with pytest.raises(StoreError):
+        scene.ask(first)

@@ -12,7 +12,8 @@ from pgrecall.cli.wal_settings import choose
 from pgrecall.cli.wal_words import TransferOptions, parse_words
 from pgrecall.errors import EXIT_PROVEN_ABSENT, DataDirectoryError, ReportedError
 from pgrecall.settings import ServerSettings, Settings
-from pgrecall.wal.fetch import fetch_file
+from pgrecall.wal.fetch import FetchResult, fetch_file
+from pgrecall.wal.patience import keeps_trying, patiently
 from pgrecall.wal.push import push_file
 
 Chosen = tuple[Settings, ServerSettings]
@@ -69,9 +70,15 @@ def _push(path: str, options: TransferOptions, chosen: Chosen) -> int:
 
 def _fetch(name: str, destination: str, options: TransferOptions, chosen: Chosen) -> int:
     settings, server = chosen
-    result = fetch_file(
-        settings, server, name, destination, pgdata=_data_directory(server), environment=os.environ
-    )
+    pgdata = _data_directory(server)
+
+    def once() -> FetchResult | None:
+        return fetch_file(
+            settings, server, name, destination, pgdata=pgdata, environment=os.environ
+        )
+
+    is_patient = keeps_trying(settings, destination, pgdata)
+    result = patiently(once, lambda text: _warn([text])) if is_patient else once()
     outcome = "absent" if result is None else "delivered"
     warnings = [] if result is None else result.warnings
     _warn(warnings)

@@ -288,6 +288,12 @@ class RestoreSettings(Section):
     workers: int = setting(
         default=0, bounds=(0, 256), doc="Threads that fetch and write. 0: two for each core."
     )
+    on_fetch_error: str = setting(
+        default="abort",
+        choices=("abort", "retry"),
+        doc="When wal fetch cannot tell whether a segment is there: stop the recovery, or go on"
+        " asking until the store answers. A standby always asks again by itself.",
+    )
 
 
 class LogSettings(Section):

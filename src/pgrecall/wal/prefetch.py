@@ -30,7 +30,13 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 
-from pgrecall.errors import DestinationError, PgrecallError, SpaceError
+from pgrecall.errors import (
+    AgentSilentError,
+    DestinationError,
+    PgrecallError,
+    SpaceError,
+    StoreError,
+)
 from pgrecall.model.wal_files import SEGMENT, WalFile, segment_name
 from pgrecall.repository.identity import Generation, open_repository, require_generation
 from pgrecall.repository.layout import encode_server
@@ -43,6 +49,7 @@ from pgrecall.wal.agent_places import DIRECTORY_MODE, prefetch_directory
 from pgrecall.wal.archives import Archive, archive_store, control_of, data_directory_of
 from pgrecall.wal.delivery import check_tablespaces, remove, write_verified
 from pgrecall.wal.fetch import FetchResult, deliver, fetch_file
+from pgrecall.wal.patience import keeps_trying
 
 _LOG = logging.getLogger(__name__)
 
@@ -96,7 +103,8 @@ class Fetcher:
 
         ``pgdata`` is the caller's: a relative ``destination`` begins there. None
         only when the file is proven absent in every repository, now. Raises what
-        fetch_file raises.
+        fetch_file raises; with restore.on_fetch_error = retry, AgentSilentError in
+        place of StoreError: then the caller does the work, and waits, himself.
         """
         destination = os.path.join(pgdata, destination)
         file = WalFile(name)
@@ -109,14 +117,22 @@ class Fetcher:
             found = self._take(file, destination, belongs_to, system)
             if found is not None:
                 return found
-        result = fetch_file(
-            self._settings,
-            self._server,
-            name,
-            destination,
-            pgdata=pgdata,
-            environment=self._environment,
-        )
+        try:
+            result = fetch_file(
+                self._settings,
+                self._server,
+                name,
+                destination,
+                pgdata=pgdata,
+                environment=self._environment,
+            )
+        except StoreError as error:
+            if not keeps_trying(self._settings, destination, pgdata):
+                raise
+            # A thread of the agent would go on when the server was stopped long ago.
+            raise AgentSilentError(
+                f"{error.message}; who asks for {name} goes on asking by himself"
+            ) from error
         if result is not None:
             self._count_served("direct")
             if file.kind == SEGMENT and control is not None and self._count:
