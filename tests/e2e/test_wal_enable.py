@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pgrecall.agent.client_file import client_path
 from pgrecall.app.invocation_path import pgrecall_command
 from pgrecall.errors import (
     ArchivingRefusedError,
@@ -362,3 +363,29 @@ def test_killed_in_the_middle_it_can_be_repeated_or_undone(enabling: Enabling, p
     assert enabling("--yes", "--json").document["outcome"] == "enabled"
     assert enabling("--undo", "--yes", "--json").document["outcome"] == "undone"
     assert (server.pgdata / "postgresql.auto.conf").read_text() == auto_before
+
+
+def test_through_the_agents_client(enabling: Enabling, tmp_path: Path) -> None:
+    server = enabling.server
+    plain = enabling("--yes", "--json")
+    assert plain.status == 0, plain
+    done = enabling("--yes", "--json", "--agent")
+    assert done.status == 0, done
+    server.restart()
+    command = server.value("SHOW archive_command")
+    assert f"{client_path()} push --socket" in command
+    assert "--fallback" in command
+    assert enabling.cli("check", "--json").findings("fail") == {}
+    # Without --agent either way is as good as the other.
+    assert enabling("--json").document["outcome"] == "nothing to do"
+
+    named = tmp_path / "pgrecall-client"
+    named.write_bytes(Path(str(client_path())).read_bytes())
+    named.chmod(0o755)
+    refused = enabling("--yes", "--json", "--client", str(named))
+    assert refused.status == ArchivingRefusedError.exit_status
+    assert "status 74" in refused.document["error"]["message"]  # no agent runs
+    assert server.value("SHOW archive_command") == command
+    undone = enabling("--undo", "--yes", "--json")
+    assert undone.document["outcome"] == "undone"
+    assert len(undone.document["plan"]["changes"]) == 3

@@ -57,6 +57,18 @@ RIGHT = archive_command(["/opt/pg recall"], "/etc/it's 100%.toml", "shop 'ü'")
             ArchiveCommand("pgrecall", program="env"),
         ),
         (
+            "/shared/pgrecall-client push --socket /s --server shop --fallback /p --config /c %p",
+            ArchiveCommand(
+                "pgrecall", program="/shared/pgrecall-client", config="/c", server="shop"
+            ),
+        ),
+        (
+            "/shared/pgrecall-client push --server shop %p || true",
+            ArchiveCommand(
+                "pgrecall", program="/shared/pgrecall-client", server="shop", tail="|| true"
+            ),
+        ),
+        (
             RIGHT,
             ArchiveCommand(
                 "pgrecall",

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgrecall.postgres.configuration import quote_setting
-from pgrecall.wal.commands import archive_command, restore_command
+from pgrecall.wal.commands import archive_command, client_archive_command, restore_command
 
 NASTY = [
     "plain",
@@ -80,6 +80,21 @@ def test_words_arrive_as_they_are(tmp_path: Path, word: str) -> None:
             *chosen,
             *["wal", "fetch", "000000010000000000000003", "pg_wal/RECOVERYXLOG"],
         ]
+
+
+@pytest.mark.parametrize("word", NASTY)
+def test_the_clients_words_arrive_as_they_are(tmp_path: Path, word: str) -> None:
+    import json
+
+    client, seen = fake_pgrecall(tmp_path / f"d {word}"), tmp_path / "seen"
+    command = client_archive_command(str(client), f"/run/{word}", word, (f"/x/{word}", "/c"))
+    assert run(command, seen) == 0
+    options = ["--socket", f"/run/{word}", "--server", word]
+    fallback = ["--fallback", f"/x/{word}", "--config", "/c"]
+    wanted = ["push", *options, *fallback, "pg_wal/RECOVERYXLOG"]
+    assert json.loads(seen.read_text()) == wanted
+    assert run(client_archive_command(str(client), f"/run/{word}", word, ()), seen) == 0
+    assert json.loads(seen.read_text()) == ["push", *options, "pg_wal/RECOVERYXLOG"]
 
 
 @pytest.mark.parametrize("status", [1, 2, 4, 33, 63, 64, 65, 125, 126, 127, 130, 143, 200])

@@ -6,13 +6,14 @@ import os
 
 import msgspec
 
+from pgrecall.agent.client_file import client_path
 from pgrecall.app.context import RunContext
 from pgrecall.app.enabling_places import OpenedAll, local_data_directory, owner_of, user_name
 from pgrecall.app.enabling_probe import may_probe
 from pgrecall.app.invocation_path import pgrecall_command
 from pgrecall.app.requests import EnableRequest
 from pgrecall.check.command_line import read_archive_command
-from pgrecall.errors import ArchivingRefusedError, IdentityError
+from pgrecall.errors import ArchivingRefusedError, IdentityError, ToolMissingError
 from pgrecall.model.findings import Finding
 from pgrecall.postgres import hba
 from pgrecall.postgres.connection import Connection
@@ -22,7 +23,8 @@ from pgrecall.postgres.physical_slots import check_slot_name, slot_facts
 from pgrecall.postgres.restarting import restart_problem
 from pgrecall.postgres.roles import role_facts
 from pgrecall.repository.identity import require_generation, require_owner
-from pgrecall.wal.commands import archive_command
+from pgrecall.wal.agent_places import socket_path
+from pgrecall.wal.commands import archive_command, client_archive_command
 from pgrecall.wal.enabling_plan import (
     SETTINGS,
     CommandKind,
@@ -103,7 +105,7 @@ def prepare(
 ) -> Prepared:
     """Ask the server what it has, and decide; changes nothing. Raises PostgresError, UsageError."""
     config = os.path.abspath(context.settings.path) if context.settings.path else ""
-    command = archive_command(pgrecall_command(), config, context.server.name)
+    command = _wished_command(context, request, config)
     slot = check_slot_name(context.settings.receive.slot) if request.slot else ""
     parameters = parameter_facts(connection, SETTINGS)
     wishes = EnableWishes(
@@ -120,7 +122,9 @@ def prepare(
             major=facts.major,
             has_checksums=facts.has_checksums,
             parameters=parameters,
-            command=_command_kind(present, command, config, context.server.name),
+            command=_command_kind(
+                present, command, config, context.server.name, is_open=not _by_agent(request)
+            ),
             role=role_facts(connection, request.role) if request.role else None,
             slot=slot_facts(connection, slot) if slot else None,
         ),
@@ -157,7 +161,35 @@ def prepare(
     return Prepared(plan, decision, facts, before, command, pgdata, admission, files)
 
 
-def _command_kind(present: str, wished: str, config: str, server: str) -> CommandKind:
+def _by_agent(request: EnableRequest) -> bool:
+    return request.agent or bool(request.client)
+
+
+def _wished_command(context: RunContext, request: EnableRequest, config: str) -> str:
+    """The command that ``init`` prints too, or the client's; raises ToolMissingError."""
+    program = pgrecall_command()
+    if not _by_agent(request):
+        return archive_command(program, config, context.server.name)
+    client = request.client or client_path() or ""
+    if not request.client and not os.access(client, os.X_OK):
+        raise ToolMissingError(
+            "this installation has no client that can be executed where it is",
+            hint="pgrecall wal client --install PATH, and name that file with --client",
+        )
+    # A client that is named lies in an image without Python: there is nothing to fall back on.
+    can_fall_back = not request.client and len(program) == 1
+    return client_archive_command(
+        client,
+        socket_path(context.settings, context.server),
+        context.server.name,
+        (program[0], config) if can_fall_back else (),
+    )
+
+
+def _command_kind(
+    present: str, wished: str, config: str, server: str, *, is_open: bool
+) -> CommandKind:
+    """``is_open``: any way to pgrecall is as good as the one that is wished."""
     if present == wished:
         return "as wished"
     read = read_archive_command(present)
@@ -166,7 +198,9 @@ def _command_kind(present: str, wished: str, config: str, server: str) -> Comman
     if read.kind != "pgrecall" or read.tail:
         return "foreign"
     is_here = os.path.normpath(read.config or config) == os.path.normpath(config)
-    return "as wished" if is_here and read.server in {"", server} else "foreign"
+    if not is_here or read.server not in {"", server}:
+        return "foreign"
+    return "as wished" if is_open else "ours"
 
 
 def _admission(request: EnableRequest, connection: Connection, pgdata: str) -> hba.Admission:

@@ -84,11 +84,15 @@ class EnableRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     ``admin`` is the role to do it as; empty: the configured one. ``role`` empty: none is made.
     ``role_password`` is a reference (env:NAME, file:/path). ``slot``: make the slot of [receive].
-    ``wal_keep_mib`` 0 and ``archive_timeout_seconds`` 0 turn that off.
+    ``agent``: archive through this installation's client of the agent, ``client``: through
+    that one, as the server's host sees it. ``wal_keep_mib`` 0 and ``archive_timeout_seconds`` 0
+    turn that off.
     """
 
     undo: bool = False
     admin: str = ""
+    agent: bool = False
+    client: str = ""
     archive_timeout_seconds: int | None = None
     wal_keep_mib: int | None = None
     role: str = ""

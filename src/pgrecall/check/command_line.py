@@ -21,13 +21,14 @@ _TOOLS = (
     "pg_probackup", "pghoard_postgres_command", "cp", "rsync", "scp", "test", "[", "gzip",
     "zstd", "lz4", "aws", "mc", "gsutil", "azcopy",
 )  # fmt: skip
+_CLIENT = "pgrecall-client"
 _DOES_NOTHING = frozenset({"true", ":", "exit"})
 
 
 class ArchiveCommand(msgspec.Struct, frozen=True):
     """An archive_command taken apart.
 
-    ``kind``: "pgrecall" runs ``wal push``, "none" is empty, "nothing" succeeds
+    ``kind``: "pgrecall" runs ``wal push`` or the client, "none" is empty, "nothing" succeeds
     without archiving, "other-tool" is ``program``, "unknown" could be a script
     that runs anything. ``config`` and ``server`` are the options that it gives
     to pgrecall. ``tail``: what stands behind the file, and may hide a failure.
@@ -54,16 +55,18 @@ def read_archive_command(text: str) -> ArchiveCommand:
         return ArchiveCommand("none")
     for position, pair in enumerate(pairwise(words)):
         if pair == ("wal", "push") and any("pgrecall" in word for word in words[:position]):
-            return _of_pgrecall(words, position)
+            return _of_pgrecall(words[:position] + words[position + 2 :])
+        if pair[0].rpartition("/")[2] == _CLIENT and pair[1] == "push":
+            return _of_pgrecall(words[: position + 1] + words[position + 2 :])
     program = _program(words).rpartition("/")[2]
     if program in _DOES_NOTHING:
         return ArchiveCommand("nothing", program=program)
     return ArchiveCommand("other-tool" if program in _TOOLS else "unknown", program=program)
 
 
-def _of_pgrecall(words: list[str], position: int) -> ArchiveCommand:
+def _of_pgrecall(rest: list[str]) -> ArchiveCommand:
+    """Of the words without ``wal push``, or without the client's ``push``."""
     options: dict[str, str] = {}
-    rest = words[:position] + words[position + 2 :]
     file = next((at for at, word in enumerate(rest) if "\0p" in word), len(rest))
     for at, word in enumerate(rest):
         name, equals, value = word.partition("=")

@@ -28,6 +28,19 @@ def archive_command(pgrecall: Sequence[str], config: str, server: str) -> str:
     return f'{_program(pgrecall, config, server)} wal push "%p"'
 
 
+def client_archive_command(client: str, socket: str, server: str, fallback: Sequence[str]) -> str:
+    """archive_command through the client without Python, which asks the agent at ``socket``.
+
+    ``fallback``: program and configuration with which it does the work itself when no
+    agent answers; empty: it fails then, and PostgreSQL tries again.
+    """
+    words = [client, "push", "--socket", socket, "--server", server]
+    if fallback:
+        program, config = fallback
+        words += ["--fallback", program, "--config", config]
+    return f'{shlex.join(words).replace("%", "%%")} "%p"'
+
+
 def restore_command(pgrecall: Sequence[str], config: str, server: str, *, standby: bool) -> str:
     """restore_command for archive recovery, or for a standby.
 
