@@ -212,9 +212,9 @@ def test_moments(story: Story) -> None:
     story.fill("t", 10)
     story.product.backup()
     with server.connect(autocommit=False) as connection:
-        xid = connection.execute(
+        ((xid,),) = connection.execute(
             "INSERT INTO t VALUES (11, '') RETURNING pg_current_xact_id()::text::bigint"
-        ).fetchone()[0]
+        ).fetchall()
         connection.commit()
     between = server.value("SELECT clock_timestamp()")
     server.sql("SELECT pg_create_restore_point('once')")

@@ -11,7 +11,7 @@ from datetime import datetime
 
 import msgspec
 
-from pgrecall.errors import PostgresError, PostgresUnreachableError
+from pgrecall.errors import PostgresError
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.name_maps import DatabaseNames, NamedRelation
 from pgrecall.postgres.actions import replay_or_insert_lsn, server_clock
@@ -72,26 +72,32 @@ def read_names(connection: Connection, connect_to: ConnectTo) -> FoundNames:
         timeline,
         lsn,
         tuple(
-            _found(connect_to, int(oid), str(name), admits=bool(admits), limit=int(limit))
+            _found(connection, connect_to, (int(oid), str(name)), _refusal(admits, int(limit)))
             for oid, name, admits, limit in databases
         ),
     )
 
 
-def _found(
-    connect_to: ConnectTo, oid: int, name: str, *, admits: bool, limit: int
-) -> FoundDatabase:
+def _refusal(admits: bool, limit: int) -> str:
+    """Why nobody may connect to a database; empty when somebody may."""
     if limit == -2:
-        return FoundDatabase(oid, name, None, "its removal has begun and was not finished")
-    if not admits:
-        return FoundDatabase(oid, name, None, "it admits no connections (datallowconn)")
+        return "its removal has begun and was not finished"
+    return "" if admits else "it admits no connections (datallowconn)"
+
+
+def _found(
+    watch: Connection, connect_to: ConnectTo, database: tuple[int, str], refusal: str
+) -> FoundDatabase:
+    if refusal:
+        return FoundDatabase(*database, None, refusal)
     try:
-        with connect_to(name) as connection:
-            return FoundDatabase(oid, name, _names(connection, oid))
-    except PostgresUnreachableError:
-        raise
+        with connect_to(database[1]) as connection:
+            return FoundDatabase(*database, _names(connection, database[0]))
     except PostgresError as error:
-        return FoundDatabase(oid, name, None, error.message)
+        # libpq gives one kind of failure for a server that is gone and for a database that
+        # refuses: the session that is there tells them apart.
+        watch.ping()
+        return FoundDatabase(*database, None, error.message)
 
 
 def _names(connection: Connection, oid: int) -> DatabaseNames:
