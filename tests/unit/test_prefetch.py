@@ -98,6 +98,21 @@ def test_absence_is_never_remembered(scene: FetchScene) -> None:
     assert scene.ask(third) is not None
 
 
+def test_what_was_absent_is_fetched_ahead_when_it_has_come(scene: FetchScene) -> None:
+    segments = build_segments(3)
+    first, second, third = segments
+    for name in (first, second):
+        scene.push_new(name, segments[name])
+    assert scene.ask(first) is not None
+    scene.settle()
+    scene.push_new(third, segments[third])
+    assert scene.ask(second) is not None
+    scene.settle()
+    assert scene.ask(third) is not None
+    assert scene.target.read_bytes() == segments[third]
+    assert scene.served() == (2, 1)
+
+
 @pytest.mark.parametrize("what", ["history", "timeline", "backwards"])
 def test_another_question_drops_what_lies_ahead(scene: FetchScene, what: str) -> None:
     segments = list(scene.store_segments(6))
@@ -195,11 +210,13 @@ def test_leftovers_of_a_killed_agent_are_neither_used_nor_kept(scene: FetchScene
     scene.settle()
     (place,) = {path.parent for path in scene.cache.rglob("0*") if path.is_file()}
     (place / second).write_bytes(b"half")
+    (place / "leftover").write_bytes(b"of an earlier agent")
     after = Fetcher(scene.settings, scene.server, {})
     try:
         for name in (first, second):
             assert after.fetch(name, "pg_wal/RECOVERYXLOG", str(scene.pgdata)) is not None
             assert scene.target.read_bytes() == segments[name]
+            assert "leftover" not in scene.cached()
     finally:
         after.close()
     assert scene.cached() == []
