@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pgrecall.errors import SpaceError
+from pgrecall.errors import DestinationError, SpaceError
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.timelines import TimelineHistory
 from pgrecall.model.wal_files import SEGMENT, WalFile
@@ -236,3 +236,33 @@ def test_a_torn_end_of_the_spool_is_cut_back(pg_factory: ServerFactory, tmp_path
     partial.write_bytes(bytes(content) + os.urandom(10_000))
     finish(scene)
     assert_archive_is_the_servers(scene)
+
+
+def test_a_receiver_lives_through_restarts_and_crashes_of_the_server(
+    pg_factory: ServerFactory, tmp_path: Path
+) -> None:
+    pg = keeping_server(pg_factory)
+    scene = ReceiveScene(tmp_path, pg)
+    with scene.receiving() as running:
+        running.wait_streaming()
+        for end in (lambda: pg.stop("fast"), lambda: pg.stop("immediate"), pg.kill9):
+            scene.fill(2)
+            end()
+            running.wait(lambda: running.receiver.facts()["state"] == "waiting", "it notices")
+            assert running.receiver.facts()["problem"]
+            pg.start()
+            scene.fill(1)
+            last = scene.switch()
+            running.wait(lambda last=last: scene.archive().has(last), f"{last} is stored")
+        assert not running.receiver.facts()["problem"]
+    assert_archive_is_the_servers(scene)
+
+
+def test_one_receiver_at_a_time(pg_factory: ServerFactory, tmp_path: Path) -> None:
+    scene = ReceiveScene(tmp_path, keeping_server(pg_factory))
+    with scene.receiving() as running:
+        running.wait_streaming()
+        process = scene.start_program()
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == DestinationError.exit_status
+        assert "another receiver" in err
