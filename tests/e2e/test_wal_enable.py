@@ -160,6 +160,7 @@ def test_without_a_restart_it_says_what_waits(enabling: Enabling) -> None:
     assert set(document["pending_restart"]) == {"wal_level", "max_wal_senders", "archive_mode"}
     assert any("once more makes the slot" in step for step in document["next_steps"])
     enabling.server.restart()
+    assert [record["change"]["slot"] for record in enabling.records()] == [""]
     again = enabling("--yes", "--json", "--slot")
     assert (again.document["outcome"], again.status) == ("enabled", 0)
     assert [step["doing"] for step in again.document["plan"]["steps"]].count("make") == 1
@@ -203,6 +204,7 @@ def test_a_push_that_fails_keeps_archiving_off(enabling: Enabling) -> None:
     refused = enabling("--yes", "--json")
     assert refused.status == ArchivingRefusedError.exit_status, refused
     assert "archiving stays off" in refused.document["error"]["message"]
+    assert refused.document["error"]["hint"].endswith("once more, or --undo")
     assert settings_of(enabling.server) == before
     wal.unlink()
     assert enabling("--yes").status == 0
@@ -354,7 +356,8 @@ def test_killed_in_the_middle_it_can_be_repeated_or_undone(enabling: Enabling, p
     killed = subprocess.run(command, env=environment, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed
     assert len(enabling.records()) == 1
-    assert enabling("--undo", "--yes", "--json").document["outcome"] == "undone"
+    undone = enabling("--undo", "--yes", "--json").document
+    assert (undone["outcome"], undone["pending_restart"]) == ("undone", [])
     assert (server.pgdata / "postgresql.auto.conf").read_text() == auto_before
     server.restart()
     assert settings_of(server) == before

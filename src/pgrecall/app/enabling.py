@@ -27,6 +27,7 @@ from pgrecall.app.enabling_probe import may_probe, probe_push
 from pgrecall.app.requests import EnableRequest
 from pgrecall.errors import (
     ArchivingRefusedError,
+    PgrecallError,
     PostgresRightsError,
     PostgresUnreachableError,
 )
@@ -98,6 +99,9 @@ def run_enable(context: RunContext, request: EnableRequest) -> EnableResult:
         enabling.record(opened)
         try:
             return enabling.run()
+        except PgrecallError as error:
+            error.hint = f"{error.hint}. Then the same command once more, or --undo".lstrip(". ")
+            raise
         finally:
             enabling.close()
 
@@ -181,7 +185,7 @@ class _Enabling:
                 for name, value in decision.settings
             ),
             role=decision.role,
-            slot=self._context.settings.receive.slot if decision.makes_slot else "",
+            slot=self._context.settings.receive.slot if self._will_make_slot() else "",
             files=tuple(files),
         )
         for one in opened.repositories:
@@ -196,13 +200,21 @@ class _Enabling:
         what = "made the role" if change.makes else "gave rights to the role"
         self.done.append(f"{what} {change.name!r}")
 
-    def _slot(self) -> bool:
-        """Make the slot; False when the server cannot have one before its restart."""
+    def _will_make_slot(self) -> bool:
+        plan = self._prepared.plan
+        return self._prepared.decision.makes_slot and (plan.restarts or self._can_make_slot())
+
+    def _can_make_slot(self) -> bool:
+        """Whether the server can have a slot as it runs now, before any restart."""
         level, slots = self._connection.row(
             "SELECT pg_catalog.current_setting('wal_level'),"
             " pg_catalog.current_setting('max_replication_slots')::pg_catalog.int4"
         )
-        if level == "minimal" or slots == 0:
+        return level != "minimal" and int(slots) > 0
+
+    def _slot(self) -> bool:
+        """Make the slot; False when the server cannot have one before its restart."""
+        if not self._can_make_slot():
             return False
         name = self._context.settings.receive.slot
         make_slot(self._connection, name)

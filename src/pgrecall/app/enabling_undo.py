@@ -93,7 +93,7 @@ def run_undo(context: RunContext, request: EnableRequest) -> UndoResult:
         question = f"Turn archiving of the server {name!r} back to what it was?"
         if not context.approve(plan, question="" if request.dry_run else question):
             return UndoResult(plan=plan, outcome="nothing was changed")
-        undoing.run(restarts=plan.restarts)
+        pending = undoing.run(restarts=plan.restarts)
     ids = [change.change_id for change in changes]
     now = SystemClock().now()
     for one in opened.repositories:
@@ -102,7 +102,7 @@ def run_undo(context: RunContext, request: EnableRequest) -> UndoResult:
         plan=plan,
         outcome="undone",
         done=tuple(undoing.done),
-        pending_restart=() if plan.restarts else plan.restart_for,
+        pending_restart=pending,
         findings=tuple(undoing.findings),
     )
 
@@ -235,8 +235,8 @@ class _Undoing:
 
     # --- the act --------------------------------------------------------------------------
 
-    def run(self, *, restarts: bool) -> None:
-        """Settings, reload, slot, role, files, restart."""
+    def run(self, *, restarts: bool) -> tuple[str, ...]:
+        """Settings, slot, role, files, reload, restart; returns what waits for a restart."""
         changed = False
         for one in self._settings:
             step = self._setting_step(one)
@@ -251,10 +251,14 @@ class _Undoing:
             self._slot_and_role(change)
         if changed:
             reload(self._connection)
-        if restarts:
-            self._connection.close()
-            restart_server(self._context, self._pgdata, self._facts.major)
-            self.done.append("restarted the server")
+        now = parameter_facts(self._connection, [one.name for one in self._settings]).by_name
+        pending = tuple(name for name, parameter in now.items() if parameter.is_pending)
+        if not restarts or not pending:
+            return pending
+        self._connection.close()
+        restart_server(self._context, self._pgdata, self._facts.major)
+        self.done.append("restarted the server")
+        return ()
 
     def _slot_and_role(self, change: Change) -> None:
         for step in self._other_steps(change):

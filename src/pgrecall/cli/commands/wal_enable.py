@@ -107,8 +107,9 @@ def _tell(result: EnableResult) -> None:
         click.echo(line)
     for line in result.plan.by_hand:
         click.echo(f"    {line}")
+    is_out = any(finding.code == "role-not-admitted" for finding in result.findings)
     for path, lines in (("pg_hba.conf", result.plan.hba), ("pg_ident.conf", result.plan.ident)):
-        if lines and not result.plan.writes_hba:
+        if lines and is_out:
             click.echo(f"\nlines of {path} that let the role in, at its top:")
             for line in lines:
                 click.echo(f"    {line}")
