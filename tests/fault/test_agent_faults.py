@@ -8,6 +8,7 @@ given up within about a second, and the client does the work itself.
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -228,3 +229,34 @@ def test_two_agents_never_serve_one_socket(scene: FaultScene) -> None:
         assert second.returncode == 1
         assert f"another agent (pid {first.process.pid}) listens at" in second.stderr
         assert scene.run("c", "fetch", ABSENT, DESTINATION) == (64, "", "")
+
+
+@pytest.mark.parametrize("room", [0, 1, 2, 3, 4, 6])
+def test_an_agent_without_descriptors_lives_on(scene: FaultScene, room: int) -> None:
+    """Nobody is served then, and everybody does it himself; afterwards all is as before."""
+    name = next(iter(scene.segments))
+    with agent_process(scene.config, scene.socket) as agent:
+        assert scene.run("c", "push", f"pg_wal/{name}") == (0, "", "")
+        pid = agent.process.pid
+        highest = max(int(number) for number in os.listdir(f"/proc/{pid}/fd"))
+        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (highest + 1 + room, before[1]))
+        for kind in ("python", "c"):
+            assert scene.run(kind, "push", f"pg_wal/{name}") == (0, "", "")
+            assert scene.run(kind, "fetch", ABSENT, DESTINATION) == (64, "", "")
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+        wait_until(lambda: alone(scene, "fetch", name, DESTINATION) == 0)
+        assert agent.process.poll() is None
+
+
+def alone(scene: FaultScene, *words: str) -> int:
+    """The exit status of the client in C without a fallback."""
+    path = client_path()
+    assert path is not None
+    return subprocess.run(
+        [path, words[0], "--socket", str(scene.socket), *words[1:]],
+        cwd=scene.pgdata,
+        env={},
+        capture_output=True,
+        check=False,
+    ).returncode

@@ -416,8 +416,10 @@ def test_places_that_cannot_be_used(quiet: SocketScene) -> None:
         (directory / "open" / "agent.sock", "open to others"),
         (directory / "file" / "agent.sock", "cannot listen"),
     ):
+        stop = threading.Event()
+        stop.set()  # if it did listen, then not for long
         with pytest.raises(AgentPlaceError, match=why):
-            Listener(str(path), quiet.service).run(threading.Event())
+            Listener(str(path), quiet.service).run(stop)
     assert (directory / "file").read_text() == "mine"
 
 

@@ -8,6 +8,7 @@ check of identity and ownership looks at the caller's PGDATA (facts 1 and 2).
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -38,6 +39,7 @@ _log = logging.getLogger(__name__)
 _CONTROL = "global/pg_control"
 _LONGEST_TEXT = 3000
 _HIGHEST_STATUS = 125
+_LACKS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _OPENED = re.compile(r"/proc/self/fd/(\d+)")
 
 
@@ -146,6 +148,8 @@ class Call:
             return join([REFUSED, error.message])
         except PgrecallError as error:
             status, facts, text = self._failed(error)
+            if _is_lack(error):
+                return join([REFUSED, _plain(error.message)])
         except Exception as error:  # noqa: BLE001 (a bug here is no reason to stop archiving)
             self.failure = f"{type(error).__name__}: {error}"
             _log.exception("a bug while serving a client", extra={"verb": request.verb})
@@ -232,6 +236,15 @@ class Call:
         text = text.replace(self._file, self.request.path)
         text = _OPENED.sub(lambda found: words.get(int(found[1]), found[0]), text)
         return text[:_LONGEST_TEXT]
+
+
+def _is_lack(error: BaseException | None) -> bool:
+    """Whether the agent had too little of something that its client has of its own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _LACKS:
+            return True
+        error = error.__cause__
+    return False
 
 
 def _opened(descriptor: int) -> str:

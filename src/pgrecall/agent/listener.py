@@ -45,6 +45,7 @@ _LEAVING_SECONDS = 60.0
 """How long it may take to read the last reply and to go."""
 _GRACE_SECONDS = 3.0
 """What is being done when the agent ends gets so long; then its client does it."""
+_WARNING_SECONDS = 30.0
 # Each takes three descriptors, and a process has 1,024 by default. The others wait in the backlog.
 _MOST_CONNECTIONS = 256
 _CREDENTIALS = struct.Struct("iII")
@@ -196,6 +197,7 @@ class _Loop:
         self._selector = selectors.DefaultSelector()
         self._selector.register(listening, selectors.EVENT_READ, self._accept)
         self._is_accepting = True
+        self._silent_until = 0.0
         self._waking = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._selector.register(self._waking, selectors.EVENT_READ, self._woken)
         self._ending = threading.Lock()
@@ -240,7 +242,7 @@ class _Loop:
             except OSError as error:
                 if error.errno not in _LACKS:
                     raise
-                _log.warning("cannot accept a client: %s", error.strerror)
+                self._warn(f"cannot accept clients: {error.strerror}")
                 break
             connected.setblocking(False)
             raw = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
@@ -249,6 +251,12 @@ class _Loop:
             self._selector.register(connected, selectors.EVENT_READ, _reader(self, connection))
             self._listener.count("clients")
         self._stop_accepting()  # until the next tick finds room
+
+    def _warn(self, text: str) -> None:
+        """Say it now and then: the lack is found anew ten times in a second."""
+        if time.monotonic() >= self._silent_until:
+            self._silent_until = time.monotonic() + _WARNING_SECONDS
+            _log.warning(text)
 
     def _stop_accepting(self) -> None:
         if self._is_accepting:
