@@ -46,8 +46,8 @@ def test_all_is_well(scene: Scene) -> None:
     current = scene.server.value("SELECT pg_walfile_name(pg_current_wal_insert_lsn())")
     assert document["segment"] == current
     assert document["pending"]["segments"] == 0
-    assert document["lag"]["lag_seconds"] == 0
-    assert 0 <= document["lag"]["lag_bytes"] < MIB
+    assert document["lag"]["waiting_seconds"] == 0
+    assert 0 <= document["lag"]["behind_bytes"] < MIB
     (repository,) = document["repositories"]
     assert repository["newest_segment"] == document["archiver"]["last_archived_file"]
     assert document["agent"] == {"is_running": False, "pid": None, "has_socket": False}
@@ -67,7 +67,7 @@ def test_a_failure_and_its_cause(scene: Scene) -> None:
     assert "archive-command" in codes(document)
     assert document["pending"]["segments"] == 1
     assert document["pending"]["oldest"] == document["archiver"]["last_failed_file"]
-    assert document["lag"]["lag_seconds"] > 0
+    assert document["lag"]["waiting_seconds"] > 0
     people = scene.cli("wal", "status")
     assert people.status == StatusFailError.exit_status
     assert "HINT:" in people.out

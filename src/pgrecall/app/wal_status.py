@@ -369,9 +369,9 @@ def _lag(
         oldest = pending.oldest_at
         seconds = max(0.0, (position.asked_at - oldest).total_seconds()) if oldest else 0.0
     return ArchiveLag(
-        lag_seconds=seconds,
-        lag_segments=pending.segments if pending is not None else None,
-        lag_bytes=behind,
+        waiting_seconds=seconds,
+        waiting_segments=pending.segments if pending is not None else None,
+        behind_bytes=behind,
     )
 
 

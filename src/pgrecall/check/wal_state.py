@@ -31,23 +31,23 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True):
 class ArchiveLag(msgspec.Struct, frozen=True, kw_only=True):
     """How far the archive is behind. None: it cannot be told.
 
-    ``lag_seconds``: for how long the oldest finished file waits; 0 when none does.
-    ``lag_segments``: finished ones that wait. ``lag_bytes``: from the end of what
+    ``waiting_seconds``: for how long the oldest finished file waits; 0 when none does.
+    ``waiting_segments``: finished ones that wait. ``behind_bytes``: from the end of what
     is archived to the server's position, the unfinished segment included.
     """
 
-    lag_seconds: float | None = None
-    lag_segments: int | None = None
-    lag_bytes: int | None = None
+    waiting_seconds: float | None = None
+    waiting_segments: int | None = None
+    behind_bytes: int | None = None
 
 
 def lag_findings(lag: ArchiveLag, limits: Thresholds) -> list[Finding]:
     """One finding for each bound that is passed, the gravest only."""
     found = []
     for what, value, warn, fail in (
-        ("seconds", lag.lag_seconds, limits.warn_seconds, limits.fail_seconds),
-        ("bytes", lag.lag_bytes, limits.warn_bytes, limits.fail_bytes),
-        ("segments", lag.lag_segments, limits.warn_segments, limits.fail_segments),
+        ("seconds", lag.waiting_seconds, limits.warn_seconds, limits.fail_seconds),
+        ("bytes", lag.behind_bytes, limits.warn_bytes, limits.fail_bytes),
+        ("segments", lag.waiting_segments, limits.warn_segments, limits.fail_segments),
     ):
         if value is None:
             continue
@@ -92,7 +92,7 @@ def slot_findings(slots: Sequence[SlotState]) -> list[Finding]:
     """Slots that lost WAL, will lose it, or keep it for nobody."""
     found = []
     for slot in slots:
-        retained = f" and keeps {slot.retained_bytes} bytes" if slot.retained_bytes else ""
+        retained = f", which keeps {slot.retained_bytes} bytes" if slot.retained_bytes else ""
         if slot.wal_status == LOST:
             why = f" ({slot.invalidation})" if slot.invalidation else ""
             found.append(

@@ -19,7 +19,6 @@ from pgrecall.app.recoverable_result import (
 )
 from pgrecall.cli.rendering import moment, render, size
 from pgrecall.model.findings import Finding
-from pgrecall.model.lsn import Lsn
 
 _NARROWEST = 24
 _WIDEST = 120
@@ -40,20 +39,35 @@ FINE = Signs("█", "░", "▲", "▶")
 
 
 class RangeLine(msgspec.Struct, frozen=True):
-    """A range or a gap as a line of the table; of a gap, the commits before and behind it."""
+    """A range as a line of the table."""
 
     timeline: int
-    what: str
     from_at: datetime | None
     to_at: datetime | None
     from_lsn: str
     to_lsn: str
-    backups: str
     segments: int
+    backups: int
+    first_backup: str
 
 
-class _Lines(msgspec.Struct, frozen=True):
-    ranges: tuple[RangeLine, ...]
+class GapLine(msgspec.Struct, frozen=True):
+    """A gap as a line of the table, with the commits before and behind it."""
+
+    timeline: int
+    cause: str
+    first_missing: str
+    segments: int
+    gap_bytes: int
+    after_at: datetime | None
+    before_at: datetime | None
+    explanation: str
+
+
+class _Tables(msgspec.Struct, frozen=True):
+    ranges: tuple[RangeLine, ...] = ()
+    gaps: tuple[GapLine, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
 
 def show_recoverable(result: RecoverableResult) -> None:
@@ -79,17 +93,20 @@ def show_recoverable(result: RecoverableResult) -> None:
         picture = draw(generation.paths, columns, signs_for(out.encoding))
         if picture:
             out.write("\n" + "\n".join(picture) + "\n")
-        lines = [line for path in generation.paths for line in _lines(path)]
-        if lines:
-            out.write("\n")
-            render(_Lines(ranges=tuple(lines)))
-    if result.findings:
-        out.write("\n")
-        render(_Findings(findings=result.findings))
+        tables = _Tables(
+            ranges=tuple(_range_line(one) for path in generation.paths for one in path.ranges),
+            gaps=tuple(_gap_line(one) for path in generation.paths for one in path.gaps),
+        )
+        _show_tables(tables)
+    _show_tables(_Tables(findings=result.findings))
 
 
-class _Findings(msgspec.Struct, frozen=True):
-    findings: tuple[Finding, ...]
+def _show_tables(tables: _Tables) -> None:
+    for name in tables.__struct_fields__:
+        records = getattr(tables, name)
+        if records:
+            sys.stdout.write("\n" if name == "findings" else f"\n{name}\n")
+            render(_Tables(**{name: records}))
 
 
 def signs_for(encoding: str | None) -> Signs:
@@ -128,9 +145,12 @@ def draw(paths: Sequence[TimelinePath], columns: int, signs: Signs) -> list[str]
                 bar[axis.cell(gap.before_at or gap.after_at)] = signs.gap
         for alone in path.only_immediate:
             marks[axis.cell(alone.stopped_at)] = signs.backup
-        goes_on = signs.goes_on if path.ranges and path.ranges[-1].is_open else ""
+        if path.ranges and path.ranges[-1].is_open:
+            last = path.ranges[-1]
+            at = axis.cell(last.to_at or last.consistent_at) + 1
+            bar[at : at + 1] = [signs.goes_on]
         star = "*" if path.is_default else " "
-        lines.append(f"timeline {path.timeline:<4}{star} {''.join(bar)}{goes_on}")
+        lines.append(f"timeline {path.timeline:<4}{star} {''.join(bar)}".rstrip())
         lines.append(f"{'':<15}{''.join(marks)}".rstrip())
     left, right = (moment(at.replace(microsecond=0)) for at in (axis.first, axis.last))
     if axis.width > len(left) + len(right):
@@ -141,6 +161,7 @@ def draw(paths: Sequence[TimelinePath], columns: int, signs: Signs) -> list[str]
         f"{'':<15}{signs.reachable} reachable  {signs.gap} gap  {signs.backup} backup"
         "  * what a restore follows"
     )
+    lines.append(f"{'':<15}blank: no backup leads there")
     return lines
 
 
@@ -169,36 +190,29 @@ def _moments(path: TimelinePath) -> list[datetime]:
     return found
 
 
-def _lines(path: TimelinePath) -> list[RangeLine]:
-    lines = [_range_line(found) for found in path.ranges] + [_gap_line(gap) for gap in path.gaps]
-    lines.sort(key=lambda line: Lsn.parse(line.from_lsn))
-    return lines
-
-
 def _range_line(found: ReachableRange) -> RangeLine:
-    count = len(found.backups)
     return RangeLine(
         timeline=found.timeline,
-        what="reachable" if found.to_lsn or found.is_open else "end of the backup only",
         from_at=found.from_at,
         to_at=found.to_at,
         from_lsn=found.from_lsn,
         to_lsn=found.to_lsn,
-        backups=f"{count}, first {found.backups[0].backup_id}",
         segments=sum(span.segments for span in found.segments),
+        backups=len(found.backups),
+        first_backup=found.backups[0].backup_id,
     )
 
 
-def _gap_line(gap: WalGap) -> RangeLine:
-    return RangeLine(
+def _gap_line(gap: WalGap) -> GapLine:
+    return GapLine(
         timeline=gap.timeline,
-        what=f"GAP, {gap.cause}: {gap.first_missing}, {size(gap.gap_bytes)}; {gap.explanation}",
-        from_at=gap.after_at,
-        to_at=gap.before_at,
-        from_lsn=gap.from_lsn,
-        to_lsn=gap.to_lsn,
-        backups="",
+        cause=gap.cause,
+        first_missing=gap.first_missing,
         segments=gap.segments,
+        gap_bytes=gap.gap_bytes,
+        after_at=gap.after_at,
+        before_at=gap.before_at,
+        explanation=gap.explanation,
     )
 
 
