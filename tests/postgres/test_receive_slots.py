@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pgrecall.check.receiving import receiving_findings
 from pgrecall.errors import PostgresRightsError, SlotError, SynchronousCommitError, WalGapError
 from pgrecall.model.lsn import Lsn
 from pgrecall.postgres.connection import connect
@@ -188,7 +189,9 @@ def test_slots_are_listed_and_dropped_by_command(pg_factory: ServerFactory, tmp_
             stdin=subprocess.DEVNULL,
         )
 
-    listed = json.loads(slots("--json").stdout)
+    shown = slots("--json")
+    assert shown.returncode == 0, shown.stdout
+    listed = json.loads(shown.stdout)
     assert [slot["name"] for slot in listed["slots"]] == ["forgotten"]
     assert listed["findings"][0]["code"] == "slot-idle"
     refused = slots("--drop", "forgotten")
@@ -207,3 +210,29 @@ def test_slots_are_listed_and_dropped_by_command(pg_factory: ServerFactory, tmp_
     assert "dropped" in dropped.stdout
     absent = slots("--drop", "forgotten", "--yes")
     assert absent.returncode == SlotError.exit_status
+
+
+def test_check_tells_of_the_slot_and_of_commits_that_hang(
+    pg_factory: ServerFactory, tmp_path: Path
+) -> None:
+    pg = pg_factory(segment_mib=1)
+    scene = ReceiveScene(tmp_path, pg, is_synchronous=True)
+
+    def findings() -> dict[str, str]:
+        with connect(scene.server, application_name="test", purpose="test") as connection:
+            found = receiving_findings(connection, scene.receive)
+        return {finding.code: finding.severity for finding in found}
+
+    assert findings() == {}
+    with scene.receiving() as running:
+        running.wait_streaming()
+        assert findings() == {"slot-unlimited": "warn"}
+        reload(pg, max_slot_wal_keep_size="100MB", synchronous_standby_names="pgrecall")
+        running.wait(lambda: findings() == {"commits-received": "ok"}, "commits wait")
+        reload(pg, synchronous_commit="local")
+        assert findings() == {"commits-not-received": "warn"}
+        pg.sql("ALTER DATABASE postgres SET synchronous_commit = 'remote_apply'")
+        assert findings() == {"commits-hang": "fail"}
+        pg.sql("SET synchronous_commit = local; ALTER DATABASE postgres RESET ALL")
+        reload(pg, synchronous_standby_names="")
+    assert findings() == {"slot-idle": "warn"}

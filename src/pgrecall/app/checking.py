@@ -69,6 +69,7 @@ def run_check(context: RunContext, request: CheckRequest) -> CheckResult:
         clock=clock,
         archive_timeout_seconds=context.settings.backup.archive_timeout_seconds,
         run_id=context.run_id,
+        receive=context.settings.receive,
     )
     run = CheckRun(server, repositories, expected, tools)
     try:

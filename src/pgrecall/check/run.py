@@ -11,6 +11,7 @@ from pgrecall.check import probes
 from pgrecall.check.archiving import SegmentWait, Watched, compare_segment
 from pgrecall.check.branches import read_branches, side_by_side
 from pgrecall.check.plan import CheckFacts, Expected, can_prove_archiving, judge
+from pgrecall.check.receiving import receiving_findings
 from pgrecall.check.remains import remains
 from pgrecall.errors import PgrecallError
 from pgrecall.model.findings import Finding, Severity
@@ -27,7 +28,7 @@ from pgrecall.repository.identity import (
     require_owner,
 )
 from pgrecall.repository.wal_archive import WalArchive
-from pgrecall.settings import RepositorySettings, ServerSettings
+from pgrecall.settings import ReceiveSettings, RepositorySettings, ServerSettings
 from pgrecall.store.base import Store
 from pgrecall.store.probing import probe_store
 from pgrecall.system.clock import Clock
@@ -45,6 +46,7 @@ class CheckTools(msgspec.Struct, frozen=True, kw_only=True):
     clock: Clock
     archive_timeout_seconds: float
     run_id: str
+    receive: ReceiveSettings
 
 
 class CheckRun:
@@ -78,6 +80,7 @@ class CheckRun:
             return self.findings
         with connection:
             self._ask(connection)
+            self._ask_for_receiving(connection)
             self._data_directory_and_repositories()
             try:
                 self._prove_archiving(connection)
@@ -106,6 +109,12 @@ class CheckRun:
         self.findings.append(
             probes.clock_finding(told, (before, after), "the server's clock", self._server.name)
         )
+
+    def _ask_for_receiving(self, connection: Connection) -> None:
+        try:
+            self.findings += receiving_findings(connection, self._tools.receive)
+        except PgrecallError as error:
+            self.findings.append(probes.failed(error, subject=self._server.name))
 
     def _data_directory_and_repositories(self) -> None:
         self._tools.progress.phase("data directory")

@@ -62,24 +62,9 @@ def list_slots(connection: Connection) -> list[SlotState]:
         inactive=sql.SQL("inactive_since") if is_new else nothing,
         reason=sql.SQL("coalesce(invalidation_reason, '')") if is_new else sql.SQL("''"),
     )
-    return [
-        SlotState(
-            name=name,
-            kind=kind,
-            is_active=bool(active),
-            active_pid=pid,
-            database=database,
-            wal_status=status,
-            restart_lsn=restart,
-            retained_bytes=retained,
-            safe_wal_bytes=safe,
-            inactive_since_at=inactive,
-            invalidation=reason,
-        )
-        for name, kind, active, pid, database, status, restart, retained, safe, inactive, reason in connection.rows(
-            query
-        )
-    ]
+    # The columns stand in the order of the fields.
+    fields = SlotState.__struct_fields__
+    return [SlotState(**dict(zip(fields, row, strict=True))) for row in connection.rows(query)]
 
 
 def slot_state(connection: Connection, name: str) -> SlotState | None:
@@ -120,6 +105,28 @@ def synchronous_state(connection: Connection, walsender_pid: int) -> str:
         (walsender_pid,),
     )
     return str(rows[0][0]) if rows else ""
+
+
+def chosen_walsender(connection: Connection, application_name: str) -> bool:
+    """True when commits wait for a walsender of that name."""
+    return bool(
+        connection.value(
+            "SELECT count(*) FROM pg_catalog.pg_stat_replication"
+            " WHERE application_name = %s AND sync_state IN ('sync', 'quorum')",
+            (application_name,),
+        )
+    )
+
+
+def hanging_levels(levels: dict[str, str]) -> list[str]:
+    """Where commits would hang with a receiver that applies nothing: remote_apply (fact 9)."""
+    return [where for where, level in levels.items() if level == "remote_apply"]
+
+
+def weaker_levels(levels: dict[str, str]) -> list[str]:
+    """Where an acknowledged commit need not be on the receiver's disk, with its level."""
+    weaker = ("remote_write", "local", "off")
+    return [f"{level} for {where}" for where, level in levels.items() if level in weaker]
 
 
 def commit_levels(connection: Connection) -> dict[str, str]:

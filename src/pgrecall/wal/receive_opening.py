@@ -20,18 +20,17 @@ from pgrecall.postgres.slots import (
     UNRESERVED,
     SlotState,
     commit_levels,
+    hanging_levels,
     slot_keep_bytes,
     slot_state,
     synchronous_state,
+    weaker_levels,
 )
 from pgrecall.repository.wal_archive import WalArchive
 from pgrecall.wal.archives import parse_history
 from pgrecall.wal.receive_plan import Position, Server, archived_end
 
 _log = logging.getLogger(__name__)
-
-#: Levels at which an acknowledged commit need not be on the receiver's disk (fact 9).
-_WEAKER = ("remote_write", "local", "off")
 
 
 class Warnings:
@@ -122,7 +121,7 @@ def watch_commits(
         return
     warnings.take_back("not-chosen")
     levels = commit_levels(connection)
-    hanging = [where for where, level in levels.items() if level == "remote_apply"]
+    hanging = hanging_levels(levels)
     if hanging:
         raise SynchronousCommitError(
             f"synchronous_commit is remote_apply for {', '.join(hanging)}, and commits wait for"
@@ -130,7 +129,7 @@ def watch_commits(
             hint="set synchronous_commit = on there, or take the receiver out of"
             " synchronous_standby_names, and reload",
         )
-    weaker = [f"{level} for {where}" for where, level in levels.items() if level in _WEAKER]
+    weaker = weaker_levels(levels)
     if weaker:
         warnings.say(
             "commit-level",
