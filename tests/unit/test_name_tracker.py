@@ -165,7 +165,7 @@ def test_indexes_and_what_was_made_meanwhile_are_no_loss():
 
 def test_a_logical_truncate_names_oids():
     found = finder(relation(20000, "orders"))
-    knowledge = unlink(20, 9, (20000,))._replace(
+    knowledge = unlink(20, 9, (20000,)).replaced(
         table_truncations=(TableTruncation(10, 9, DB, (20000,)),)
     )
     assert told(events(found, knowledge)) == [("truncated", "orders")]

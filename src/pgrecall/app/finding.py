@@ -95,7 +95,22 @@ def run_find(context: RunContext, request: FindRequest) -> FindResult:
         found=tuple(moment for _, moment in moments),
         candidates=tuple(sorted(search.candidates)) if len(search.candidates) > 1 else (),
         searched=tuple(searched),
-        findings=(*histories.findings, *search.findings(searched)),
+        findings=(
+            *histories.findings,
+            *search.findings(searched),
+            *(() if moments else (_nothing(search.question, searched),)),
+        ),
+    )
+
+
+def _nothing(question: str, searched: list[SearchedRange]) -> Finding:
+    """Says that the answer is empty, and of what."""
+    count = sum(one.segments for one in searched)
+    return Finding(
+        severity="ok",
+        code="nothing-found",
+        subject=question,
+        message=f"nothing found in the {count} segments that were searched",
     )
 
 

@@ -212,7 +212,7 @@ def _between(knowledge: SegmentKnowledge, begin: Lsn | int, end: Lsn | int) -> S
     """The part of it from ``begin`` up to ``end``; deletions are left whole."""
     parts = {
         name: tuple(item for item in getattr(knowledge, name) if begin <= item.lsn < end)
-        for name in knowledge._fields
+        for name in knowledge.__slots__
         if name not in {"deletions", "more"}
     }
-    return knowledge._replace(**parts)
+    return knowledge.replaced(**parts)

@@ -7,12 +7,11 @@ common/pg_lzcompress.c, versions 13 to 18. LIGHT.
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
 
 from pgrecall.codec.compression import CODEC_LZ4, CODEC_ZSTD, decompress
 from pgrecall.codec.wal_telling import MAGIC_14, RECORD_HEADER_BYTES
 from pgrecall.errors import CorruptObjectError
-from pgrecall.model.wal_knowledge import ROW_BYTES, File
+from pgrecall.model.wal_knowledge import ROW_BYTES, File, Item
 
 PAGE_BYTES = 8192
 """Of the heap. A server that was built with another block size tells less: images are not read."""
@@ -30,29 +29,54 @@ _TUPLE_HEADER_BYTES = 23
 _NORMAL_ITEM = 1
 
 
-class Block(NamedTuple):
+_Reference = tuple[File, int, tuple[int, int, int, int] | None, int]
+"""A block reference: file, block, image (stored bytes, hole at, hole, how), bytes of data."""
+
+
+class Block(Item):
     """One block reference: ``page`` the image (empty without one), ``data`` what was logged."""
 
-    file: File
-    number: int
-    page: bytes
-    data: bytes
+    __slots__ = (  # noqa: RUF023 - the order of fields
+        "file",
+        "number",
+        "page",
+        "data",
+    )
+
+    def __init__(
+        self,
+        file: File,
+        number: int,
+        page: bytes,
+        data: bytes,
+    ) -> None:
+        self.file = file
+        self.number = number
+        self.page = page
+        self.data = data
 
 
-class HeapRecord(NamedTuple):
+class HeapRecord(Item):
     """A heap record; ``data`` is its main data."""
 
-    xid: int
-    info: int
-    blocks: tuple[Block, ...]
-    data: bytes
+    __slots__ = (  # noqa: RUF023 - the order of fields
+        "xid",
+        "info",
+        "blocks",
+        "data",
+    )
 
-
-class _Reference(NamedTuple):
-    file: File
-    number: int
-    image: tuple[int, int, int, int] | None
-    data_bytes: int
+    def __init__(
+        self,
+        xid: int,
+        info: int,
+        blocks: tuple[Block, ...],
+        data: bytes,
+    ) -> None:
+        self.xid = xid
+        self.info = info
+        self.blocks = blocks
+        self.data = data
 
 
 def heap_record(record: bytes, magic: int) -> HeapRecord | None:
@@ -62,15 +86,13 @@ def heap_record(record: bytes, magic: int) -> HeapRecord | None:
     except (struct.error, IndexError):
         return None
     blocks = []
-    for reference in references:
+    for file, number, image, data_bytes in references:
         page = b""
-        if reference.image is not None:
-            page = _page(record[at : at + reference.image[0]], reference.image, magic)
-            at += reference.image[0]
-        blocks.append(
-            Block(reference.file, reference.number, page, record[at : at + reference.data_bytes])
-        )
-        at += reference.data_bytes
+        if image is not None:
+            page = _page(record[at : at + image[0]], image, magic)
+            at += image[0]
+        blocks.append(Block(file, number, page, record[at : at + data_bytes]))
+        at += data_bytes
     if not blocks or at + main_bytes != len(record):
         return None
     xid = _U32.unpack_from(record, 4)[0]
@@ -119,10 +141,10 @@ def _references(record: bytes, magic: int) -> tuple[list[_Reference], int, int]:
                 file = (space, database, number)
                 at += _FILE.size
             elif found:
-                file = found[-1].file
+                file = found[-1][0]
             else:
                 raise IndexError("the first reference names no file")
-            found.append(_Reference(file, _U32.unpack_from(record, at)[0], image, data_bytes))
+            found.append((file, _U32.unpack_from(record, at)[0], image, data_bytes))
             at += 4
             payload += data_bytes
         elif kind == 255:

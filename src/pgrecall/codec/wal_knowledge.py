@@ -115,7 +115,7 @@ def bounded(whole: SegmentKnowledge) -> SegmentKnowledge:
     if any(len(commit.subtransactions) > MAXIMUM_SUBTRANSACTIONS for commit in whole.commits):
         more.add(CATALOGS)
     commits = tuple(
-        commit._replace(subtransactions=commit.subtransactions[:MAXIMUM_SUBTRANSACTIONS])
+        commit.replaced(subtransactions=commit.subtransactions[:MAXIMUM_SUBTRANSACTIONS])
         for commit in whole.commits
     )
     worth = [item for item in whole.deletions if item.state == OPEN or item.rows >= FEWEST_DELETED]
@@ -123,7 +123,7 @@ def bounded(whole: SegmentKnowledge) -> SegmentKnowledge:
         more.add(DELETIONS)
         worth = sorted(worth, key=_least_rows_last)[:MAXIMUM_DELETIONS]
     worth.sort(key=_first_lsn)
-    return whole._replace(
+    return whole.replaced(
         unlinkings=unlinkings, commits=commits, deletions=tuple(worth), more=tuple(sorted(more))
     )
 
@@ -132,7 +132,7 @@ def _bounded_unlinking(item: Unlinking) -> Unlinking:
     parts = (item.files, item.dropped, item.subtransactions)
     if all(len(part) <= MAXIMUM_FILES for part in parts):
         return item
-    return item._replace(
+    return item.replaced(
         files=item.files[:MAXIMUM_FILES],
         dropped=item.dropped[:MAXIMUM_FILES],
         subtransactions=item.subtransactions[:MAXIMUM_FILES],

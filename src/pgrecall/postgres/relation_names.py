@@ -111,13 +111,17 @@ def _names(connection: Connection, oid: int) -> DatabaseNames:
         block, _, offset = str(ctid).strip("()").partition(",")
         relations.append(
             NamedRelation(
-                *(int(number) for number in (found, file, written, space, schema_oid)),
-                str(schema),
-                str(name),
-                str(kind),
-                two_digits(float(rows)),
-                int(block),
-                int(offset),
+                oid=int(found),
+                file=int(file),
+                written_file=int(written),
+                tablespace=int(space),
+                schema_oid=int(schema_oid),
+                schema=str(schema),
+                name=str(name),
+                kind=str(kind),
+                rows=two_digits(float(rows)),
+                block=int(block),
+                offset=int(offset),
             )
         )
     return DatabaseNames(oid, int(class_file), tuple(relations))

@@ -127,7 +127,7 @@ class KnowledgeReader:
                 carried = read_knowledge(content, before[1].start_lsn)[2]
         if carried is None and not knowledge.more:
             if isinstance(crossing, Deletions):
-                knowledge = knowledge._replace(deletions=(crossing, *knowledge.deletions))
+                knowledge = knowledge.replaced(deletions=(crossing, *knowledge.deletions))
             return knowledge, None
         whole, _, rest = read_knowledge(self.content(name), index.start_lsn, carried)
         # A record that begins here is the next segment's affair.
