@@ -9,7 +9,7 @@ import pytest
 
 from pgrecall.errors import ServerIsStandbyError, StatusFailError, StatusWarnError
 from tests.e2e.command_line import CommandLine, Scene, objects
-from tests.support.postgresql import ServerFactory
+from tests.support.postgresql import Installation, ServerFactory
 
 MIB = 1 << 20
 
@@ -52,6 +52,30 @@ def test_all_is_well(scene: Scene) -> None:
     assert repository["newest_segment"] == document["archiver"]["last_archived_file"]
     assert document["agent"] == {"is_running": False, "pid": None, "has_socket": False}
     assert scene.cli("wal", "status").status == 0
+
+
+def test_every_version(
+    capsys: pytest.CaptureFixture[str],
+    installation: Installation,
+    pg_factory: ServerFactory,
+    tmp_path: Path,
+) -> None:
+    server = pg_factory(installation, segment_mib=1, autovacuum="off")
+    cli = CommandLine(capsys, tmp_path / "pgrecall.toml", "main")
+    scene = Scene(cli, server, tmp_path / "repository")
+    server.sql("CREATE TABLE t (n int)")
+    server.sql("SELECT pg_create_physical_replication_slot('kept', true)")
+    first = cli("wal", "switch", "--timeout", "30", "--json").document
+    idle = cli("wal", "switch", "--timeout", "30", "--json").document
+    assert (first["is_switched"], idle["is_switched"]) == (True, False)
+    assert idle["segment"] == first["segment"]
+    point = cli("restore-point", "here", "--timeout", "30", "--json")
+    assert point.status == 0, point
+    assert not point.document["is_recoverable"]  # there is no backup
+    document = status(scene, "--test", "--reset-stats", expected=StatusWarnError.exit_status)
+    assert codes(document) == {"slot-inactive"}
+    assert document["probe"]["durable_in"] == ["main"]
+    assert document["pending"]["segments"] == 0
 
 
 def test_a_failure_and_its_cause(scene: Scene) -> None:
