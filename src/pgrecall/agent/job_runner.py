@@ -69,7 +69,12 @@ class JobRunner:
     ) -> None:
         self._program = program
         self._directory = directory
-        self._environment = environment
+        # systemd's notifications are between it and the agent.
+        self._environment = {
+            name: value
+            for name, value in environment.items()
+            if name not in {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"}
+        }
         self._clock = clock
         self._running: dict[str, _Running] = {}
 

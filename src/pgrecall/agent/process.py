@@ -56,12 +56,13 @@ class AgentProcess:
         self._started_at = datetime.now(UTC)
         self._is_snapshot_failing = False
 
-    def run(self, plan: Plan, again: Plan) -> tuple[str, list[str]]:
+    def run(self, plan: Plan, again: Plan, finish: Callable[[], None]) -> tuple[str, list[str]]:
         """Work until a signal ends it; returns its name, and the components that did not end.
 
         ``plan`` gives the components of the start; what it raises ends the agent
         before it has begun. ``again`` reads the settings anew for SIGHUP; what it
-        raises is logged, and the components go on as they are.
+        raises is logged, and the components go on as they are. ``finish`` is called
+        when all have ended; further signals do not cut it short.
         """
         with _signals() as signals:
             self._supervisor.apply(plan())
@@ -72,6 +73,7 @@ class AgentProcess:
             finally:
                 self._notifier.stopping()
                 stuck = self._supervisor.stop()
+                finish()
                 self._write_snapshot()
         _log.info("the agent ends", extra={"server": self._server, "ended_by": ended_by})
         return ended_by, stuck

@@ -116,11 +116,7 @@ class Agent:
             server.name, state, self._supervisor, Notifier(self._context.environment)
         )
         with agent_lock(directory):
-            try:
-                ended_by, stuck = process.run(self._specs, lambda: self._again(load))
-            finally:
-                for ended in self._runner.stop(_JOB_PATIENCE_SECONDS):
-                    self._report(ended)
+            ended_by, stuck = process.run(self._specs, lambda: self._again(load), self._end_jobs)
         return AgentResult(
             plan=plan,
             started_at=started_at,
@@ -128,6 +124,10 @@ class Agent:
             ended_by=ended_by,
             stuck=tuple(stuck),
         )
+
+    def _end_jobs(self) -> None:
+        for ended in self._runner.stop(_JOB_PATIENCE_SECONDS):
+            self._report(ended)
 
     def _specs(self) -> list[Spec]:
         return specs(self._blueprints(self._place), self._made)
