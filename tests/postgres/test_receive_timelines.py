@@ -9,7 +9,7 @@ import pytest
 from pgrecall.errors import IdentityError, WalDivergedError, WalGapError
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.wal_files import segment_name
-from pgrecall.repository.records import decode_record
+from pgrecall.repository.gaps import NOT_RECEIVED, read_gaps
 from pgrecall.wal.receive import Receiver
 from tests.support.postgresql import (
     SUPERUSER,
@@ -224,7 +224,7 @@ def test_a_gap_after_a_failover_is_named_and_recorded_once_it_is_accepted(
         assert running.receiver.gaps
         last = scene.switch()
         running.wait(lambda: scene.archive().has(last), f"{last} is stored")
-    (gap,) = scene.store.list("servers/main/wal/0001/gaps/")
-    record = decode_record(scene.store.read(gap.key), gap.key)
-    assert record["bytes"] > 0
-    assert Lsn.parse(record["start_lsn"]) >= held
+    (gap,) = read_gaps(scene.store, "main", 1)
+    assert gap.cause == NOT_RECEIVED
+    assert gap.missing_bytes > 0
+    assert gap.start >= held

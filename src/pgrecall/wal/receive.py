@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 
 from pgrecall.errors import (
     DestinationError,
@@ -26,6 +27,7 @@ from pgrecall.model.lsn import Lsn
 from pgrecall.postgres.connection import Connection, connect
 from pgrecall.postgres.replication import NextTimeline, ReplicationSession
 from pgrecall.postgres.slots import SlotState, slot_state
+from pgrecall.repository.gaps import NOT_RECEIVED, Gap
 from pgrecall.settings.collection import Settings
 from pgrecall.settings.sections import ServerSettings
 from pgrecall.wal.agent_places import spool_directory
@@ -322,9 +324,11 @@ class Receiver:
         if gap is not None:
             if not self._terms.accepts_gap:
                 raise gap_error(server, gap)
-            landing.record_gap(position.timeline, *gap, "removed by the server before received")
+            said = gap_error(server, gap).message
+            now = datetime.now(UTC)
+            landing.record_gap(Gap(position.timeline, *gap, NOT_RECEIVED, said, now))
             self.gaps.append(gap)
-            self.warnings.say("gap", gap_error(server, gap).message)
+            self.warnings.say("gap", said)
         self.spool.end_timeline()
         self._missing = False
         return position

@@ -28,12 +28,12 @@ from pgrecall.errors import (
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.wal_files import SEGMENT, WalFile
 from pgrecall.repository import layout
+from pgrecall.repository.gaps import Gap, write_gap
 from pgrecall.repository.identity import (
     open_repository,
     require_generation,
     require_writer,
 )
-from pgrecall.repository.records import encode_record, format_time
 from pgrecall.repository.wal_archive import WalArchive
 from pgrecall.repository.wal_objects import WalContent, WalHeader, WalObjectWriter, read_header
 from pgrecall.repository.wal_tails import KIND, PIECE_BYTES, pieces_of
@@ -114,23 +114,13 @@ class Landing:
         """Remove the tails of a segment that is stored whole."""
         self._each(lambda target: _drop_all(target, segment))
 
-    def record_gap(self, timeline: int, start: Lsn, end: Lsn, cause: str) -> None:
+    def record_gap(self, gap: Gap) -> None:
         """Write down, for good, that these bytes were never received."""
-        fields = {
-            "timeline": timeline,
-            "start_lsn": str(start),
-            "end_lsn": str(end),
-            "bytes": end - start,
-            "cause": cause,
-            "found_at": format_time(datetime.now(UTC)),
-        }
-
-        def put(target: Target) -> None:
-            number = target.generation.number
-            key = layout.gap_key(self._server.name, number, timeline, start, end)
-            target.archive.store.put(key, [encode_record(fields)])
-
-        self._each(put)
+        self._each(
+            lambda target: write_gap(
+                target.archive.store, target.server, target.generation.number, gap
+            )
+        )
 
     # --- inside ------------------------------------------------------------------------
 
