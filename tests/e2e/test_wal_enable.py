@@ -43,7 +43,8 @@ def roles_and_slots(server: PostgresServer) -> list[Any]:
         server.sql("SELECT rolname FROM pg_roles ORDER BY 1"),
         server.sql("SELECT slot_name FROM pg_replication_slots ORDER BY 1"),
         server.sql(
-            "SELECT proname, proacl::text FROM pg_proc WHERE proname ~ 'backup|_wal' ORDER BY 1"
+            "SELECT proname, proacl::text FROM pg_proc"
+            " WHERE proname ~ 'backup|_wal|read_binary' ORDER BY 1, 2"
         ),
     ]
 
@@ -129,6 +130,15 @@ def test_from_nothing_to_a_proven_archive_and_back(
     assert repr(ROLE) in checked.findings("ok")["rights"]["message"]
     backed_up = enabling.cli("backup", "--json")
     assert backed_up.status == 0, backed_up
+    for words in ("wal switch", "restore-point here", "wal status", "wal slots", "recoverable"):
+        shown = enabling.cli(*words.split(), "--json")
+        assert shown.status == 0, (words, shown)
+        assert "postgres-rights" not in shown.out
+    assert server.value(
+        "SELECT has_function_privilege(%s, 'pg_read_binary_file(text, bigint, bigint, boolean)',"
+        " 'EXECUTE')",
+        ROLE,
+    )
     again = enabling("--admin", "postgres", "--slot", "--role", ROLE, "--json")
     assert (again.status, again.document["outcome"]) == (0, "nothing to do"), again
 

@@ -125,7 +125,9 @@ def prepare(
             command=_command_kind(
                 present, command, config, context.server.name, is_open=not _by_agent(request)
             ),
-            role=role_facts(connection, request.role) if request.role else None,
+            role=(
+                role_facts(connection, request.role, streams=request.slot) if request.role else None
+            ),
             slot=slot_facts(connection, slot) if slot else None,
         ),
         wishes,

@@ -15,6 +15,8 @@ from pgrecall.postgres.connection import Connection
 
 MONITOR = "pg_monitor"
 
+_READ_FILE = "pg_read_binary_file(text, bigint, bigint, boolean)"
+
 
 class RoleFacts(msgspec.Struct, frozen=True):
     """A role as it is. ``comment`` is that of COMMENT ON ROLE.
@@ -65,15 +67,20 @@ def backup_functions(major: int) -> tuple[str, str]:
     return ("pg_start_backup(text, boolean, boolean)", "pg_stop_backup(boolean, boolean)")
 
 
-def needed_functions(major: int) -> tuple[str, ...]:
-    """Every function that the role must be granted, with its argument types."""
-    return (*backup_functions(major), "pg_switch_wal()", "pg_create_restore_point(text)")
+def needed_functions(major: int, *, streams: bool = False) -> tuple[str, ...]:
+    """Every function that the role must be granted, with its argument types.
+
+    ``streams``: a receiver, too, which reads a file of PGDATA from afar (a role with
+    REPLICATION can read all of them anyway, by a base backup).
+    """
+    needed = (*backup_functions(major), "pg_switch_wal()", "pg_create_restore_point(text)")
+    return (*needed, _READ_FILE) if streams else needed
 
 
-def role_facts(connection: Connection, name: str) -> RoleFacts:
-    """What the role ``name`` has; raises PostgresError."""
+def role_facts(connection: Connection, name: str, *, streams: bool = False) -> RoleFacts:
+    """What the role ``name`` has of needed_functions() and else; raises PostgresError."""
     database = str(connection.value("SELECT pg_catalog.current_database()"))
-    functions = needed_functions(connection.major)
+    functions = needed_functions(connection.major, streams=streams)
     rows = connection.rows(
         "SELECT rolsuper, rolcanlogin, rolreplication,"
         " COALESCE(pg_catalog.shobj_description(oid, 'pg_authid'), ''),"
@@ -228,7 +235,7 @@ def _signature(function: str) -> sql.Composed:
     )
 
 
-_TYPES = {"text": "text", "boolean": "bool"}
+_TYPES = {"text": "text", "boolean": "bool", "bigint": "int8"}
 
 
 @contextmanager
