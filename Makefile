@@ -20,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-matrix test-azure test-slow test-soak test-root soak check format-check lint types layers docs-check \
-	locks-check unit format docs bench bench-million bench-startup lock clean setup
+	locks-check unit format docs bench bench-million bench-startup bench-backlog lock clean setup
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sort \
@@ -68,6 +68,9 @@ bench-million: $(VENV)/.dev ## Plan a backup and a restore of a million files: t
 
 bench-startup: $(VENV)/.dev ## Measure what wal push and wal fetch take, call by call.
 	$(LAUNCH) benchmarks.startup $(BENCH_OPTIONS)
+
+bench-backlog: $(VENV)/.dev ## Measure the agent's archiving of a backlog against pgBackRest and cp.
+	$(LAUNCH) benchmarks.backlog $(BENCH_OPTIONS)
 
 # --- checks --------------------------------------------------------------------
 
