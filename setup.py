@@ -27,11 +27,11 @@ class BuildWithClient(build_ext):
         command = [*compiler, "-std=gnu11", "-O2", "-s", "-o", str(aside)]
         command.append(f"src/{CLIENT}/pgrecall_client.c")
         # Statically, it runs in any image; a C library without libc.a still makes one for its like.
-        for way in (["-static"], []):
+        for way, missed in (["-static"], "is not static"), ([], "was not built"):
             try:
                 subprocess.run([*command, *way], check=True)
             except (OSError, subprocess.CalledProcessError) as error:
-                self.warn(f"no client for images without Python: {error}")
+                self.warn(f"the client for images without Python {missed}: {error}")
             else:
                 aside.rename(made)
                 return
