@@ -103,8 +103,18 @@ def likely_backups(path: PathRuns, snapshot: ArchiveSnapshot, target: RecoveryTa
         elif isinstance(target, ToLsn) and not run.start <= target.lsn < run.end:
             bridged = min(backup.stop for backup in run.backups)
             end = run.end if bridged <= target.lsn < run.end else Lsn(0)
-        found += [backup.backup_id for backup in run.backups if backup.start < end]
+        found += [
+            backup.backup_id
+            for backup in run.backups
+            if backup.start < end and not _is_too_new(backup, target)
+        ]
     return found
+
+
+def _is_too_new(backup: Placed, target: RecoveryTarget) -> bool:
+    if isinstance(target, ToTime):
+        return target.at < backup.started_at
+    return isinstance(target, ToLsn) and target.lsn < backup.stop
 
 
 def _last_match(run: Run, snapshot: ArchiveSnapshot, target: RecoveryTarget) -> Lsn:
