@@ -189,7 +189,23 @@ def test_without_any_map_the_oid_is_shown(product: Product) -> None:
     assert [one["name"] for one in document["found"]] == [
         f"oid {oid} of database oid 5, name unknown"
     ]
-    assert codes(document) == {"table-not-known"}
+    assert codes(document) == {"table-not-known", "no-backup-before"}
+    assert [one["restore"] for one in document["found"]] == [""]
+
+
+def test_temporary_tables_are_nobodys_loss(product: Product) -> None:
+    fill(product, "orders")
+    product.backup()
+    with product.server.connect() as connection:
+        for number in range(30):
+            connection.execute(f"CREATE TEMP TABLE scratch{number} (n int)".encode())
+        connection.execute("CREATE TABLE empty (n int)")
+        connection.execute("BEGIN")
+        connection.execute("DROP TABLE scratch1, orders, empty")
+        connection.execute("COMMIT")
+    product.switch()
+    found = answer(product, "find", "--dropped", "*")["found"]
+    assert [one["name"] for one in found] == ["postgres.public.empty", "postgres.public.orders"]
 
 
 @pytest.mark.parametrize("compression", ["pglz", "on"])

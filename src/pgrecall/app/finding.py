@@ -15,6 +15,7 @@ from pgrecall.app.requests import FindRequest
 from pgrecall.errors import UsageError, WalMissingError
 from pgrecall.model.findings import Finding
 from pgrecall.model.lsn import Lsn
+from pgrecall.model.manifest import Completion
 from pgrecall.model.timelines import TimelineHistory
 from pgrecall.model.wal_index import RestorePoint, Transaction, datetime_of
 from pgrecall.repository.name_maps import NameMaps
@@ -27,8 +28,9 @@ from pgrecall.wal.table_patterns import TablePattern
 class FoundMoment(msgspec.Struct, frozen=True, kw_only=True):
     """Something that was found. ``restore`` brings the state just before it.
 
-    Of a restore point, and of the last commit before a time, it brings that one, too. ``at`` is
-    the time in WAL, where there is one; ``rows`` counts deleted rows.
+    Of a restore point, and of the last commit before a time, it brings that one, too. It is
+    empty where every backup is later. ``at`` is the time in WAL, where there is one; ``rows``
+    counts deleted rows.
     """
 
     what: str
@@ -76,7 +78,12 @@ def run_find(context: RunContext, request: FindRequest) -> FindResult:
     opened = main_repository(context)
     archive = newest_archive(opened, context.server.name)
     histories = _histories(archive, request.timeline)
-    search = _Search(context, request, archive, histories)
+    backups = [
+        backup
+        for backup in opened.catalog(context.server.name).complete()
+        if backup.generation == archive.generation.number
+    ]
+    search = _Search(context, request, archive, (histories, backups))
     maps = NameMaps(opened.store, context.server.name, archive.generation)
     found: dict[tuple[object, ...], FoundMoment] = {}
     searched: list[SearchedRange] = []
@@ -157,8 +164,10 @@ class _Search:
         context: RunContext,
         request: FindRequest,
         archive: WalArchive,
-        histories: _Histories,
+        known: tuple[_Histories, list[Completion]],
     ) -> None:
+        histories, self._backups = known
+        self._unreachable = 0
         self._request = request
         self._archive = archive
         self._server = context.server.name if len(context.settings.servers) > 1 else ""
@@ -225,6 +234,17 @@ class _Search:
                     hint="pgrecall wal index makes them anew, then ask again",
                 )
             )
+        if self._unreachable:
+            found.append(
+                Finding(
+                    severity="warn",
+                    code="no-backup-before",
+                    subject=f"{self._unreachable} moments",
+                    message="every backup that there is ended later: what was lost then cannot be"
+                    " restored from this repository",
+                    hint="look into other repositories: --repository NAME",
+                )
+            )
         for database in sorted(self._blind):
             found.append(
                 Finding(
@@ -278,7 +298,7 @@ class _Search:
                 lsn=str(point.lsn),
                 xid=0,
                 rows=None,
-                restore=self._command(timeline, *target),
+                restore=self._command((history, point.lsn), *target),
             )
 
     def _ended(self, history: TimelineHistory, ended: Transaction, role: str) -> FoundMoment:
@@ -293,7 +313,7 @@ class _Search:
             lsn=str(ended.lsn),
             xid=ended.xid,
             rows=None,
-            restore=self._command(timeline, "--to-lsn", str(ended.lsn), *inclusion),
+            restore=self._command((history, ended.lsn), "--to-lsn", str(ended.lsn), *inclusion),
         )
 
     def _tables(
@@ -316,16 +336,22 @@ class _Search:
                 lsn=str(Lsn(lost.lsn)),
                 xid=lost.xid,
                 rows=lost.rows,
-                restore=self._restore_of(timeline, lost),
+                restore=self._restore_of(history, lost),
             )
         self.candidates |= tables.candidates
         self._blind |= tables.blind
         self._has_names |= tables.has_names
 
-    def _restore_of(self, timeline: int, lost: LostTable) -> str:
-        return self._command(timeline, "--to-lsn", str(Lsn(lost.lsn)), "--exclusive")
+    def _restore_of(self, history: TimelineHistory, lost: LostTable) -> str:
+        return self._command((history, lost.lsn), "--to-lsn", str(Lsn(lost.lsn)), "--exclusive")
 
-    def _command(self, timeline: int, *target: str) -> str:
+    def _command(self, place: tuple[TimelineHistory, int], *target: str) -> str:
+        """The command line for a target at an LSN; empty without a backup that leads there."""
+        history, lsn = place
+        if not any(_leads_to(backup, history, lsn) for backup in self._backups):
+            self._unreachable += 1
+            return ""
+        timeline = history.timeline_at(lsn)
         words = ["pgrecall", "restore"]
         if self._server:
             words += ["--server", self._server]
@@ -333,6 +359,12 @@ class _Search:
         if self._names_timeline:
             words += ["--timeline", str(timeline)]
         return shlex.join(words)
+
+
+def _leads_to(backup: Completion, history: TimelineHistory, lsn: int) -> bool:
+    """Whether recovery from a backup along a history comes by an LSN; gaps are not looked for."""
+    begin, end = Lsn.parse(backup.start_lsn), Lsn.parse(backup.stop_lsn)
+    return end <= lsn and history.timeline_at(begin) == backup.timeline
 
 
 def _searched(
@@ -356,6 +388,6 @@ def _age(item: tuple[int, TimelineHistory]) -> tuple[int, int]:
     return len(item[1].switches), item[0]
 
 
-def _in_order(item: tuple[tuple[object, ...], FoundMoment]) -> tuple[int, int]:
+def _in_order(item: tuple[tuple[object, ...], FoundMoment]) -> tuple[int, int, str]:
     moment = item[1]
-    return moment.timeline, Lsn.parse(moment.lsn)
+    return moment.timeline, Lsn.parse(moment.lsn), moment.name

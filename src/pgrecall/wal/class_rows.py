@@ -29,6 +29,7 @@ class ClassRow(NamedTuple):
     tablespace: int
     pages: int
     kind: str
+    is_temporary: bool
 
 
 def parse_row(raw: bytes, magic: int) -> ClassRow | None:
@@ -41,7 +42,8 @@ def parse_row(raw: bytes, magic: int) -> ClassRow | None:
     text = name.split(b"\0", 1)[0].decode("utf-8", "replace")
     if not oid or not text:
         return None
-    return ClassRow(oid, text, schema_oid, file, tablespace, pages, chr(raw[kind_at]))
+    is_temporary = raw[kind_at - 1] == ord("t")
+    return ClassRow(oid, text, schema_oid, file, tablespace, pages, chr(raw[kind_at]), is_temporary)
 
 
 def row_of_map(relation: NamedRelation, magic: int) -> bytes:

@@ -28,6 +28,9 @@ Relation = tuple[int, int]
 """(database, oid)"""
 
 _TRANSIENT = "pg_temp_"
+_LONGEST_TRANSACTION = 256 << 30
+"""Bytes of WAL; four thousand million commit records, after which numbers repeat, are more."""
+_MOST_PENDING = 100_000
 _OWN_SCHEMAS = {11: "pg_catalog", 99: "pg_toast", 2200: "public"}
 
 
@@ -48,8 +51,9 @@ class Table(NamedTuple):
 class Applied(NamedTuple):
     """What a committed transaction did to pg_class; relations by (database, oid).
 
-    ``rewritten`` are those for which it made a transient table, as VACUUM FULL, CLUSTER and ALTER
-    TABLE do. ``unknown_updates`` and ``unknown_deletes`` count rows that nobody could name.
+    ``created`` also holds temporary ones that it dropped: nobody has lost them. ``rewritten`` are
+    those for which it made a transient table, as VACUUM FULL, CLUSTER and ALTER TABLE do.
+    ``unknown_updates`` and ``unknown_deletes`` count rows that nobody could name.
     """
 
     created: frozenset[Relation]
@@ -139,6 +143,9 @@ class NameTracker:
     def note(self, change: CatalogChange) -> None:
         """A row was written; it counts when its transaction commits."""
         self._pending.setdefault(change.xid, []).append(change)
+        if len(self._pending) > _MOST_PENDING:
+            # The oldest was aborted, as good as surely; should it commit, its rows are unknown.
+            del self._pending[next(iter(self._pending))]
 
     def commit(self, commit: CatalogCommit, magic: int) -> Applied:
         """A transaction committed: what it wrote is true from here on."""
@@ -147,6 +154,8 @@ class NameTracker:
             for xid in (commit.xid, *commit.subtransactions)
             for change in self._pending.pop(xid, ())
         ]
+        # Transaction numbers come back: what an aborted namesake wrote long ago is not of this one.
+        changes = [one for one in changes if one.lsn >= commit.lsn - _LONGEST_TRANSACTION]
         changes.sort(key=_lsn_of)
         step = _Step(magic)
         for change in changes:
@@ -171,6 +180,9 @@ class NameTracker:
         old = rows.pop(change.old, None) if change.old is not None else None
         if change.kind == DELETE:
             row = parse_row(old, step.magic) if old is not None else None
+            if row is not None and row.is_temporary:
+                step.created.add((change.database, row.oid))
+                return
             table = self._tables.get((change.database, row.oid)) if row is not None else None
             if table is None:
                 step.unknown_deletes += 1
@@ -188,6 +200,8 @@ class NameTracker:
             step.unknown_updates += 1
             return
         rows[change.new] = raw
+        if row.is_temporary:
+            return
         self._register(change.database, row)
         (step.created if change.kind == INSERT else step.changed).add((change.database, row.oid))
         if change.kind == INSERT and row.name.startswith(_TRANSIENT) and row.file:
