@@ -62,8 +62,9 @@ def agent_of(product: Product) -> Iterator[RunningAgent]:
     """``pgrecall agent``, at work; ended whatever happens."""
     agent = RunningAgent(product, product.directory / "agent")
     try:
-        agent.wait_running()
-        agent.wait_until(lambda: agent.facts("listener")["is_listening"])
+        agent.wait_until(
+            lambda: agent.snapshot is not None and agent.facts("listener").get("is_listening")
+        )
         yield agent
         assert agent.end() == 0
     finally:
@@ -110,7 +111,8 @@ def test_archive_lose_and_recover(
         )
         agent.wait_until(lambda: agent.facts("listener")["pushes"] >= 2)
         root.lose("/pgdata")
-
+    # The agent comes first, as it does in a pod: there is no data directory yet.
+    with agent_of(product) as agent:
         (root.path / "base").rename(pgdata)
         configure(pgdata, restore_command=client_restore_command(CLIENT, SOCKET, "main"))
         (pgdata / "recovery.signal").touch()

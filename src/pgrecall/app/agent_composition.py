@@ -261,11 +261,17 @@ def _metrics(place: Place, joints: Joints) -> Blueprint:
     )
 
 
-def _owner(data_directory: str) -> int:
-    """The user who owns PGDATA, as whom PostgreSQL calls wal push; raises DataDirectoryError."""
+def _owner(data_directory: str) -> int | None:
+    """The user who owns PGDATA, as whom PostgreSQL calls wal push; raises DataDirectoryError.
+
+    None where nobody but the agent's own user is to be served anyway, and PGDATA is not
+    there: a restore will bring it, and its recovery asks this agent.
+    """
     try:
         return os.stat(data_directory).st_uid
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and os.geteuid() != 0:
+            return None
         raise DataDirectoryError(
             f"cannot look at the data directory {data_directory}: {error.strerror}",
             hint="check data_directory of the server; the agent runs as the server's user",
