@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from pgrecall.errors import (
 )
 from pgrecall.model.lsn import Lsn
 from tests.e2e.command_line import CommandLine, Scene, objects
+from tests.fault.test_receive_zero_loss import receiver, streaming_product
 from tests.support.postgresql import PostgresServer, ServerFactory
 
 NASTY = 'vor der "Änderung" o\'clock \\ 100% $x'
@@ -174,3 +176,25 @@ def test_a_name_that_postgresql_does_not_take(scene: Scene, name: str) -> None:
     outcome = scene.cli("restore-point", "--", name)
     assert outcome.status == UsageError.exit_status
     assert "bytes" in outcome.err
+
+
+def test_streaming_alone_is_enough(pg_factory: ServerFactory, tmp_path: Path) -> None:
+    """Without any archive_command: the receiver brings the segment, and the wait sees it."""
+    product = streaming_product(pg_factory, tmp_path, archive_mode="off")
+    server = product.server
+    refused = product.cli("wal", "switch")
+    assert refused.returncode == NotArchivedError.exit_status, refused
+    with receiver(product):
+        server.wait_until(
+            lambda: server.value("SELECT count(*) FROM pg_stat_replication"), "streaming"
+        )
+        server.sql("CREATE TABLE t (n int)")
+        finished = product.cli("wal", "switch", "--timeout", "30", "--json")
+        assert finished.returncode == 0, finished
+        assert product.archive().has(json.loads(finished.stdout)["segment"])
+        shown = product.cli("wal", "status", "--test", "--timeout", "30", "--json")
+        assert shown.returncode == 0, shown
+        document = json.loads(shown.stdout)
+        assert document["probe"]["durable_in"] == ["one"]
+        assert [one["slot"] for one in document["receivers"]] == ["pgrecall"]
+    product.close()

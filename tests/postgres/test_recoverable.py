@@ -19,9 +19,11 @@ from pgrecall.model.targets import RecoveryTarget, ToLsn, ToName, ToTime, ToXid
 from pgrecall.model.wal_files import WalFile
 from pgrecall.repository import layout
 from pgrecall.repository.catalog import Catalog
+from pgrecall.repository.gaps import DROPPED, Gap, write_gap
 from pgrecall.restore.choice import Chooser
 from pgrecall.store.opening import open_store
 from pgrecall.system.clock import SystemClock
+from tests.fault.test_receive_zero_loss import receiver, streaming_product
 from tests.support.postgresql import Installation, ServerFactory, Templates
 from tests.support.product import SERVER, Product
 
@@ -299,3 +301,63 @@ def test_an_idle_server_reaches_any_moment_behind_its_backup(
     assert answer is not None
     assert answer.is_reachable
     assert answer.backup_id == backup.backup_id
+
+
+def test_a_receivers_tail_and_recorded_gaps_count(
+    pg_factory: ServerFactory, tmp_path: Path
+) -> None:
+    product = streaming_product(
+        pg_factory, tmp_path, "[receive]\ntail_seconds = 0.2\n", segment_mib=1, autovacuum="off"
+    )
+    server = product.server
+    with receiver(product):
+        server.wait_until(
+            lambda: server.value("SELECT count(*) FROM pg_stat_replication"), "streaming"
+        )
+        product.backup()
+        server.sql("CREATE TABLE rows (at timestamptz DEFAULT clock_timestamp())")
+        lost = product.switch()
+        product.backup()
+        for _ in range(5):
+            server.sql("INSERT INTO rows DEFAULT VALUES")
+        end = Lsn.parse(server.value("SELECT pg_current_wal_flush_lsn()::text"))
+        name = server.value("SELECT pg_walfile_name(pg_current_wal_flush_lsn())")
+        server.wait_until(lambda: (product.archive().tail_end(name) or 0) >= end, "it is stored")
+    store = open_store(product.repository, {})
+    product.path_of(layout.wal_key(SERVER, 1, WalFile(lost))).unlink()
+    begin = WalFile(lost).start(MIB)
+    now = SystemClock().now()
+    write_gap(
+        store,
+        SERVER,
+        1,
+        Gap(1, begin, Lsn(begin + MIB), DROPPED, "pg_wal was nearly full", now),
+    )
+    result = run_recoverable(product.context(), RecoverableRequest())
+    path = path_of(result, 1)
+    (gap,) = path.gaps
+    assert (gap.cause, gap.first_missing) == ("dropped", lost)
+    assert "nearly full" in gap.explanation
+    found = path.ranges[-1]
+    assert (found.tail, found.is_open) == (name, True)
+    newest = server.value("SELECT max(at) FROM rows")
+    assert result.newest_at is not None
+    assert timedelta(0) <= result.newest_at - newest < timedelta(seconds=5)
+    assert Lsn.parse(result.newest_lsn) >= end
+    survey = RecoverableSurvey(main_repository(product.context()), SERVER)
+    chooser = Chooser(product.archive(), Catalog(store, SERVER).complete(), now=now)
+    for target in (ToTime(newest), ToLsn(end), ToLsn(Lsn(end + MIB)), ToTime(gap_middle(path))):
+        said = survey.answer(target, timeline=None, now=now)
+        try:
+            chooser.choose(target)
+            is_granted = True
+        except TargetUnreachableError:
+            is_granted = False
+        assert said.is_reachable == is_granted, (target, said)
+    product.close()
+
+
+def gap_middle(path: TimelinePath) -> datetime:
+    """A moment at which the lost segment was written."""
+    closed = path.ranges[0]
+    return (closed.to_at or closed.consistent_at) + timedelta(microseconds=1)
