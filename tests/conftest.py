@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -40,6 +41,16 @@ def pytest_configure(config: pytest.Config) -> None:
             f"PostgreSQL {', '.join(map(str, missing))} expected ({EXPECTED_VARIABLE}) but not "
             f"found in {matrix_directory(ROOT)}: python -m tests.support.matrix install"
         )
+
+
+@pytest.fixture(autouse=True)
+def logs_as_found() -> Iterator[None]:
+    """A command that runs in this process sets logs up; the next test must not see it."""
+    logger = logging.getLogger("pgrecall")
+    handlers, level = list(logger.handlers), logger.level
+    yield
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
 
 
 def pytest_report_header() -> str:
