@@ -47,10 +47,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def logs_as_found() -> Iterator[None]:
     """A command that runs in this process sets logs up; the next test must not see it."""
     logger = logging.getLogger("pgrecall")
-    handlers, level = list(logger.handlers), logger.level
+    handlers, level, propagates = list(logger.handlers), logger.level, logger.propagate
     yield
     logger.handlers[:] = handlers
     logger.setLevel(level)
+    logger.propagate = propagates
 
 
 def pytest_report_header() -> str:
