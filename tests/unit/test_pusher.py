@@ -17,7 +17,8 @@ from pgrecall.errors import (
 )
 from pgrecall.model.wal_files import history_name
 from pgrecall.repository.identity import add_owner
-from pgrecall.settings import AgentSettings
+from pgrecall.settings import AgentSettings, RepositorySettings
+from pgrecall.store.memory import MemoryStore
 from pgrecall.wal.push import ALREADY_STORED, CREATED
 from pgrecall.wal.pusher import Pusher
 from pgrecall.wal.storing import Storing
@@ -168,3 +169,28 @@ def test_without_a_required_repository_nothing_begins(tmp_path: Path) -> None:
     scene.settings.agent = AgentSettings(directory=str(tmp_path / "agent"))
     with pytest.raises(SettingsError, match="required"):
         scene.pusher()
+
+
+def test_on_object_stores_the_first_goes_alone(
+    scene: PusherScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There puts overlap; a server that diverged must not get anything in before it is noticed."""
+    segments = scene.make_ready(6)
+    memory = MemoryStore()
+    for info in scene.store().list(""):
+        memory.put(info.key, [scene.store().read(info.key)])
+    memory.reads_whole = True
+    repository = RepositorySettings(name="one", store="s3", bucket="b", retries=0)
+    scene.settings.repositories["one"] = repository
+    monkeypatch.setattr("pgrecall.wal.archives.open_store", lambda *given, **more: memory)
+    first = next(iter(segments))
+    other = scene.make_pgdata("other")
+    scene.push(scene.write(first, build_segments(1, salt=1)[first], other))
+    pusher = scene.pusher(push_workers=4)
+    with at_work(pusher):
+        wait_until(lambda: int(pusher.facts()["failures_total"] or 0) > 1, "it is tried again")
+    assert [info.key[-24:] for info in memory.list("servers/main/wal/")] == [first]
+    (key,) = [info.key for info in memory.list("servers/main/wal/")]
+    memory.delete(key)
+    with at_work(scene.pusher()):
+        wait_until(lambda: len(list(memory.list("servers/main/wal/"))) == 6, "all are stored")

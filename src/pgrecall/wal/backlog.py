@@ -113,7 +113,7 @@ class Backlog:
                 "failing": failure is not None,
                 "failure_code": failure.error.code if failure else None,
                 "failure_message": failure.error.message if failure else None,
-                "failure_file": failure.name if failure else None,
+                "failure_file": (failure.name or None) if failure else None,
                 "failing_since": format_time(failure.since) if failure else None,
             }
         free = _free_bytes(f"{self._pgdata}/pg_wal")

@@ -59,6 +59,7 @@ IDLE_SCAN_SECONDS = 0.5
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 30.0
 _HOPELESS_SECONDS = 60.0
+_LEAST_REST = 9
 
 Fact = str | int | float | bool | None
 
@@ -87,7 +88,6 @@ class _Job:
         if before is None:
             return
         before.done.wait()
-        self.before = None  # a chain of a million files is no chain of a million objects
         if before.error is not None:
             raise _Halted(f"{self.name} waits for {before.name}: {before.error.message}")
 
@@ -220,10 +220,14 @@ class Pusher:
             with ThreadPoolExecutor(self._threads, thread_name_prefix="wal-push") as pool:
                 while not stop.is_set():
                     self._wake.clear()
-                    self._look()
-                    if time.monotonic() >= self._resume_at:
-                        self._round(pool, stop)
-                    self._wake.wait(SCAN_SECONDS if self._backlog.segments else IDLE_SCAN_SECONDS)
+                    began = time.monotonic()
+                    waiting = self._look()
+                    looked_seconds = time.monotonic() - began
+                    if began >= self._resume_at:
+                        self._round(pool, waiting, stop)
+                    shortest = SCAN_SECONDS if self._backlog.segments else IDLE_SCAN_SECONDS
+                    # A backlog of a hundred thousand files must not cost a core to look at.
+                    self._wake.wait(max(shortest, _LEAST_REST * looked_seconds))
         finally:
             is_over.set()
             payer.join()
@@ -248,12 +252,14 @@ class Pusher:
         self._backlog.look(waiting, ready, self._storing.control().segment_bytes)
         return waiting
 
-    def _round(self, pool: ThreadPoolExecutor, stop: threading.Event) -> None:
+    def _round(
+        self, pool: ThreadPoolExecutor, waiting: Sequence[str], stop: threading.Event
+    ) -> None:
         """Push everything that can be pushed now, in order: histories, received, ready."""
         try:
             received = self._lacking(self._received.candidates(self._storing.control()))
             # What was ready before a server became a standby may lie on a branch that was left.
-            ready = [] if self._received.is_standby else self._look()
+            ready = [] if self._received.is_standby else waiting
             histories = [name for name in (*received, *ready) if name.endswith(".history")]
             self._push_ahead(pool, list(dict.fromkeys((*histories, *received, *ready))), stop)
             self._emergency.record(self._targets.opened(), self._targets.required)
@@ -357,6 +363,7 @@ class Pusher:
     ) -> None:
         with self._lock:
             job.result, job.error = result, error
+            job.before = None  # a chain of a million files is no chain of a million objects
             if self._working.get(job.name) is job:
                 del self._working[job.name]
             if result is not None:

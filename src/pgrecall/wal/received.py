@@ -71,8 +71,14 @@ class Received:
         if self.is_standby and history.switches:
             lineage.add(history_name(timeline))
         names = [name for name in histories_in(self._pgdata) if name in lineage]
-        names += [name for name in present if self._is_received(name, control, history)]
-        return [name for name in names if name not in self._archived and self._is_due(name)]
+        names += present
+        return [
+            name
+            for name in names
+            if name not in self._archived
+            and self._is_received(name, control, history)
+            and self._is_due(name)
+        ]
 
     def note_archived(self, name: str) -> None:
         """The archive has it: it is no candidate any more."""
@@ -128,17 +134,21 @@ class Received:
 
     def _is_received(self, name: str, control: ControlData, history: TimelineHistory) -> bool:
         file = WalFile(name)
-        if not history.is_ancestor_or_self(file.timeline) or not self._begins(name, control):
-            return False
-        if not os.path.exists(f"{self._pgdata}/pg_wal/archive_status/{name}.done"):
+        if not file.segment:
+            return True
+        if not history.is_ancestor_or_self(file.timeline):
             return False
         end = file.start(control.segment_bytes) + control.segment_bytes
         left_at = history.end_of(file.timeline)
-        if left_at is not None:
-            return end <= left_at
-        if not self.is_standby:
+        if left_at is None and not self.is_standby:
             return False  # a primary's own timeline: archive_status tells
-        if end <= _vouched_for(control, file.timeline):
+        if left_at is not None and end > left_at:
+            return False
+        if not os.path.exists(f"{self._pgdata}/pg_wal/archive_status/{name}.done"):
+            return False
+        if not self._begins(name, control):
+            return False
+        if left_at is not None or end <= _vouched_for(control, file.timeline):
             return True
         following = segment_name(file.timeline, end, control.segment_bytes)
         return self._begins(following, control)
