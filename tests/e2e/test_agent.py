@@ -40,6 +40,9 @@ def test_check_shows_what_would_run_and_begins_nothing(scene: AgentScene) -> Non
     (job,) = plan["jobs"]
     assert (job["job"], job["expression"]) == ("backup", "0 3 * * *")
     assert job["next_at"].endswith("T03:00:00Z")
+    text = scene.product.cli("agent", "--check").stdout
+    assert "serves wal push and wal fetch" in text
+    assert "0 3 * * *" in text
     assert not scene.directory.exists()
 
 
@@ -154,7 +157,8 @@ def test_the_end_of_the_agent_ends_a_job_and_the_journal_says_so(
     agent = scene.start(PGRECALL_FAULT_PAUSE=f"backup.started:{pause}")
     agent.wait_until(lambda: any(pause.iterdir()), "the backup is held up in the middle")
     agent.wait_until(lambda: agent.facts("schedule").get("running") == "backup")
-    assert agent.end() == 0
+    agent.tell(signal.SIGTERM)
+    assert agent.end() == 0, "a second signal does not cut the end short"
     store = open_store(scene.product.repository, {})
     (record,), _ = Journal(store, SERVER).runs(datetime.now(UTC) - timedelta(hours=1))
     assert (record.command, record.outcome) == ("backup", "interrupted")

@@ -75,11 +75,11 @@ def target_findings(
     """Targets that are missed (fail), and those that nobody measured (warn)."""
     found = []
     if targets.rpo_seconds and (loss.seconds is None or loss.seconds > targets.rpo_seconds):
-        reached = "is not known" if loss.seconds is None else f"is {loss.seconds:.0f} s"
+        reached = "is not known" if loss.seconds is None else f"is {loss.seconds:.1f} s"
         found.append(
             _fail(
                 "rpo-missed",
-                f"the RPO {reached} and should be {targets.rpo_seconds:.0f} s: {loss.basis}",
+                f"the RPO {reached} and should be {targets.rpo_seconds:g} s: {loss.basis}",
                 "look at pgrecall wal status; archive_timeout or streaming bounds what is lost",
             )
         )
@@ -87,7 +87,7 @@ def target_findings(
         found.append(
             _warn(
                 "rto-not-measured",
-                f"the RTO should be {targets.rto_seconds:.0f} s, and nobody measured it of late",
+                f"the RTO should be {targets.rto_seconds:g} s, and nobody measured it of late",
                 "restore into another directory with --start: its time is measured",
             )
         )
@@ -95,8 +95,8 @@ def target_findings(
         found.append(
             _fail(
                 "rto-missed",
-                f"the last RTO measured is {rto_seconds:.0f} s and should be"
-                f" {targets.rto_seconds:.0f} s",
+                f"the last RTO measured is {rto_seconds:.1f} s and should be"
+                f" {targets.rto_seconds:g} s",
                 "back up more often, so that less WAL is replayed, or on faster disks",
             )
         )

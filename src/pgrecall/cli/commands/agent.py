@@ -7,6 +7,7 @@ import click
 from pgrecall.app.agent import check_agent, run_agent
 from pgrecall.cli.frame import Example, framed_command
 from pgrecall.cli.invocation import Invocation
+from pgrecall.cli.rendering import render
 
 
 @framed_command(
@@ -29,7 +30,11 @@ def command(invocation: Invocation, *, check: bool) -> None:
     """
     context = invocation.context()
     if check:
-        invocation.emit(check_agent(context), "agent/1")
+        shown = check_agent(context)
+        if invocation.flag("json"):
+            invocation.emit(shown, "agent/1")
+        else:
+            render(shown.plan)  # emit takes it for shown before
         return
     result = run_agent(context, lambda: invocation.context().settings)
     if invocation.flag("json"):
