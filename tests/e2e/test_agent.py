@@ -234,3 +234,32 @@ def test_metrics_of_a_running_agent(scene: AgentScene) -> None:
     assert 'pgrecall_archive_pushed_total{server="main"}' in text
     assert " 200 " in scrape("/healthz")
     assert agent.end() == 0
+
+
+def test_one_component_that_fails_ends_no_other_and_is_named(scene: AgentScene) -> None:
+    scene.product.backup()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        scene.configure(agent=f'metrics_address = ":{port}"')
+        agent = scene.start(wait=False)
+        agent.wait_until(lambda: agent.snapshot and agent.facts("metrics")["restarts"] > 0)
+        scene.product.switch()
+        agent.wait_until(lambda: agent.facts("pusher")["state"] == "running")
+        shown = json.loads(scene.product.cli("status", "--json").stdout)["servers"][0]
+        (finding,) = (one for one in shown["findings"] if one["code"] == "component-ill")
+        assert finding["subject"] == "metrics"
+        assert f"127.0.0.1:{port}" in finding["message"]
+    agent.wait_until(lambda: agent.facts("metrics")["state"] == "running", "the port is free")
+    assert agent.end() == 0
+
+
+def test_a_component_that_is_gone_after_a_reload_is_ended(scene: AgentScene) -> None:
+    path = scene.product.directory / "m.sock"
+    scene.configure(agent=f'metrics_address = "{path}"')
+    agent = scene.start()
+    agent.wait_until(path.exists)
+    scene.configure()
+    agent.tell(signal.SIGHUP)
+    agent.wait_until(lambda: not path.exists())
+    agent.wait_until(lambda: agent.logged("restarted=metrics"))
+    assert agent.end() == 0
