@@ -16,8 +16,10 @@ from pgrecall.app.invocation_path import pgrecall_command
 from pgrecall.errors import (
     ArchivingRefusedError,
     ConfirmationError,
+    PostgresRightsError,
     PostgresUnreachableError,
     ServerIsStandbyError,
+    StoreAbsentError,
     UsageError,
 )
 from tests.e2e.command_line import CommandLine, Outcome
@@ -402,3 +404,41 @@ def test_through_the_agents_client(enabling: Enabling, tmp_path: Path) -> None:
     undone = enabling("--undo", "--yes", "--json")
     assert undone.document["outcome"] == "undone"
     assert len(undone.document["plan"]["changes"]) == 3
+
+
+def test_as_a_role_that_may_not_change_settings(enabling: Enabling) -> None:
+    server = enabling.server
+    server.sql("CREATE ROLE plain LOGIN")
+    done = enabling("--admin", "plain", "--no-role", "--yes", "--json")
+    assert (done.status, done.document["outcome"]) == (0, "by hand"), done
+    assert len(done.document["plan"]["by_hand"]) == 6
+    codes = {finding["code"] for finding in done.document["plan"]["findings"]}
+    assert "rights-settings" in codes
+    refused = enabling("--admin", "plain", "--yes", "--json")
+    assert refused.status == PostgresRightsError.exit_status
+    assert server.value("SELECT count(*) FROM pg_roles WHERE rolname = 'pgrecall'") == 0
+    # It was begun, and nothing came of it: undoing finds everything as it was.
+    assert enabling("--undo", "--yes", "--json").document["outcome"] == "undone"
+
+
+def test_repositories_that_are_away(enabling: Enabling, tmp_path: Path) -> None:
+    with enabling.cli.config.open("a") as file:
+        file.write(f'[repositories.spare]\nrole = "best-effort"\npath = "{tmp_path}/spare"\n')
+    done = enabling("--yes", "--json")
+    assert done.status == 0, done
+    (left_out,) = [
+        finding
+        for finding in done.document["plan"]["findings"]
+        if finding.get("subject") == "spare"
+    ]
+    assert left_out["code"] == "store-absent"
+    away = enabling.repository.rename(tmp_path / "away")
+    before = settings_of(enabling.server)
+    unknown = enabling("--undo", "--yes", "--json")
+    assert unknown.status == StoreAbsentError.exit_status
+    assert enabling("--yes").status == StoreAbsentError.exit_status
+    assert settings_of(enabling.server) == before
+    away.rename(enabling.repository)
+    assert enabling("--undo", "--yes", "--json").document["outcome"] == "undone"
+    # Every change is on record in the required one: what is away can add nothing.
+    assert enabling("--undo", "--yes", "--json").document["outcome"] == "nothing to undo"

@@ -83,7 +83,7 @@ def run_undo(context: RunContext, request: EnableRequest) -> UndoResult:
     opened = open_all(context, needs_required=False)
     with open_session(context, request, "undoing wal enable") as connection:
         facts = server_facts(connection)
-        changes = _open_changes(name, opened, facts)
+        changes = _open_changes(context, opened, facts)
         if not changes:
             plan = UndoPlan(server=name, changes=(), findings=tuple(opened.findings()))
             context.approve(plan)
@@ -107,18 +107,20 @@ def run_undo(context: RunContext, request: EnableRequest) -> UndoResult:
     )
 
 
-def _open_changes(server: str, opened: OpenedAll, facts: ServerFacts) -> list[Change]:
+def _open_changes(context: RunContext, opened: OpenedAll, facts: ServerFacts) -> list[Change]:
     found = []
     failed = dict(opened.failed)
     for one in opened.repositories:
         try:
-            found.append(read_enablements(one.store, server))
+            found.append(read_enablements(one.store, context.server.name))
         except StoreError as error:
             failed[one.settings.name] = error
     changes = open_changes(found, facts.system_identifier)
-    if not changes and failed:
-        # Unknown is not "nothing": what cannot be read may hold the record.
-        raise next(iter(failed.values()))
+    for name, problem in failed.items():
+        # Unknown is not "nothing". Every change is on record in each required repository, so
+        # that one of best effort can only repeat what those say.
+        if not changes and context.settings.repository(name).role == "required":
+            raise problem
     return changes
 
 
