@@ -71,8 +71,9 @@ def agent_of(product: Product) -> Iterator[RunningAgent]:
         agent.close()
 
 
+@pytest.mark.parametrize("sees", ["its data directory", "no data directory"])
 def test_archive_lose_and_recover(
-    root: BareRoot, pg_factory: ServerFactory, tmp_path: Path
+    root: BareRoot, pg_factory: ServerFactory, tmp_path: Path, sees: str
 ) -> None:
     made = pg_factory(start=False, segment_mib=1)
     product = Product(tmp_path, made)
@@ -80,7 +81,8 @@ def test_archive_lose_and_recover(
     socket = root.path / SOCKET.strip("/")
     with product.config.open("a") as config:  # what the agent's container sees
         config.write(f'[agent]\ndirectory = "{tmp_path / "agent"}"\nsocket = "{socket}"\n')
-    text = product.config.read_text().replace(str(made.pgdata), str(pgdata))
+    seen = str(pgdata) if sees == "its data directory" else str(tmp_path / "elsewhere")
+    text = product.config.read_text().replace(str(made.pgdata), seen)
     product.config.write_text(text.replace(made.host, str(root.path / "run")))
     shutil.copytree(made.pgdata, pgdata)
     configure(

@@ -21,6 +21,7 @@ from pgrecall.agent.asking import ask_fetch, ask_push
 from pgrecall.agent.calls import Call, Peer
 from pgrecall.agent.listener import Listener
 from pgrecall.agent.protocol import (
+    MAXIMUM_REPLY_BYTES,
     MAXIMUM_REQUEST_BYTES,
     PUSH,
     VERSION,
@@ -39,6 +40,7 @@ from pgrecall.errors import (
     WalFormatError,
 )
 from pgrecall.wal.archives import data_directory_of
+from pgrecall.wal.fetch import FetchResult
 from tests.support.listener_scene import PlainService, served, short_directory, wait_until
 from tests.support.socket_scene import ABSENT, DESTINATION, HeldService, SocketScene
 from tests.support.wal_scene import build_segments
@@ -374,6 +376,31 @@ def test_a_bug_of_the_agent_is_no_answer(quiet: SocketScene) -> None:
         with pytest.raises(AgentSilentError, match="ZeroDivisionError"):
             ask_push(quiet.socket, "", f"pg_wal/{quiet.name}")
         assert at_work.facts()["failures"] == 1
+
+
+class WordyService(PlainService):
+    """Says more than a message holds, in characters that take the most room."""
+
+    def push(self, path: str, pgdata: str):  # type: ignore[no-untyped-def]
+        raise WalFormatError("\N{MUSICAL SYMBOL G CLEF}" * 50_000, hint="\0\udcff" * 50_000)
+
+    def fetch(self, name: str, destination: str, pgdata: str):  # type: ignore[no-untyped-def]
+        Path(destination).write_bytes(b"x")
+        return FetchResult(name, "one", 1, ["\N{MUSICAL SYMBOL G CLEF}" * 10_000] * 50)
+
+
+def test_no_reply_is_too_long(quiet: SocketScene) -> None:
+    with served(Listener(quiet.socket, WordyService(quiet.settings, quiet.server))):
+        pushed = ask_push(quiet.socket, "", f"pg_wal/{quiet.name}")
+        fetched = ask_fetch(quiet.socket, "", quiet.name, DESTINATION)
+    assert pushed.status == WalFormatError.exit_status
+    assert json.loads(pushed.facts)["code"] == "wal-format"
+    assert len(pushed.text) > 3000
+    assert fetched.status == 0
+    assert fetched.text.count("WARNING") == 50
+    for answer in (pushed, fetched):
+        reply = len(answer.facts.encode()) + len(answer.text.encode()) + 10
+        assert 30_000 < reply < MAXIMUM_REPLY_BYTES
 
 
 # --- the place ------------------------------------------------------------------------------

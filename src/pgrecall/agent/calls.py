@@ -37,7 +37,9 @@ from pgrecall.system.faults import reached
 _log = logging.getLogger(__name__)
 
 _CONTROL = "global/pg_control"
-_LONGEST_TEXT = 3000
+# In JSON a character may take twelve bytes: with these, no reply is too long.
+_LONGEST_TEXT = 2500
+_LONGEST_HINT = 1000
 _HIGHEST_STATUS = 125
 _LACKS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _OPENED = re.compile(r"/proc/self/fd/(\d+)")
@@ -214,7 +216,7 @@ class Call:
         status = error.exit_status
         if not 0 < status <= _HIGHEST_STATUS or status == EXIT_PROVEN_ABSENT:
             status = PgrecallError.exit_status
-        message, hint = self._shown(error.message), self._shown(error.hint)
+        message, hint = self._shown(error.message), self._shown(error.hint)[:_LONGEST_HINT]
         self.failure = message
         _log.warning(
             "%s failed: %s",

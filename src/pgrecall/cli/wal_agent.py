@@ -53,10 +53,10 @@ def by_agent(
             answer = ask_fetch(path, server, files[0], files[1])
     except AgentSilentError as silent:
         if is_debug:
-            sys.stderr.write(f"DEBUG pgrecall.cli.wal_agent: without an agent: {silent.message}\n")
+            _say(f"DEBUG pgrecall.cli.wal_agent: without an agent: {silent.message}\n")
         return None
     if is_debug:
-        sys.stderr.write(f"DEBUG pgrecall.cli.wal_agent: wal {verb} {answer.facts}\n")
+        _say(f"DEBUG pgrecall.cli.wal_agent: wal {verb} {answer.facts}\n")
     _tell(verb, answer, as_json=options.as_json)
     return answer.status
 
@@ -71,8 +71,12 @@ def _tell(verb: str, answer: Answer, *, as_json: bool) -> None:
             document = f'{{"schema": "pgrecall/error/1", "error": {answer.facts}}}'
         sys.stdout.write(document + "\n")
     if answer.text and (is_answered or not as_json):
-        try:
-            sys.stderr.write(answer.text)
-            sys.stderr.flush()
-        except OSError:
-            return  # the file is where it belongs whether anybody hears of it or not
+        _say(answer.text)
+
+
+def _say(text: str) -> None:
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:
+        return  # the file is where it belongs whether anybody hears of it or not
