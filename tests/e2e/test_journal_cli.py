@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from pgrecall.errors import ConfirmationError
 from pgrecall.model.runs import RUN_ID_VARIABLE, TRIGGER_VARIABLE, RunRecord, Trigger
 from pgrecall.repository import layout
 from pgrecall.repository.journal import Journal
@@ -32,13 +33,18 @@ def records(product: Product) -> list[RunRecord]:
 def test_runs_are_kept_with_what_they_came_to(product: Product, tmp_path: Path) -> None:
     assert product.cli("backup", "--dry-run").returncode == 0
     assert product.cli("backups", "list").returncode == 0
-    assert records(product) == []
+    assert product.cli("server", "upgrade", "--yes").returncode == 0
+    first = records(product)
+    assert [one.command for one in first] == ["server upgrade"]
+    unconfirmed = product.cli("wal", "enable", "--role", "x" * 9, "--replace")
+    assert unconfirmed.returncode == ConfirmationError.exit_status, unconfirmed.stderr
+    assert records(product) == first
     assert product.cli("backup").returncode == 0
     assert product.cli("check", "--no-switch").returncode == 0
     target = tmp_path / "restored"
     product.copies.append(target)
     assert product.cli("restore", "--target-dir", str(target), "--start").returncode == 0
-    backup, check, restore = records(product)
+    backup, check, restore = records(product)[1:]
     assert [one.command for one in (backup, check, restore)] == ["backup", "check", "restore"]
     assert {one.trigger.by for one in (backup, check, restore)} == {"user"}
     assert backup.outcome == "ok"

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 
 from pgrecall.app.journalling import RunEnd, write_run
 from pgrecall.cli.invocation import Invocation
+from pgrecall.errors import ConfirmationError, UsageError
 
 _Body = TypeVar("_Body", bound=Callable[..., int | None])
 
@@ -16,7 +17,8 @@ _Body = TypeVar("_Body", bound=Callable[..., int | None])
 def journalled(command: str) -> Callable[[_Body], _Body]:
     """Have every run of a command's function end with a record, failed ones too.
 
-    Not after --dry-run, and not when it never got so far as to have settings. The
+    Not after --dry-run, nor when it never got so far as to have settings, was typed
+    wrong, or was not confirmed: then nothing was run. The
     record is written before the error, if there was one, goes on its way.
     """
 
@@ -26,6 +28,8 @@ def journalled(command: str) -> Callable[[_Body], _Body]:
             started_at = datetime.now(UTC)
             try:
                 status = function(invocation, *args, **kwargs)
+            except (ConfirmationError, UsageError):
+                raise
             except BaseException as error:
                 _write(invocation, RunEnd(command, started_at, error=error))
                 raise

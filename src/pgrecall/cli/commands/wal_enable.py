@@ -12,6 +12,7 @@ from pgrecall.app.enabling_undo import run_undo
 from pgrecall.app.requests import EnableRequest
 from pgrecall.cli.frame import Example, framed_command
 from pgrecall.cli.invocation import Invocation
+from pgrecall.cli.journalling import journalled
 from pgrecall.errors import UsageError
 from pgrecall.model.findings import worst
 
@@ -61,6 +62,7 @@ def _size(context: click.Context, parameter: click.Parameter, value: str | None)
 @click.option(
     "--wal-keep", callback=_size, help="wal_keep_size, e.g. 2GB. [default: 1GB, if nothing is set]"
 )
+@journalled("wal enable")
 def enable_command(
     invocation: Invocation,
     *,
