@@ -98,7 +98,7 @@ class Backlog:
             return failure.error if isinstance(failure.error, StoreError) else None
 
     def facts(self) -> Mapping[str, Fact]:
-        """Names as documented in docs/agent-push.md; sizes in bytes, times in seconds."""
+        """Names as documented in docs/pushing.md; sizes in bytes, times in seconds."""
         with self._lock:
             oldest, failure = min(self._waiting, default=""), self._failure
             growth, rate = self._rates()

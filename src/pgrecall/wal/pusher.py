@@ -233,7 +233,7 @@ class Pusher:
             payer.join()
 
     def facts(self) -> Mapping[str, Fact]:
-        """Lag, failures, space, debts and gaps; names in docs/agent.md."""
+        """Lag, failures, space, debts and gaps; names in docs/pushing.md."""
         return {
             **self._backlog.facts(),
             **self._debts.facts(),
