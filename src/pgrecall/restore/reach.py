@@ -157,19 +157,21 @@ def _consistent_at(
     """The first time from which on ``first`` serves; None: the clock jumped too much to tell.
 
     As a rule that is when the backup ended. Where the server's clock went back
-    meanwhile, it is later: a commit inside of the backup must not end recovery.
+    meanwhile, it is later: a commit inside of the backup must not end recovery,
+    also where the target is exclusive.
     """
     size = snapshot.segment_bytes
     inside = [name for name in names if WalFile(name).start(size) < first.stop]
+    # The clock may have gone back while the backup was taken.
+    moment = max(first.started_at, first.stopped_at)
     if not inside:
-        return first.stopped_at
+        return moment
     path = ReplayPath(history, inside, Lsn(WalFile(inside[-1]).start(size) + size))
-    moment = first.stopped_at
     for _ in range(_CLOCK_JUMPS):
-        stop = StopFinder(snapshot, path, Lsn(first.start)).by_time(moment, inclusive=True)
+        stop = StopFinder(snapshot, path, Lsn(first.start)).by_time(moment, inclusive=False)
         if stop is None or stop.lsn >= first.stop or stop.at is None:
             return moment
-        moment = stop.at
+        moment = stop.at + _SMALLEST
     return None
 
 
