@@ -12,7 +12,6 @@ an old segment where PostgreSQL by then expects the next one.
 from __future__ import annotations
 
 import _socket
-import contextlib
 import os
 import struct
 import time
@@ -90,8 +89,7 @@ def ask_fetch(socket_path: str, server: str, name: str, destination: str) -> Ans
             return _ask(socket_path, request, directory)
         except BaseException:
             # The connection is closed: whatever the agent writes from now on, it removes.
-            with contextlib.suppress(OSError):
-                os.unlink(request.aside, dir_fd=directory)
+            _remove(request.aside, directory)
             raise
     finally:
         os.close(directory)
@@ -107,6 +105,13 @@ def _taken(answer: Answer, request: Request, directory: int) -> Answer:
                 f"what was delivered cannot be renamed to {request.path}: {error.strerror}"
             ) from error
     return answer
+
+
+def _remove(name: str, directory: int) -> None:
+    try:
+        os.unlink(name, dir_fd=directory)
+    except OSError:
+        return  # it is not there; contextlib would say so better, and takes a millisecond to import
 
 
 def _data_directory(path: str) -> str:

@@ -14,10 +14,10 @@ only when its module said so by returning it.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # what signal wraps in enumerations, slowly
 import gc
 import importlib
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
@@ -36,6 +36,7 @@ _OPTIONS_WITH_VALUE = frozenset(
 )
 _HELP = frozenset({"--help", "-h"})
 _HIGHEST_STATUS = 125
+_ENDINGS = {_signal.SIGTERM: "SIGTERM", _signal.SIGINT: "SIGINT", _signal.SIGHUP: "SIGHUP"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -100,8 +101,8 @@ def _transfer(stages: Sequence[str], command: tuple[str, ...], words: Sequence[s
     # after one file, and buffers go by reference count.
     gc.disable()
     try:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, _end)
+        for number in _ENDINGS:
+            _signal.signal(number, _end)
         status = None
         for stage in stages:
             status = importlib.import_module(stage).run(words)
@@ -119,7 +120,7 @@ def _transfer(stages: Sequence[str], command: tuple[str, ...], words: Sequence[s
 
 def _end(number: int, frame: FrameType | None) -> None:
     del frame
-    raise InterruptedRunError(f"ended by {signal.Signals(number).name}")
+    raise InterruptedRunError(f"ended by {_ENDINGS[number]}")
 
 
 def _crash_status(error: BaseException) -> int:
