@@ -64,7 +64,11 @@ def run(scene: SocketScene, *words: str, **options: Any) -> tuple[int, str, str]
 
 
 def test_it_is_linked_statically() -> None:
-    """Where these tests run there is a libc.a; an image that is its user has nothing."""
+    """Wherever that can be done; an image that is its user has nothing to load."""
+    asked = ["cc", "-print-file-name=libc.a"]
+    found = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    if not os.path.isabs(found):
+        pytest.skip("NOT PROVEN HERE: there is no static C library")
     assert client_kind() == "static"
 
 
