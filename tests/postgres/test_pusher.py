@@ -24,7 +24,7 @@ from pgrecall.repository.wal_archive import WalArchive
 from pgrecall.settings import AgentSettings, RepositorySettings, ServerSettings, Settings
 from pgrecall.store.opening import open_store, prepare_store
 from pgrecall.wal.pusher import Pusher
-from tests.support.postgresql import PostgresServer, ServerFactory
+from tests.support.postgresql import Installation, PostgresServer, ServerFactory
 from tests.support.pusher_scene import at_work
 
 
@@ -73,9 +73,15 @@ class Archiving:
         return self.archive().has(name)
 
 
+def make_primary(
+    pg_factory: ServerFactory, installation: Installation | None = None
+) -> PostgresServer:
+    return pg_factory(installation, segment_mib=1, wal_keep_size="64MB", max_wal_size="200MB")
+
+
 @pytest.fixture
 def primary(pg_factory: ServerFactory) -> PostgresServer:
-    return pg_factory(segment_mib=1, wal_keep_size="64MB", max_wal_size="200MB")
+    return make_primary(pg_factory)
 
 
 @pytest.fixture
@@ -99,7 +105,7 @@ def make_standby(
     pg_factory: ServerFactory, primary: PostgresServer, directory: Path
 ) -> PostgresServer:
     primary.client("pg_basebackup", "-D", str(directory), "-X", "stream", "-c", "fast")
-    standby = pg_factory.adopt(directory)
+    standby = pg_factory.adopt(directory, primary.installation)
     (directory / "standby.signal").touch()
     standby.configure(primary_conninfo=f"host={primary.host} port={primary.port} user=postgres")
     standby.start()
@@ -137,9 +143,20 @@ def test_a_backlog_is_pushed_ahead_and_confirmed(
 
 
 def test_wal_that_a_dead_primary_never_archived_comes_from_its_standby(
-    pg_factory: ServerFactory, tmp_path: Path, primary: PostgresServer, archiving: Archiving
+    pg_factory: ServerFactory, tmp_path: Path, installation: Installation
 ) -> None:
     """Fact 4: segments 3 to 5 were in no archive, and nobody noticed."""
+    primary = make_primary(pg_factory, installation)
+    archiving = Archiving(tmp_path, primary)
+    try:
+        check_failover(pg_factory, tmp_path, primary, archiving)
+    finally:
+        archiving.stop()
+
+
+def check_failover(
+    pg_factory: ServerFactory, tmp_path: Path, primary: PostgresServer, archiving: Archiving
+) -> None:
     standby = make_standby(pg_factory, primary, tmp_path / "standby")
     before = fill(primary, 2)
     stop = threading.Event()
