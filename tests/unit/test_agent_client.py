@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,10 +17,11 @@ from typing import Any
 import pytest
 
 from pgrecall.agent import asking, protocol
-from pgrecall.agent.client_file import client_kind, client_path
+from pgrecall.agent.client_file import client_kind, client_path, install_client
 from pgrecall.agent.listener import Listener
-from pgrecall.errors import AgentSilentError, InterruptedRunError, NotOwnerError
+from pgrecall.errors import AgentSilentError, InterruptedRunError, NotOwnerError, WalFormatError
 from pgrecall.wal.archives import data_directory_of
+from tests.support.bare_root import can_change_root
 from tests.support.listener_scene import served, short_directory, wait_until
 from tests.support.socket_scene import ABSENT, DESTINATION, HeldService, SocketScene
 
@@ -98,6 +100,38 @@ def test_there_and_back(scene: SocketScene) -> None:
     environment = {"PGRECALL_AGENT_SOCKET": scene.socket}
     path = f"{scene.pgdata}/pg_wal/{scene.name}"
     assert run(scene, "push", "--server=main", "--", path, env=environment, cwd="/")[0] == 0
+
+
+def test_it_needs_nothing_beside_itself(quiet: SocketScene) -> None:
+    """In a root of its own: no C library, no shell, no /proc, no /dev, no environment."""
+    why = can_change_root()
+    if why or client_kind() != "static":
+        pytest.skip(f"NOT PROVEN HERE: {why or 'the client is not static'}")
+    install_client(str(quiet.path))
+    inside = ["unshare", "--user", "--map-root-user", "--root", str(quiet.path)]
+    inside += ["--wd", "/pgdata", "/pgrecall-client"]
+
+    def ask(*words: str) -> tuple[int, str]:
+        argv = [shutil.which("unshare") or "unshare", *inside[1:], *words]
+        finished = subprocess.run(argv, env={}, capture_output=True, text=True, check=False)
+        return finished.returncode, finished.stderr
+
+    assert sorted(path.name for path in quiet.path.iterdir()) == [
+        "one",
+        "pgdata",
+        "pgrecall-client",
+    ]
+    with served(Listener(str(quiet.path / "run" / "agent.sock"), quiet.service)):
+        socket_words = ("--socket", "/run/agent.sock")
+        assert ask("push", *socket_words, f"pg_wal/{quiet.name}") == (0, "")
+        assert ask("push", *socket_words, f"/pgdata/pg_wal/{quiet.name}") == (0, "")
+        assert ask("fetch", *socket_words, quiet.name, DESTINATION) == (0, "")
+        assert quiet.delivered.read_bytes() == quiet.content
+        assert ask("fetch", *socket_words, ABSENT, DESTINATION) == (64, "")
+        status, said = ask("push", *socket_words, "pg_wal/nonsense")
+        assert status == WalFormatError.exit_status
+        assert "nonsense" in said
+    assert ask("push", *socket_words, f"pg_wal/{quiet.name}")[0] == UNKNOWN
 
 
 def test_it_starts_at_once(scene: SocketScene) -> None:
