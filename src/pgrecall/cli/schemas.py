@@ -38,10 +38,13 @@ _REFERENCE = "#/$defs/"
 
 
 class WalPushResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``wal push`` prints; ``warnings``: what best-effort repositories missed."""
+    """What ``wal push`` prints; ``warnings``: what best-effort repositories missed.
+
+    ``dropped``: stored nowhere (agent.drop_wal_above_bytes), with a warning that says so.
+    """
 
     name: str
-    outcome: Literal["created", "already-stored"]
+    outcome: Literal["created", "already-stored", "dropped"]
     stored_bytes: int
     warnings: list[str]
 
