@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pgrecall.errors import (
     DestinationError,
     PgrecallError,
+    PostgresError,
     PostgresUnreachableError,
     ReceiveError,
     SettingsError,
@@ -65,6 +66,7 @@ FLUSH_SECONDS = 1.0
 
 _STATUS_SECONDS = 10.0
 _WATCH_SECONDS = 10.0
+_LOCK_TIMEOUT = "1s"
 _WAIT_SECONDS = 0.2
 _BATCH_BYTES = 4 << 20
 _PROMPT_BATCH_BYTES = 1 << 20
@@ -272,6 +274,8 @@ class Receiver:
                 environment=self._environment,
             ) as sql,
         ):
+            # A commit that holds a lock may wait for this receiver: it must not wait for the lock.
+            sql.rows("SELECT pg_catalog.set_config('lock_timeout', %s, false)", (_LOCK_TIMEOUT,))
             position: Position | None = self._open(session, sql)
             while position is not None and not stop.is_set():
                 position = self._follow(session, sql, position, stop)
@@ -425,9 +429,17 @@ class Receiver:
         session.report(durable)
 
     def _watch(self, sql: Connection, session: ReplicationSession) -> None:
-        slot = slot_state(sql, self._settings.receive.slot)
-        if slot is not None:
-            self._slot = slot
-            watch_slot(sql, slot, self.warnings)
+        """Look at slot and commit levels; what cannot be asked now is asked later."""
         is_synchronous = self._settings.receive.is_synchronous
-        watch_commits(sql, session.backend_pid, is_synchronous, self.warnings)
+        try:
+            slot = slot_state(sql, self._settings.receive.slot)
+            if slot is not None:
+                self._slot = slot
+                watch_slot(sql, slot, self.warnings)
+            watch_commits(sql, session.backend_pid, is_synchronous, self.warnings)
+        except PostgresUnreachableError:
+            raise
+        except PostgresError as error:
+            self.warnings.say("watch", f"slot and commits are not watched now: {error.message}")
+        else:
+            self.warnings.take_back("watch")

@@ -16,6 +16,7 @@ crash the newest partial file is cut back to the end of its last valid record
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -66,7 +67,7 @@ class Spool:
         self._held_bytes = 0
         self._guard = threading.Lock()
         try:
-            os.makedirs(directory, mode=DIRECTORY_MODE, exist_ok=True)
+            _make_durable(directory)
             self._lock = _locked(f"{directory}/lock")
         except OSError as error:
             raise cannot_write(directory, error) from error
@@ -99,6 +100,9 @@ class Spool:
             return None
         file = WalFile(last)
         start = file.start(segment_bytes)
+        if file.kind == SEGMENT and kept:
+            self._rename(kept[0], kept[0].removesuffix(PARTIAL_SUFFIX) + TAIL_SUFFIX)
+            fsync_directory(self.directory)
         if file.kind == SEGMENT:
             return Position(file.timeline, Lsn(start + segment_bytes))
         size = os.stat(f"{self.directory}/{last}").st_size
@@ -136,9 +140,7 @@ class Spool:
             self._open(name)
         except OSError as error:
             raise cannot_write(self.directory, error) from error
-        with self._guard:
-            self.position = Position(timeline, start)
-            self.flushed_to = Lsn(start + self._held_bytes)
+        self.position = Position(timeline, start)
 
     @property
     def is_comparing(self) -> bool:
@@ -211,13 +213,6 @@ class Spool:
         except OSError as error:
             raise cannot_write(self.directory, error) from error
 
-    def forget_partial(self) -> None:
-        """Drop the partial file: the archive has that segment whole."""
-        self._close()
-        name, self._name, self._held_bytes = self._name, "", 0
-        if name:
-            os.unlink(f"{self.directory}/{name}{PARTIAL_SUFFIX}")
-
     def add(self, name: str, content: bytes) -> None:
         """Put a history file or a record into the spool, durable."""
         try:
@@ -265,8 +260,11 @@ class Spool:
         if self._held_bytes:
             os.fsync(self._file)
         fsync_directory(self.directory)
+        # Together: what is unfinished is never told with another segment's end.
         with self._guard:
             self._name = name
+            start = WalFile(name).start(self.segment_bytes)
+            self.flushed_to = Lsn(start + self._held_bytes)
 
     def _put(self, parts: list[Buffer], total: int) -> None:
         """Write parts that lie in one segment, or compare them with what it has."""
@@ -355,6 +353,17 @@ def cannot_write(path: str, error: OSError) -> PgrecallError:
             " or see why the repositories do not take what is spooled, and start it again",
         )
     return DestinationError(message, hint="agent.directory must be this user's, on a healthy disk")
+
+
+def _make_durable(directory: str) -> None:
+    """Make a directory and those above it; each entry that is new survives a power cut."""
+    if os.path.isdir(directory):
+        return
+    above = os.path.dirname(directory)
+    _make_durable(above)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(directory, DIRECTORY_MODE)
+    fsync_directory(above)
 
 
 def _locked(path: str) -> int:

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import mmap
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 
 from pgrecall.codec.compression import make_frame_encoder
@@ -24,6 +24,7 @@ from pgrecall.errors import (
     ObjectMissingError,
     PgrecallError,
     WalConflictError,
+    WalFormatError,
 )
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.wal_files import SEGMENT, WalFile
@@ -42,7 +43,7 @@ from pgrecall.settings.sections import RepositorySettings, ServerSettings
 from pgrecall.system.faults import reached
 from pgrecall.wal.archives import Archive, first_of
 from pgrecall.wal.push import required_repositories
-from pgrecall.wal.receive_spool import TAIL_SUFFIX, Unfinished
+from pgrecall.wal.receive_spool import TAIL_SUFFIX
 from pgrecall.wal.source import Origin, check_source, opened
 from pgrecall.wal.targets import Target, target_store
 
@@ -87,14 +88,16 @@ class Landing:
             source = check_source(file, path, raw, ("", None), self.origin)
             self._each(lambda target: target.put(source, self._encode))
 
-    def store_tail(self, segment: str, content: bytes) -> Lsn:
-        """Store what there is of a segment from its beginning on; its end.
+    def store_tail(self, segment: str, padded: memoryview, size: int) -> Lsn:
+        """Store the first ``size`` bytes of a segment; its end.
+
+        ``padded`` is as long as the segment, zeros behind ``size``.
 
         Shorter tails are removed when this one is durable in every required
         repository. Raises as ``store``; WalFormatError when it is no WAL.
         """
         file = WalFile(segment)
-        header = read_segment_header(content[:64])
+        header = read_segment_header(padded[:64])
         if header.system_identifier != self.origin.system_identifier:
             raise IdentityError(
                 f"the tail of {segment} has system identifier {header.system_identifier};"
@@ -102,13 +105,11 @@ class Landing:
                 hint="the spool holds another server's WAL: move it away",
             )
         start = file.start(header.segment_bytes)
-        padded = bytearray(header.segment_bytes)
-        padded[: len(content)] = content
         index = scan_segment(padded, start).index.to_bytes()
-        del padded
+        content = padded[:size]
         self._each(lambda target: self._put_tail(target, segment, content, (start, index)))
-        self._each(lambda target: _drop_shorter(target, segment, start + len(content)))
-        return Lsn(start + len(content))
+        self._each(lambda target: _drop_shorter(target, segment, start + size))
+        return Lsn(start + size)
 
     def drop_tails(self, segment: str) -> None:
         """Remove the tails of a segment that is stored whole."""
@@ -159,11 +160,10 @@ class Landing:
         return target
 
     def _put_tail(
-        self, target: Target, segment: str, content: bytes, known: tuple[Lsn, bytes]
+        self, target: Target, segment: str, view: memoryview, known: tuple[Lsn, bytes]
     ) -> None:
         start, index = known
-        view = memoryview(content)
-        if target.generation.segment_bytes != read_segment_header(content[:64]).segment_bytes:
+        if target.generation.segment_bytes != read_segment_header(view[:64]).segment_bytes:
             raise IdentityError(f"the tail of {segment} is of segments of another size")
         there = set(pieces_of(target.archive.store, target.server, target.generation, segment))
         for at in range(0, len(view), PIECE_BYTES):
@@ -190,8 +190,8 @@ def store_file(landing: Landing, directory: str, name: str) -> None:
     """Store one file of the spool and remove it there; raises as Landing.store."""
     path = f"{directory}/{name}"
     if name.endswith(TAIL_SUFFIX):
-        with open(path, "rb") as file:
-            landing.store_tail(name.removesuffix(TAIL_SUFFIX), file.read())
+        with padded_file(path, os.stat(path).st_size) as padded:
+            landing.store_tail(name.removesuffix(TAIL_SUFFIX), *padded)
     else:
         landing.store(path)
         reached("receive.stored")
@@ -202,16 +202,25 @@ def store_file(landing: Landing, directory: str, name: str) -> None:
     reached("receive.unlinked")
 
 
-def read_unfinished(unfinished: Unfinished) -> bytes | None:
-    """What is durable of the segment; None when it has become whole meanwhile."""
+@contextlib.contextmanager
+def padded_file(path: str, size: int) -> Iterator[tuple[memoryview, int]]:
+    """The first ``size`` bytes of a segment's file, with zeros up to the segment's length.
+
+    Takes memory for the bytes alone: nobody touches the pages of zeros. Raises
+    FileNotFoundError, WalFormatError.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        descriptor = os.open(unfinished.path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    try:
-        size = unfinished.end - unfinished.start
-        with mmap.mmap(descriptor, size, prot=mmap.PROT_READ) as mapped:
-            return bytes(mapped)
+        segment_bytes = read_segment_header(os.pread(descriptor, 64, 0)).segment_bytes
+        # Not closed by hand: an error's traceback may still hold on to a part of it.
+        view = memoryview(mmap.mmap(-1, segment_bytes))
+        done = 0
+        while done < size:
+            got = os.preadv(descriptor, [view[done:size]], done)
+            if not got:
+                raise WalFormatError(f"{path} ends at byte {done}, before {size}")
+            done += got
+        yield view, size
     finally:
         os.close(descriptor)
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pgrecall.errors import (
     IdentityError,
     PgrecallError,
+    ReceiveError,
     SettingsError,
     WalConflictError,
     WalFormatError,
@@ -19,7 +20,7 @@ from pgrecall.model.wal_files import HISTORY, WalFile
 from pgrecall.settings.collection import Settings
 from pgrecall.settings.sections import ServerSettings
 from pgrecall.wal.receive_spool import TAIL_SUFFIX, Spool
-from pgrecall.wal.receive_upload import Landing, read_unfinished, store_file
+from pgrecall.wal.receive_upload import Landing, padded_file, store_file
 from pgrecall.wal.source import Origin
 
 _log = logging.getLogger(__name__)
@@ -68,8 +69,11 @@ class Uploader:
 
     def start(self, origin: Origin) -> None:
         """Begin, for files of ``origin``; once more with the same one does nothing."""
-        if self._landing is None:
+        landing = self._landing
+        if landing is None or landing.origin.writer != origin.writer:
+            # A spool with WAL of another writer is refused before: this one is empty.
             self._landing = Landing(*self._context, origin)
+        if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="receiver-upload")
             self._thread.start()
 
@@ -87,6 +91,14 @@ class Uploader:
     # --- in the thread -------------------------------------------------------------------
 
     def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException:
+            # Who receives must not go on as if somebody stored what he receives.
+            self.failure = ReceiveError("storing what was received ended by a bug; see the log")
+            raise
+
+    def _work(self) -> None:
         while True:
             is_last = self._ending.is_set()
             self._wake.clear()
@@ -127,11 +139,12 @@ class Uploader:
         unfinished = self._spool.unfinished()
         if unfinished is None or (unfinished.name, unfinished.end) == self._last_tail:
             return
-        content = read_unfinished(unfinished)
-        if content is None:
-            return
         assert self._landing is not None
-        self._landing.store_tail(unfinished.name, content)
+        try:
+            with padded_file(unfinished.path, unfinished.end - unfinished.start) as padded:
+                self._landing.store_tail(unfinished.name, *padded)
+        except FileNotFoundError:
+            return  # it has become whole meanwhile
         self._last_tail = (unfinished.name, unfinished.end)
         self.stored_to = max(self.stored_to, unfinished.end)
         self.tails_stored += 1
