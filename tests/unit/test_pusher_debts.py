@@ -112,12 +112,28 @@ def test_a_repository_that_hangs_is_asked_once(
     assert owed(scene) == segments
 
 
-def test_a_debt_that_cannot_be_noted_is_no_success(scene: PusherScene) -> None:
+def test_a_debt_that_cannot_be_noted_keeps_nobody_from_archiving(
+    scene: PusherScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(debts_module, "_LOOK_AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr(debts_module, "_FIRST_PAUSE_SECONDS", 3.0)
+    monkeypatch.setattr(debts_module, "_LONGEST_PAUSE_SECONDS", 3.0)
     (name,) = scene.make_ready(1)
+    pusher = scene.pusher()
     away(scene)
-    (scene.path / "agent").write_text("in the way of the directory")
-    with pytest.raises(StoreError, match="state"):
-        scene.pusher().push(f"pg_wal/{name}", str(scene.pgdata))
+    in_the_way = scene.path / "agent"
+    in_the_way.write_text("in the way of the directory")
+    result = pusher.push(f"pg_wal/{name}", str(scene.pgdata))
+    assert "not noted durably" in result.warnings[0]
+    assert scene.is_stored(name)
+    assert (pusher.facts()["owed_files"], pusher.facts()["owed_unnoted"]) == (1, 1)
+    with at_work(pusher):
+        in_the_way.unlink()
+        wait_until(lambda: owed(scene) == [name], "the debt is noted after all")
+        back(scene)
+        wait_until(lambda: pusher.facts()["owed_files"] == 0, "the debt is paid")
+    assert owed(scene) == []
+    assert scene.is_stored(name, "two")
 
 
 def test_what_is_nowhere_any_more_is_owed_no_longer(scene: PusherScene) -> None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 
 from pgrecall.codec.compression import make_frame_encoder
-from pgrecall.errors import ObjectMissingError, PgrecallError
+from pgrecall.errors import ObjectMissingError, PgrecallError, StoreError
 from pgrecall.model.wal_files import WalFile
 from pgrecall.repository import layout
 from pgrecall.repository.identity import (
@@ -50,11 +50,12 @@ Fact = str | int | float | bool | None
 class _Account:
     """One best-effort repository: ``owed`` is (system identifier, file name)."""
 
-    __slots__ = ("cause", "owed", "pause_seconds", "repository", "resume_at")
+    __slots__ = ("cause", "owed", "pause_seconds", "repository", "resume_at", "unnoted")
 
     def __init__(self, repository: RepositorySettings) -> None:
         self.repository = repository
         self.owed: set[tuple[int, str]] = set()
+        self.unnoted: set[tuple[int, str]] = set()
         self.cause = ""
         self.pause_seconds = 0.0
         self.resume_at = 0.0
@@ -94,19 +95,28 @@ class Debts:
         return self._accounts[repository].cause or None
 
     def owe(self, repository: str, system_identifier: int, name: str, cause: str) -> str:
-        """Note that ``repository`` lacks a file, durably; what to tell the user.
+        """Note that ``repository`` lacks a file; what to tell the user.
 
-        Raises StoreError when it cannot be noted.
+        Durable when this returns. A note that cannot be written (a full disk) is
+        kept in memory and written later, and the text says so: a best-effort
+        repository must not keep PostgreSQL from archiving.
         """
         account = self._accounts[repository]
-        note_owed(self._state, repository, (system_identifier, name))
+        owed = (system_identifier, name)
+        said = "which is paid later"
+        try:
+            note_owed(self._state, repository, owed)
+        except StoreError as error:
+            said = f"and that is not noted durably ({error.message})"
+            with self._lock:
+                account.unnoted.add(owed)
         reached("pusher.owed")
         with self._lock:
-            account.owed.add((system_identifier, name))
+            account.owed.add(owed)
             if not account.cause:
                 account.cause = cause
                 self._put_off(account)
-        return f"repository {repository!r} misses {name}, which is paid later: {cause}"
+        return f"repository {repository!r} misses {name}, {said}: {cause}"
 
     def run(self, stop: threading.Event) -> None:
         """Pay until ``stop`` is set; failures are waited out, longer each time."""
@@ -127,7 +137,9 @@ class Debts:
                 f"{name}: {each.cause}" for name, each in self._accounts.items() if each.cause
             ]
             paid = self._paid
+            unnoted = sum(len(account.unnoted) for account in self._accounts.values())
         return {
+            "owed_unnoted": unnoted,
             "owed_files": sum(owed.values()),
             "owed_repositories": ", ".join(name for name, count in owed.items() if count) or None,
             "owed_cause": "; ".join(causes) or None,
@@ -135,11 +147,19 @@ class Debts:
         }
 
     def _look_again(self) -> None:
-        """Learn what ``wal push`` noted when it did the work itself."""
+        """Learn what ``wal push`` noted when it did the work itself; note what could not be."""
         for name, account in self._accounts.items():
-            noted = read_owed(self._state, name)
-            with self._lock:
-                account.owed |= noted
+            try:
+                noted = read_owed(self._state, name)
+                with self._lock:
+                    account.owed |= noted
+                    unnoted = list(account.unnoted)
+                for owed in unnoted:
+                    note_owed(self._state, name, owed)
+                    with self._lock:
+                        account.unnoted.discard(owed)
+            except StoreError as error:
+                _LOG.warning("what repository %r is owed: %s", name, error)
 
     # --- paying -------------------------------------------------------------------
 
@@ -150,6 +170,8 @@ class Debts:
                     return
                 self._pay(account.repository, system_identifier, WalFile(file_name))
                 reached("pusher.paid")
+                with self._lock:
+                    account.unnoted.discard((system_identifier, file_name))
                 strike_owed(self._state, name, (system_identifier, file_name))
                 with self._lock:
                     account.owed.discard((system_identifier, file_name))

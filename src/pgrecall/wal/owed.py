@@ -55,7 +55,7 @@ def strike_owed(state: str, repository: str, owed: Owed) -> None:
     path = f"{_place(state, repository, owed[0])}/{owed[1]}"
     try:
         os.unlink(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         pass
     except OSError as error:
         raise state_error(path, error) from error
