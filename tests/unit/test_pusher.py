@@ -194,3 +194,17 @@ def test_on_object_stores_the_first_goes_alone(
     memory.delete(key)
     with at_work(scene.pusher()):
         wait_until(lambda: len(list(memory.list("servers/main/wal/"))) == 6, "all are stored")
+
+
+@pytest.mark.parametrize("signal", ["standby.signal", "recovery.signal"])
+def test_a_server_that_recovers_pushes_nothing_that_is_ready(
+    scene: PusherScene, signal: str
+) -> None:
+    (name,) = scene.make_ready(1)
+    (scene.pgdata / signal).touch()
+    pusher = scene.pusher()
+    with at_work(pusher):
+        wait_until(lambda: pusher.facts()["lag_segments"] == 1, "it was seen")
+        # archive_mode = always: PostgreSQL asks, and it is pushed.
+        assert pusher.facts()["pushed_total"] == 0
+        assert pusher.push(f"pg_wal/{name}", str(scene.pgdata)).outcome == CREATED

@@ -258,8 +258,9 @@ class Pusher:
         """Push everything that can be pushed now, in order: histories, received, ready."""
         try:
             received = self._lacking(self._received.candidates(self._storing.control()))
-            # What was ready before a server became a standby may lie on a branch that was left.
-            ready = [] if self._received.is_standby else waiting
+            # What was ready before a server recovered from an archive, or became a standby, may
+            # lie on a branch that is left: PostgreSQL does not archive it then, either.
+            ready = [] if self._received.is_recovering else waiting
             histories = [name for name in (*received, *ready) if name.endswith(".history")]
             self._push_ahead(pool, list(dict.fromkeys((*histories, *received, *ready))), stop)
             self._emergency.record(self._targets.opened(), self._targets.required)

@@ -43,13 +43,16 @@ class Received:
 
     def __init__(self, pgdata: str) -> None:
         self.is_standby = False
+        self.is_recovering = False
         self._pgdata = pgdata
         self._archived: set[str] = set()
         self._first_seen: dict[str, float] = {}
         self._doubtful: dict[str, FileIdentity] = {}
 
     def candidates(self, control: ControlData) -> list[str]:
-        """History files and segments, in order, that were received whole and may be missing.
+        """What is to be archived of what was received; sets ``is_standby`` and ``is_recovering``.
+
+        History files and segments, in order, that were received whole and may be missing.
 
         Empty on a primary that was never promoted. Raises DataDirectoryError,
         WalFormatError (a damaged history file).
@@ -57,6 +60,11 @@ class Received:
         is_in_production = control.state == "in production"
         # A primary that is started as a standby is "in production" until it has begun to recover.
         self.is_standby = os.path.exists(f"{self._pgdata}/standby.signal")
+        self.is_recovering = (
+            self.is_standby
+            or control.state == "in archive recovery"
+            or os.path.exists(f"{self._pgdata}/recovery.signal")
+        )
         timeline = control.timeline
         if self.is_standby:
             timeline = max(timeline, control.min_recovery_timeline)
