@@ -189,6 +189,44 @@ def test_what_is_done_in_subtransactions_and_undone(story: Story) -> None:
     assert story.found("--truncated", "*") == []
 
 
+def test_partitions_go_with_their_parent(story: Story) -> None:
+    story.server.sql(
+        "CREATE TABLE parts (n int) PARTITION BY RANGE (n);"
+        "CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (0) TO (100);"
+        "CREATE TABLE parts_2 PARTITION OF parts FOR VALUES FROM (100) TO (200);"
+        "INSERT INTO parts SELECT generate_series(0, 199)"
+    )
+    story.product.backup()
+    story.server.sql("TRUNCATE parts_2")
+    story.server.sql("DROP TABLE parts")
+    story.product.switch()
+    names = [one["name"].rsplit(".")[-1] for one in story.found("--dropped", "parts*")]
+    assert names == ["parts", "parts_1", "parts_2"]
+    found = story.one("--dropped", "parts")
+    assert story.rows_after(found["restore"], "parts") == 100
+
+
+def test_prepared_transactions(story: Story) -> None:
+    story.server.configure(max_prepared_transactions=5)
+    story.server.restart()
+    story.fill("orders")
+    story.product.backup()
+    with story.server.connect() as connection:
+        for word in ("lost", "done"):
+            connection.execute("BEGIN")
+            connection.execute("DROP TABLE orders")
+            connection.execute(f"PREPARE TRANSACTION '{word}'".encode())
+            connection.execute(
+                b"ROLLBACK PREPARED 'lost'" if word == "lost" else b"COMMIT PREPARED 'done'"
+            )
+    story.product.switch()
+    found = story.one("--dropped", "orders")
+    assert "ROLLBACK PREPARED" in found["note"]
+    server = story.restored(found["restore"])
+    server.sql("ROLLBACK PREPARED 'done'")
+    assert server.value("SELECT count(*) FROM orders") == ROWS
+
+
 def test_big_deletes_are_summed_over_segments(story: Story) -> None:
     story.fill("events", 30_000)
     story.fill("small", 900)

@@ -152,15 +152,19 @@ def test_on_14_an_unknown_row_that_was_deleted_says_dropped():
     assert event.lost[0].action == "dropped or rewritten"
 
 
-def test_indexes_and_what_was_made_meanwhile_are_no_loss():
-    found = finder(relation(20000, "i", kind="i"), relation(20001, "t", kind="t"))
-    own = class_row(20100, "fleeting", 20100)
+@pytest.mark.parametrize("magic", [MAGIC_14, MAGIC_18])
+def test_indexes_and_what_was_made_meanwhile_are_no_loss(magic):
+    relations = (relation(20000, "i", kind="i"), relation(20001, "t", kind="t"))
+    found = finder(*relations, magic=magic)
+    row = bytearray(class_row(20100, "fleeting", 20100))
+    row[115] = ord("r")
+    own, dropped = bytes(row), (20000, 20001, 20100) if magic == MAGIC_18 else ()
     knowledge = joined(
         change(10, 9, INSERT, new=(1, 1), data=own),
         change(11, 9, DELETE, old=(1, 1)),
-        unlink(20, 9, (20000, 20001, 20100), (20000, 20001, 20100)),
+        unlink(20, 9, (20000, 20001, 20100), dropped),
     )
-    assert events(found, knowledge) == []
+    assert events(found, knowledge, magic) == []
 
 
 def test_a_logical_truncate_names_oids():

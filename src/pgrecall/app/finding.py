@@ -30,7 +30,7 @@ class FoundMoment(msgspec.Struct, frozen=True, kw_only=True):
 
     Of a restore point, and of the last commit before a time, it brings that one, too. It is
     empty where every backup is later. ``at`` is the time in WAL, where there is one; ``rows``
-    counts deleted rows.
+    counts deleted rows. ``note``: what to do after the restore.
     """
 
     what: str
@@ -41,10 +41,14 @@ class FoundMoment(msgspec.Struct, frozen=True, kw_only=True):
     xid: int
     rows: int | None
     restore: str
+    note: str = ""
 
 
 class SearchedRange(msgspec.Struct, frozen=True, kw_only=True):
-    """The WAL of one timeline that was searched; ``unknown_segments`` tell nothing of tables."""
+    """The WAL of one timeline that was searched; ``unknown_segments`` tell nothing of tables.
+
+    It ends at ``end_lsn``; the last commit in it, or rollback, was at ``last_end_at``.
+    """
 
     timeline: int
     segments: int
@@ -52,6 +56,8 @@ class SearchedRange(msgspec.Struct, frozen=True, kw_only=True):
     last_segment: str
     gaps: int
     unknown_segments: int
+    end_lsn: str
+    last_end_at: datetime | None
 
 
 class FindResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,11 +119,13 @@ def run_find(context: RunContext, request: FindRequest) -> FindResult:
 def _nothing(question: str, searched: list[SearchedRange]) -> Finding:
     """Says that the answer is empty, and of what."""
     count = sum(one.segments for one in searched)
+    ends = ", ".join(one.end_lsn for one in searched if one.end_lsn)
     return Finding(
         severity="ok",
         code="nothing-found",
         subject=question,
-        message=f"nothing found in the {count} segments that were searched",
+        message=f"nothing found in {count} segments, up to {ends or 'nowhere'}; what was written"
+        " since is searched when it is archived (pgrecall wal switch)",
     )
 
 
@@ -170,7 +178,11 @@ class _Search:
         self._unreachable = 0
         self._request = request
         self._archive = archive
-        self._server = context.server.name if len(context.settings.servers) > 1 else ""
+        self._options: list[str] = []
+        if len(context.settings.servers) > 1:
+            self._options += ["--server", context.server.name]
+        if context.repository_name is not None:
+            self._options += ["--repository", context.repository_name]
         self._names_timeline = len(histories.all) > 1
         self.candidates: set[str] = set()
         self._blind: set[str] = set()
@@ -337,6 +349,7 @@ class _Search:
                 xid=lost.xid,
                 rows=lost.rows,
                 restore=self._restore_of(history, lost),
+                note=lost.note,
             )
         self.candidates |= tables.candidates
         self._blind |= tables.blind
@@ -352,10 +365,7 @@ class _Search:
             self._unreachable += 1
             return ""
         timeline = history.timeline_at(lsn)
-        words = ["pgrecall", "restore"]
-        if self._server:
-            words += ["--server", self._server]
-        words += target
+        words = ["pgrecall", "restore", *self._options, *target]
         if self._names_timeline:
             words += ["--timeline", str(timeline)]
         return shlex.join(words)
@@ -371,6 +381,7 @@ def _searched(
     history: TimelineHistory, segments: Segments, tables: TableSearch, archive: WalArchive
 ) -> SearchedRange:
     own = [name for name, _ in segments]
+    last = archive.index(own[-1]) if own else None
     size = archive.segment_bytes
     ends = [until - until % size + (size if until % size else 0) for _, until in segments]
     gaps = sum(1 for i in range(1, len(segments)) if ends[i] - ends[i - 1] > size)
@@ -381,6 +392,8 @@ def _searched(
         last_segment=own[-1] if own else "",
         gaps=gaps,
         unknown_segments=tables.unknown,
+        end_lsn=str(last.end_lsn) if last is not None else "",
+        last_end_at=last.end_times.last_at if last is not None and last.end_times else None,
     )
 
 

@@ -35,6 +35,9 @@ _WANTED = {
 }
 
 
+_PREPARED = "restored, its prepared transaction still locks the table: ROLLBACK PREPARED it first"
+
+
 class LostTable(NamedTuple):
     """An answer: recovery that stops just before ``lsn`` has the table, or its rows."""
 
@@ -44,6 +47,7 @@ class LostTable(NamedTuple):
     lsn: int
     xid: int
     rows: int | None = None
+    note: str = ""
 
 
 class TableSearch:
@@ -155,7 +159,8 @@ class TableSearch:
                 ended = self._end_of(segment, event.xid)
                 time = ended.time if ended is not None else None
             name = self._name(lost.table, database) if lost.table else _unnamed(lost, database)
-            yield LostTable(lost.action, name, time, event.lsn, event.xid)
+            note = _PREPARED if event.is_prepared else ""
+            yield LostTable(lost.action, name, time, event.lsn, event.xid, note=note)
 
     def _deleted(self, segment: KnownSegment) -> Iterator[LostTable]:
         assert segment.knowledge is not None

@@ -17,6 +17,7 @@ from pgrecall.codec.wal_blocks import Block, HeapRecord, heap_record, page_row
 from pgrecall.codec.wal_records import main_data, transaction_end
 from pgrecall.codec.wal_telling import (
     ABORTED,
+    COMMIT_PREPARED,
     HEAP_DELETE,
     HEAP_HOT_UPDATE,
     HEAP_INPLACE,
@@ -237,7 +238,17 @@ class _Parser:
         files, dropped, is_whole = self._unlinked(data)
         if files or not is_whole:
             self.unlinkings.append(
-                Unlinking(lsn, end_lsn, xid or 0, time, children, files, dropped, not is_whole)
+                Unlinking(
+                    lsn,
+                    end_lsn,
+                    xid or 0,
+                    time,
+                    children,
+                    files,
+                    dropped,
+                    has_more=not is_whole,
+                    is_prepared=record[16] & 0x70 == COMMIT_PREPARED,
+                )
             )
 
     def _unlinked(self, data: bytes) -> tuple[tuple[File, ...], tuple[tuple[int, int], ...], bool]:

@@ -32,7 +32,8 @@ _COUNT = struct.Struct("=QIIIIII")
 
 _CATALOGS = frozenset((PG_CLASS, PG_NAMESPACE))
 _HAS_XINFO = 0x80
-_COMMITS = frozenset((0x00, 0x30))
+COMMIT_PREPARED = 0x30
+_COMMITS = frozenset((0x00, COMMIT_PREPARED))
 
 FirstPlace = tuple[int, int, int]
 

@@ -30,7 +30,7 @@ CATALOGS = "catalogs"
 DELETIONS = "deletions"
 
 MAXIMUM_UNLINKINGS = 500
-MAXIMUM_CATALOG_EVENTS = 1000
+MAXIMUM_CATALOG_EVENTS = 500
 MAXIMUM_FILES = 1000
 MAXIMUM_SUBTRANSACTIONS = 200
 MAXIMUM_DELETIONS = 256
@@ -71,7 +71,8 @@ class Unlinking(Item):
 
     ``dropped`` are ``(database, oid)`` of relations whose statistics it drops: on 15 and later
     these are the ones that were dropped, on 13 and 14 the list is empty. ``has_more``: files,
-    oids or subtransactions beyond the bound were left out.
+    oids or subtransactions beyond the bound were left out. ``is_prepared``: of a transaction that
+    was prepared before, and that still holds its locks where recovery stops just before this.
     """
 
     __slots__ = (  # noqa: RUF023 - the order of fields
@@ -83,6 +84,7 @@ class Unlinking(Item):
         "files",
         "dropped",
         "has_more",
+        "is_prepared",
     )
 
     def __init__(  # noqa: PLR0913, PLR0917 - a record
@@ -95,6 +97,7 @@ class Unlinking(Item):
         files: tuple[File, ...],
         dropped: tuple[tuple[int, int], ...],
         has_more: bool,
+        is_prepared: bool = False,
     ) -> None:
         self.lsn = lsn
         self.end_lsn = end_lsn
@@ -104,6 +107,7 @@ class Unlinking(Item):
         self.files = files
         self.dropped = dropped
         self.has_more = has_more
+        self.is_prepared = is_prepared
 
 
 class CatalogCommit(Item):

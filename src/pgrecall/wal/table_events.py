@@ -53,7 +53,8 @@ class Lost(NamedTuple):
 class TableEvent(NamedTuple):
     """A commit, or the removal of a database, at which tables were lost.
 
-    Recovery that stops just before ``lsn`` has them. ``time`` is None for a removed database.
+    Recovery that stops just before ``lsn`` has them; locked by the transaction itself, if that
+    ``is_prepared``. ``time`` is None for a removed database.
     """
 
     lsn: int
@@ -61,6 +62,7 @@ class TableEvent(NamedTuple):
     time: int | None
     database: int
     lost: tuple[Lost, ...]
+    is_prepared: bool = False
 
 
 class EventFinder:
@@ -113,7 +115,14 @@ class EventFinder:
         lost = judge.lost(files, known)
         if lost:
             database = unlinking.files[0][1] if unlinking.files else 0
-            yield TableEvent(unlinking.lsn, unlinking.xid, unlinking.time, database, lost)
+            yield TableEvent(
+                unlinking.lsn,
+                unlinking.xid,
+                unlinking.time,
+                database,
+                lost,
+                unlinking.is_prepared,
+            )
 
     def _database(self, drop: DatabaseDrop) -> TableEvent:
         # The mark is made in place: whoever recovers to behind it gets a database that admits
