@@ -9,6 +9,7 @@ import pytest
 
 from pgrecall.errors import ServerIsStandbyError, StatusFailError, StatusWarnError
 from tests.e2e.command_line import CommandLine, Scene, objects
+from tests.support.json_schema import require_valid
 from tests.support.postgresql import Installation, ServerFactory
 
 MIB = 1 << 20
@@ -27,6 +28,7 @@ def scene(capsys: pytest.CaptureFixture[str], pg_factory: ServerFactory, tmp_pat
 def status(scene: Scene, *words: str, expected: int = 0) -> dict[str, Any]:
     outcome = scene.cli("wal", "status", "--json", *words)
     assert outcome.status == expected, outcome
+    require_valid(outcome.document)
     return outcome.document
 
 

@@ -17,6 +17,7 @@ from pgrecall.errors import (
 from pgrecall.model.lsn import Lsn
 from tests.e2e.command_line import CommandLine, Scene, objects
 from tests.fault.test_receive_zero_loss import receiver, streaming_product
+from tests.support.json_schema import require_valid
 from tests.support.postgresql import PostgresServer, ServerFactory
 
 NASTY = 'vor der "Änderung" o\'clock \\ 100% $x'
@@ -37,6 +38,7 @@ def test_the_segment_is_there_when_it_returns(scene: Scene) -> None:
     scene.server.sql("CREATE TABLE t (n int)")
     current = scene.server.value("SELECT pg_walfile_name(pg_current_wal_lsn())")
     document = scene.cli("wal", "switch", "--json").document
+    require_valid(document)
     assert document["schema"] == "pgrecall/wal-switch/1"
     assert (document["segment"], document["is_switched"]) == (current, True)
     assert document["durable_in"] == ["main"]
@@ -131,6 +133,7 @@ def test_a_restore_point_and_the_way_back(scene: Scene, tmp_path: Path, name: st
     made = scene.cli("restore-point", "--json", "--", name)
     assert made.status == 0, made
     document = made.document
+    require_valid(document)
     assert document["name"] == name
     assert document["is_recoverable"]
     assert is_stored(scene, document["segment"])
