@@ -10,7 +10,6 @@ from pgrecall.app.context import RunContext
 from pgrecall.app.opened import OpenedRepository
 from pgrecall.check.archiving import SegmentWait, Watched
 from pgrecall.errors import (
-    InterruptedRunError,
     NotArchivedError,
     PgrecallError,
     ServerIsStandbyError,
@@ -100,8 +99,6 @@ class ArchiveWait:
             severity: Severity = "fail" if settings.role == "required" else "warn"
             try:
                 watched = Watched(settings.name, self._archive(settings, identifier), severity)
-            except InterruptedRunError:
-                raise
             except PgrecallError as error:
                 if severity == "fail":
                     raise
@@ -173,8 +170,6 @@ class ArchiveWait:
                 return True
             message, hint = f"{segment} is not here yet", "it is paid later, from another one"
             code = "not-archived"
-        except InterruptedRunError:
-            raise
         except PgrecallError as error:
             code, message, hint = error.code, error.message, error.hint
         self.findings.append(

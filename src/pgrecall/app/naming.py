@@ -9,7 +9,7 @@ import msgspec
 
 from pgrecall.app.context import RunContext
 from pgrecall.app.opened import OpenedRepository, main_repository
-from pgrecall.errors import InterruptedRunError, PgrecallError
+from pgrecall.errors import PgrecallError
 from pgrecall.model.findings import Finding
 from pgrecall.postgres.connection import Connection, connect
 from pgrecall.postgres.facts import system_identifier
@@ -78,8 +78,6 @@ def names_of_backup(context: RunContext, opened: OpenedRepository) -> tuple[Find
     """As record_names, where a failure is a finding: a backup is none the worse for it."""
     try:
         return record_names(context, opened).findings
-    except InterruptedRunError:
-        raise
     except PgrecallError as error:
         return (
             Finding(
