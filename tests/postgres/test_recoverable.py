@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from pgrecall.app.opened import main_repository
@@ -153,11 +154,7 @@ def test_ranges_gaps_and_the_newest_moment(history: History) -> None:
     assert [span.timeline for span in opened.segments] == [1, 2]
     old = path_of(result, 1)
     assert not old.is_default
-    assert old.ranges[0] == closed.__class__(**{**as_fields(closed), "timeline": 1})
-
-
-def as_fields(found: ReachableRange) -> dict[str, object]:
-    return {name: getattr(found, name) for name in found.__struct_fields__}
+    assert old.ranges[0] == msgspec.structs.replace(closed, timeline=1)
 
 
 @pytest.mark.parametrize("timeline", [None, 1, 2])
@@ -188,11 +185,10 @@ def test_restore_grants_what_is_claimed_and_nothing_else(
                 for backup in (history.first, history.second)
             ), (at, said)
     assert survey.answer(ToTime(bounds[0]), timeline=timeline, now=now).is_reachable
-    assert not survey.answer(
-        ToTime(path.ranges[0].to_at + timedelta(microseconds=1)),  # type: ignore[operator]
-        timeline=timeline,
-        now=now,
-    ).is_reachable
+    last = path.ranges[0].to_at
+    assert last is not None
+    behind = ToTime(last + timedelta(microseconds=1))
+    assert not survey.answer(behind, timeline=timeline, now=now).is_reachable
 
 
 @pytest.mark.parametrize("timeline", [None, 1])
