@@ -306,6 +306,20 @@ def test_a_client_that_goes_leaves_nothing(quiet: SocketScene, directories: list
             wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before)
 
 
+def test_remains_of_killed_processes_are_removed_in_time(scene: SocketScene) -> None:
+    scene.push(scene.pgdata / "pg_wal" / scene.name)
+    old, young = "RECOVERYXLOG.pgrecall-0a.pgrecall-7", "RECOVERYXLOG.pgrecall-0b"
+    others = ["RECOVERYHISTORY.pgrecall-0c", "RECOVERYXLOG", scene.name]
+    for name in (old, young, *others):
+        path = scene.pgdata / "pg_wal" / name
+        path.write_bytes(b"x")
+        if name != young:
+            os.utime(path, (0, 0))
+    assert ask_fetch(scene.socket, "", ABSENT, DESTINATION).status == 64
+    assert scene.leftovers() == sorted({young, *others} - {scene.name})
+    assert (scene.pgdata / "pg_wal" / scene.name).exists()
+
+
 def test_clients_that_say_nothing_or_too_much(
     quiet: SocketScene, directories: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -376,6 +390,14 @@ def test_a_bug_of_the_agent_is_no_answer(quiet: SocketScene) -> None:
         with pytest.raises(AgentSilentError, match="ZeroDivisionError"):
             ask_push(quiet.socket, "", f"pg_wal/{quiet.name}")
         assert at_work.facts()["failures"] == 1
+
+
+def test_a_bug_of_the_listener_is_no_answer_either(
+    quiet: SocketScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Call, "carry_out", lambda *_: 1 / 0)
+    with served(quiet.listener), pytest.raises(AgentSilentError, match="the agent failed"):
+        ask_push(quiet.socket, "", f"pg_wal/{quiet.name}")
 
 
 class WordyService(PlainService):

@@ -14,10 +14,12 @@ import logging
 import os
 import re
 import stat
+import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from pgrecall.agent.protocol import (
+    ASIDE,
     DESCRIPTORS,
     DONE,
     PUSH,
@@ -41,6 +43,7 @@ _CONTROL = "global/pg_control"
 _LONGEST_TEXT = 2500
 _LONGEST_HINT = 1000
 _HIGHEST_STATUS = 125
+_REMAINS_SECONDS = 3600.0
 _LACKS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _OPENED = re.compile(r"/proc/self/fd/(\d+)")
 
@@ -112,6 +115,8 @@ class Call:
         self.failure: str | None = None
         """Why it failed, when it did."""
         self._aside = ""
+        self.directory = (0, 0)
+        """Device and inode of the directory of the file."""
         try:
             self.request: Request = decode_request(message)
             self._check()
@@ -134,6 +139,7 @@ class Call:
             if is_other and found.st_uid != self._peer.user:
                 # The agent may do more than the caller: it does so in his directories only.
                 raise AgentSilentError("a directory of the request is not the caller's")
+            self.directory = (found.st_dev, found.st_ino)
         if not os.path.exists(f"{_opened(pgdata)}/{_CONTROL}"):
             raise AgentSilentError(
                 f"{self.request.pgdata} is no data directory, or the agent may not read it"
@@ -158,6 +164,19 @@ class Call:
             return join([REFUSED, f"the agent failed: {type(error).__name__}"])
         reached(f"agent.{request.verb}-done")
         return join([DONE, str(status), json.dumps(facts), _plain(text)])
+
+    def remove_remains(self) -> None:
+        """Remove what killed processes left beside the destination, an hour ago or before.
+
+        PostgreSQL takes no notice of it, and it takes up the room of a segment.
+        """
+        prefix = f"{self.request.file_name}{ASIDE}"
+        oldest = time.time() - _REMAINS_SECONDS
+        with contextlib.suppress(OSError), os.scandir(_opened(self._descriptors[1])) as entries:
+            for entry in entries:
+                is_one = entry.name.startswith(prefix) and entry.is_file(follow_symlinks=False)
+                if is_one and entry.stat(follow_symlinks=False).st_mtime < oldest:
+                    os.unlink(entry.name, dir_fd=self._descriptors[1])
 
     def close(self) -> None:
         """Remove what was delivered and not taken; close the descriptors. Twice is once."""

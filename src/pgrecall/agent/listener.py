@@ -81,6 +81,7 @@ class Listener:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         self._last_failure: str | None = None
+        self._tidied: set[tuple[int, int]] = set()
         self._is_listening = False
 
     @property
@@ -131,6 +132,12 @@ class Listener:
         with self._lock:
             self._counts[what] += number
 
+    def _is_first_for(self, directory: tuple[int, int]) -> bool:
+        with self._lock:
+            is_first = directory not in self._tidied
+            self._tidied.add(directory)
+            return is_first
+
     def pools(self) -> dict[str, Workers]:
         """A pool for each verb, so that pushes that hang keep no recovery waiting."""
         return {verb: Workers(f"listener-{verb}", self._workers) for verb in (PUSH, FETCH)}
@@ -151,6 +158,8 @@ class Listener:
 
     def carry_out(self, call: Call) -> bytes:
         """The last reply to a call; in a worker's thread."""
+        if call.request.verb == FETCH and self._is_first_for(call.directory):
+            call.remove_remains()
         reply = call.carry_out(self._service)
         self.count(call.request.verb)
         if call.failure is not None:
@@ -308,7 +317,11 @@ class _Loop:
     def _work(self, connection: _Connection, call: Call) -> None:
         """In a worker's thread: a call whose client has gone before it began is not begun."""
         if not connection.is_gone:
-            connection.reply = self._listener.carry_out(call)
+            try:
+                connection.reply = self._listener.carry_out(call)
+            except Exception:  # noqa: BLE001 (the client would hear "working" for ever)
+                _log.exception("a bug while a client was served")
+                connection.reply = join([REFUSED, "the agent failed"])
         with self._ending:
             if not self._has_ended:
                 self._done.put(connection)
