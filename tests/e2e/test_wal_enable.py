@@ -294,6 +294,34 @@ def test_what_somebody_changed_or_uses_since_stays(enabling: Enabling) -> None:
     assert server.value("SELECT count(*) FROM pg_replication_slots") == 0
 
 
+def test_wal_level_stays_while_something_needs_it(enabling: Enabling) -> None:
+    server = enabling.server
+    server.configure(max_replication_slots=0)
+    server.restart()
+    assert enabling("--yes", "--restart").status == 0
+    enabling.adopt()
+    server.sql("SELECT pg_create_physical_replication_slot('of_a_standby')")
+    undone = enabling("--undo", "--yes", "--restart", "--json")
+    assert undone.status == 0, undone
+    left = {finding["subject"]: finding["message"] for finding in undone.document["findings"]}
+    assert set(left) == {"wal_level", "max_replication_slots"}
+    assert all("of_a_standby" in message for message in left.values())
+    # With wal_level = minimal and a slot it would not have come up.
+    assert (server.value("SHOW wal_level"), server.value("SHOW archive_mode")) == ("replica", "off")
+
+    server.sql("SELECT pg_drop_replication_slot('of_a_standby')")
+    server.sql("ALTER SYSTEM RESET ALL")
+    run_program([server.installation.program("pg_ctl"), "stop", "-s", "-D", server.pgdata])
+    server.start()
+    assert enabling("--yes").status == 0
+    server.sql("ALTER SYSTEM SET max_wal_senders = 20")
+    undone = enabling("--undo", "--yes", "--json")
+    left_out = {finding["subject"]: finding for finding in undone.document["findings"]}
+    assert set(left_out) == {"max_wal_senders", "wal_level"}
+    server.restart()
+    assert server.value("SHOW wal_level") == "replica"
+
+
 def test_a_role_that_was_there_gets_rights_and_loses_only_those(enabling: Enabling) -> None:
     server = enabling.server
     server.sql("CREATE ROLE pgrecall LOGIN")

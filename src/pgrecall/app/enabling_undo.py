@@ -39,6 +39,8 @@ from pgrecall.repository.enablements import (
 )
 from pgrecall.system.clock import SystemClock
 
+_SOMEBODY = "somebody"
+
 
 class UndoStep(msgspec.Struct, frozen=True):
     """One thing: ``doing`` is back, drop, revoke, take out, or leave; ``to`` what it will be."""
@@ -199,8 +201,31 @@ class _Undoing:
         if now == change.before:
             return UndoStep(change.name, "leave", shown, to, "it is that already")
         if now != change.after:
-            return UndoStep(change.name, "leave", shown, shown, "somebody changed it since")
+            return UndoStep(change.name, "leave", shown, shown, f"{_SOMEBODY} changed it since")
+        if reason := self._needed_by(change.name):
+            return UndoStep(change.name, "leave", shown, shown, reason)
         return UndoStep(change.name, "back", shown, to, "what it was before wal enable")
+
+    def _needed_by(self, name: str) -> str:
+        """Why the server would not start again with what the setting was before; mostly empty.
+
+        wal_level was minimal, and max_replication_slots 0, or they would not have been set.
+        """
+        if name not in {"wal_level", "max_replication_slots"}:
+            return ""
+        dropped = {change.slot for change in self._changes}
+        slots = self._connection.rows(
+            "SELECT slot_name, active FROM pg_catalog.pg_replication_slots ORDER BY 1"
+        )
+        staying = [name for name, is_active in slots if is_active or name not in dropped]
+        if staying:
+            return f"replication slots need it: {', '.join(staying)}"
+        for one in self._settings:
+            if name == "wal_level" and one.name in {"archive_mode", "max_wal_senders"}:
+                step = self._setting_step(one)
+                if step.why.startswith(_SOMEBODY):
+                    return f"{one.name}, which somebody changed since, needs it"
+        return ""
 
     def _other_steps(self, change: Change) -> list[UndoStep]:
         steps = []
@@ -246,7 +271,9 @@ class _Undoing:
                 set_parameter(self._connection, one.name, one.before)
                 changed = True
                 self.done.append(f"{one.name}: back to {step.to}")
-            elif step.to != step.now or step.why.startswith("somebody"):
+            elif (
+                step.now == step.to and one.before != self._parameters.by_name[one.name].auto_value
+            ):
                 self._left(one.name, f"it is {step.now!r} now: {step.why}")
         for change in reversed(self._changes):
             changed = self._files(change) or changed

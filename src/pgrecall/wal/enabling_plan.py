@@ -109,11 +109,7 @@ def decide(facts: EnableFacts, wishes: EnableWishes) -> Decision:
     by_hand: list[str] = []
     restart_for: list[str] = []
     findings = _obstacles(facts, wishes)
-    for rule in _rules(facts, wishes):
-        parameter = facts.parameters.by_name.get(rule.name)
-        if parameter is None:
-            continue
-        step = _setting(rule, parameter, facts.parameters)
+    for rule, parameter, step in _setting_steps(facts, wishes):
         steps.append(step)
         if step.doing == "set":
             settings.append((rule.name, rule.value))
@@ -177,6 +173,25 @@ def _rules(facts: EnableFacts, wishes: EnableWishes) -> list[_Rule]:
             "archive_mode", "on", lambda value: value in {"on", "always"}, "WAL is archived at all"
         ),
     ]  # fmt: skip
+
+
+def _setting_steps(
+    facts: EnableFacts, wishes: EnableWishes
+) -> list[tuple[_Rule, Parameter, EnableStep]]:
+    """All by hand where one is: a server whose wal_level is still minimal would not start with
+    archive_mode or max_wal_senders that were set already."""
+    found = [
+        (rule, facts.parameters.by_name[rule.name])
+        for rule in _rules(facts, wishes)
+        if rule.name in facts.parameters.by_name
+    ]
+    steps = [(rule, one, _setting(rule, one, facts.parameters)) for rule, one in found]
+    if not any(step.doing == "by hand" for _, _, step in steps):
+        return steps
+    return [
+        (rule, one, msgspec.structs.replace(step, doing="by hand") if step.doing == "set" else step)
+        for rule, one, step in steps
+    ]
 
 
 def _setting(rule: _Rule, parameter: Parameter, facts: ParameterFacts) -> EnableStep:
