@@ -239,6 +239,8 @@ class Pusher:
             **self._debts.facts(),
             **self._emergency.facts(),
             "push_workers": self._threads,
+            "is_standby": self._received.is_standby,
+            "doubtful_segments": self._received.doubtful,
         }
 
     def _look(self) -> list[str]:
