@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
+from pgrecall.app.context import RunContext, Surroundings
+from pgrecall.app.indexing import run_wal_index
+from pgrecall.app.requests import WalIndexRequest
 from pgrecall.codec.compression import make_frame_encoder
 from pgrecall.errors import CorruptObjectError, StoreError, WalMissingError
 from pgrecall.model.lsn import Lsn
@@ -16,9 +20,12 @@ from pgrecall.repository.identity import Generation
 from pgrecall.repository.wal_archive import WalArchive
 from pgrecall.repository.wal_objects import WalContent, WalHeader, WalObjectWriter
 from pgrecall.repository.wal_rollups import check_rollup, read_rollup, write_rollups
+from pgrecall.store.base import Store
 from pgrecall.store.faulty import Fault, FaultyStore
 from pgrecall.store.memory import MemoryStore
-from tests.support.wal_scene import NOW, SYSTEM
+from pgrecall.system.progress import NoProgress
+from tests.support.product import Approvals
+from tests.support.wal_scene import NOW, SYSTEM, Scene
 
 # With segments of 1 GiB a log directory is whole with four; the content does not matter here.
 SIZE = 1 << 30
@@ -39,7 +46,7 @@ def segment(number: int, timeline: int = 1) -> str:
     return segment_name(timeline, number * SIZE, SIZE)
 
 
-def put(store: MemoryStore, name: str, content: bytes = b"x", records: int = 1) -> str:
+def put(store: Store, name: str, content: bytes = b"x", records: int = 1) -> str:
     """A stored segment, whose index tells ``records``; its key."""
     index = WalIndex(WalFile(name).start(SIZE), SIZE, WalFile(name).timeline)
     index.record_count = records
@@ -183,3 +190,23 @@ def test_an_outage_is_an_outage(method: str) -> None:
         broken.index(names[0])
     with pytest.raises(StoreError, match="injected"):
         write_rollups(FaultyStore(archived(*range(4)), faulty.plan), "main", GENERATION, REPOSITORY)
+
+
+def test_wal_index_rolls_up_what_is_finished(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, segment_bytes=SIZE)
+    for number in range(9):
+        put(scene.store(), segment(number), records=number + 1)
+    approvals = Approvals()
+    surroundings = Surroundings(
+        environment={}, progress=NoProgress(), run_id="r-test", approve=approvals
+    )
+    context = RunContext(scene.settings, surroundings)
+    result = run_wal_index(context, WalIndexRequest())
+    assert result.plan.to_roll_up == 2
+    assert result.rolled_up == 2
+    archive = scene.archive()
+    names = [found.name for found in archive.segments(1)]
+    counts = [index.record_count for _, index in archive.indexes(names)]
+    assert counts == list(range(1, 10))
+    assert run_wal_index(context, WalIndexRequest()).plan.to_roll_up == 0
+    assert len(approvals.plans) >= 1
