@@ -263,3 +263,23 @@ def test_a_component_that_is_gone_after_a_reload_is_ended(scene: AgentScene) -> 
     agent.wait_until(lambda: not path.exists())
     agent.wait_until(lambda: agent.logged("restarted=metrics"))
     assert agent.end() == 0
+
+
+def test_on_a_standby_it_plans_nothing_until_the_promotion(
+    scene: AgentScene, pg_factory: ServerFactory, tmp_path: Path
+) -> None:
+    scene.product.backup()
+    (scene.product.server.pgdata / "standby.signal").touch()
+    scene.product.server.restart()
+    scene.configure(more='[schedule]\ncheck = "* * * * *"\n')
+    agent = scene.start()
+    agent.wait_until(lambda: agent.facts("schedule").get("is_standby") is True)
+    scene.product.server.sql("SELECT pg_promote()")
+    agent.wait_until(lambda: agent.facts("schedule").get("is_standby") is False)
+    assert agent.end() == 0
+
+
+def test_one_repository_is_no_agent_s(scene: AgentScene) -> None:
+    refused = scene.product.cli("agent", "--repository", "one")
+    assert refused.returncode == 2
+    assert "all repositories" in refused.stderr

@@ -227,3 +227,25 @@ def test_a_program_that_cannot_be_started_leaves_no_lock(tmp_path: Path) -> None
     with pytest.raises(FileNotFoundError):
         runner.start(Due("backup", START, 0, False))
     assert not runner.is_busy("backup")
+
+
+def test_a_standby_leaves_it_to_the_primary_and_a_promotion_takes_it_over(scene: Scene) -> None:
+    is_standby = [True]
+    scene.scheduler = Scheduler(
+        Timetable(ScheduleSettings(backup=NIGHTLY)),
+        scene.runner,
+        str(scene.path / "state"),
+        scene.clock,
+        scene.reported.append,
+        lambda: is_standby[0],
+    )
+    scene.at(0)
+    scene.at(24 * 3)
+    assert scene.scheduler.facts()["is_standby"] is True
+    is_standby[0] = False
+    scene.at(24 * 3 + 1)
+    assert scene.runs() == []
+    scene.at(24 * 3 + 6.75)
+    scene.until(lambda: scene.reported)
+    trigger = scene.reported[0].trigger
+    assert (trigger.planned_at, trigger.missed) == (datetime(2026, 11, 26, 3, tzinfo=UTC), 0)

@@ -52,13 +52,19 @@ class Scheduler:
         directory: str,
         clock: Clock,
         report: Callable[[Ended], None],
+        is_standby: Callable[[], bool] = lambda: False,
     ) -> None:
-        """``report`` is told of every run that ended; it must not raise."""
+        """``report`` is told of every run that ended; it must not raise.
+
+        While ``is_standby`` says so nothing is begun, and nothing is late afterwards:
+        the primary's agent has run it.
+        """
         self._timetable = timetable
         self._runner = runner
         self._path = os.path.join(directory, _STATE)
         self._clock = clock
         self._report = report
+        self._is_standby = is_standby
         self._kept: dict[str, _Kept] | None = None
         self._lock = threading.Lock()
         self._facts: dict[str, Fact] = {}
@@ -81,7 +87,7 @@ class Scheduler:
     def facts(self) -> Facts:
         """Per job its next moment, last outcome; what runs; late and missed ones since the start.
 
-        Names: ``running``, ``late_total``, ``missed_total``, ``JOB_next_at``,
+        Names: ``is_standby``, ``running``, ``late_total``, ``missed_total``, ``JOB_next_at``,
         ``JOB_last_status``, ``JOB_last_ended_at`` (moments as RFC 3339).
         """
         with self._lock:
@@ -94,8 +100,13 @@ class Scheduler:
         for ended in self._runner.ended():
             self.settle(ended)
         waits = [_LONGEST_WAIT_SECONDS]
+        is_standby = self._is_standby()
+        self._set("is_standby", is_standby)
         for job in self._timetable.expressions:
-            self._begin_when_due(job, kept, now)
+            if is_standby:
+                self._pass_over(job, kept, now)
+            else:
+                self._begin_when_due(job, kept, now)
             following = self._timetable.next_after(job, now)
             if following is not None:
                 waits.append((following - now).total_seconds())
@@ -150,6 +161,13 @@ class Scheduler:
                 "missed": due.missed,
             },
         )
+
+    def _pass_over(self, job: str, kept: dict[str, _Kept], now: datetime) -> None:
+        """Settle what is due without running it."""
+        due = self._timetable.due(job, kept[job].settled_at, now)
+        if due is not None:
+            kept[job] = _Kept(kept[job].identity, due.planned_at)
+            self._save(kept)
 
     def _load(self, now: datetime) -> dict[str, _Kept]:
         """The memory; a job that is new, or has another expression than then, begins now."""

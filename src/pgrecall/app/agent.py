@@ -19,7 +19,7 @@ from pgrecall.app.context import RunContext
 from pgrecall.app.invocation_path import pgrecall_command
 from pgrecall.app.journalling import write_job
 from pgrecall.app.naming import record_names
-from pgrecall.errors import SettingsError
+from pgrecall.errors import SettingsError, UsageError
 from pgrecall.settings import Settings
 from pgrecall.system.clock import SystemClock
 from pgrecall.wal.agent_places import agent_directory, socket_path, state_directory
@@ -72,6 +72,11 @@ class Agent:
 
     def __init__(self, context: RunContext) -> None:
         """Raises SettingsError; PostgresError when PGDATA must be asked and cannot be."""
+        if context.repository_name is not None:
+            raise UsageError(
+                "an agent serves all repositories of its server",
+                hint="leave --repository out, or set repositories of the server",
+            )
         self._context = context
         self._place = place_of(context.settings, context.server_name, context.environment)
         self._made: dict[str, tuple[object, Component]] = {}
@@ -163,17 +168,10 @@ class Agent:
     def _program(self) -> list[str]:
         settings = self._place.settings
         config = ["--config", os.path.abspath(settings.path)] if settings.path else []
-        chosen = self._context.repository_name
-        repository = ["--repository", chosen] if chosen else []
-        return [*pgrecall_command(), *config, "--server", self._place.server.name, *repository]
+        return [*pgrecall_command(), *config, "--server", self._place.server.name]
 
     def _record_names(self, place: Place) -> Facts:
-        context = RunContext(
-            place.settings,
-            self._context,
-            server_name=place.server.name,
-            repository_name=self._context.repository_name,
-        )
+        context = RunContext(place.settings, self._context, server_name=place.server.name)
         found = record_names(context)
         return {
             "relations": found.relations,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from pgrecall.agent.component import Component, Facts
@@ -20,6 +21,7 @@ from pgrecall.agent.supervisor import ComponentStatus, Spec
 from pgrecall.app.opened import OpenedRepository
 from pgrecall.errors import DataDirectoryError
 from pgrecall.postgres.connection import Connection, connect
+from pgrecall.postgres.control import read_control
 from pgrecall.settings import ServerSettings, Settings
 from pgrecall.system.clock import SystemClock
 from pgrecall.wal.agent_places import socket_path, state_directory
@@ -187,12 +189,19 @@ def _schedule(place: Place, joints: Joints) -> Blueprint:
     jobs = ", ".join(place.timetable.expressions)
 
     def make(_: Mapping[str, Component]) -> Component:
-        return Scheduler(place.timetable, joints.runner, directory, SystemClock(), joints.report)
+        return Scheduler(
+            place.timetable,
+            joints.runner,
+            directory,
+            SystemClock(),
+            joints.report,
+            partial(_is_standby, place.data_directory),
+        )
 
     return Blueprint(
         "schedule",
         f"runs {jobs}" if jobs else "has nothing to run: [schedule] is empty",
-        (place.settings.schedule, directory),
+        (place.settings.schedule, directory, place.data_directory),
         make,
     )
 
@@ -276,6 +285,18 @@ def _owner(data_directory: str) -> int | None:
             f"cannot look at the data directory {data_directory}: {error.strerror}",
             hint="check data_directory of the server; the agent runs as the server's user",
         ) from error
+
+
+def _is_standby(data_directory: str) -> bool:
+    """Whether PGDATA is that of a standby, or of a server in recovery; False when unknown."""
+    if not data_directory:
+        return False  # of a server elsewhere nothing is known while it is down
+    if os.path.exists(f"{data_directory}/standby.signal"):
+        return True
+    try:
+        return "recovery" in read_control(data_directory).state
+    except DataDirectoryError:
+        return False  # a job that finds no PGDATA says so itself
 
 
 def _ask(server: ServerSettings, environment: Mapping[str, str]) -> str:
