@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import stat
 import struct
 import subprocess
 import sys
@@ -32,8 +31,6 @@ from pgrecall.agent.protocol import (
 )
 from pgrecall.cli import diagnostics
 from pgrecall.errors import (
-    AgentPlaceError,
-    AgentRunningError,
     AgentSilentError,
     NotOwnerError,
     WalConflictError,
@@ -423,79 +420,3 @@ def test_no_reply_is_too_long(quiet: SocketScene) -> None:
     for answer in (pushed, fetched):
         reply = len(answer.facts.encode()) + len(answer.text.encode()) + 10
         assert 30_000 < reply < MAXIMUM_REPLY_BYTES
-
-
-# --- the place ------------------------------------------------------------------------------
-
-
-def test_the_socket_is_private_and_goes_with_the_agent(quiet: SocketScene) -> None:
-    path = Path(quiet.socket).parent / "made" / "agent.sock"
-    with served(Listener(str(path), quiet.service)):
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-    assert not path.exists()
-    with pytest.raises(AgentSilentError, match="No such file"):
-        ask_push(str(path), "", f"pg_wal/{quiet.name}")
-
-
-def test_a_second_agent_is_refused_and_a_leftover_replaced(scene: SocketScene) -> None:
-    second = Listener(scene.socket, scene.service)
-    with pytest.raises(AgentRunningError, match=f"pid {os.getpid()}"), served(second):
-        pass
-    assert ask_push(scene.socket, "", f"pg_wal/{scene.name}").status == 0
-
-
-def test_a_socket_that_a_killed_agent_left_behind(quiet: SocketScene) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as left:
-        left.bind(quiet.socket)
-    with pytest.raises(AgentSilentError, match="refused"):
-        ask_push(quiet.socket, "", f"pg_wal/{quiet.name}")
-    for _ in range(2):  # run may be called again
-        with served(quiet.listener):
-            assert ask_push(quiet.socket, "", f"pg_wal/{quiet.name}").status == 0
-
-
-def test_places_that_cannot_be_used(quiet: SocketScene) -> None:
-    directory = Path(quiet.socket).parent
-    (directory / "file").write_text("mine")
-    (directory / "open").mkdir()
-    (directory / "open").chmod(0o777)
-    for path, why in (
-        (directory / "file", "is no socket"),
-        (directory / "open" / "agent.sock", "open to others"),
-        (directory / "file" / "agent.sock", "cannot listen"),
-    ):
-        stop = threading.Event()
-        stop.set()  # if it did listen, then not for long
-        with pytest.raises(AgentPlaceError, match=why):
-            Listener(str(path), quiet.service).run(stop)
-    assert (directory / "file").read_text() == "mine"
-
-
-def test_a_path_longer_than_an_address(quiet: SocketScene) -> None:
-    path = Path(quiet.socket).parent / ("d" * 100) / "agent.sock"
-    with served(Listener(str(path), quiet.service)):
-        assert ask_push(str(path), "", f"pg_wal/{quiet.name}").status == 0
-
-
-def test_nobody_but_root_and_oneself_is_believed(
-    scene: SocketScene, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Stranger:
-        size = 12
-
-        def unpack(self, raw: bytes) -> tuple[int, int, int]:
-            return 1, 54321, 54321
-
-    with monkeypatch.context() as patched:
-        patched.setattr(asking, "_CREDENTIALS", Stranger())
-        with pytest.raises(AgentSilentError, match="is not believed"):
-            ask_push(scene.socket, "", f"pg_wal/{scene.name}")
-    assert scene.service.asked == []
-
-
-def test_calls_that_are_closed_twice(scene: SocketScene, directories: list[int]) -> None:
-    message = Request(PUSH, "", ".", f"pg_wal/{scene.name}").encode()
-    call = Call(message, [os.dup(one) for one in directories], Peer(1, os.geteuid(), 0))
-    call.close()
-    call.close()
