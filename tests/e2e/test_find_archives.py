@@ -20,6 +20,7 @@ from pgrecall.repository.identity import open_repository
 from pgrecall.repository.name_maps import NameMaps
 from pgrecall.repository.wal_objects import WalContent, WalHeader, WalObjectWriter
 from pgrecall.store.opening import open_store
+from tests.support.json_schema import require_valid
 from tests.support.postgresql import ServerFactory
 from tests.support.product import SERVER, Product
 
@@ -39,6 +40,7 @@ def answer(product: Product, *words: str) -> dict[str, Any]:
     finished = product.cli(*words, "--json")
     assert finished.returncode == 0, finished.stderr
     document: dict[str, Any] = json.loads(finished.stdout)
+    require_valid(document)
     return document
 
 
@@ -191,6 +193,54 @@ def test_without_any_map_the_oid_is_shown(product: Product) -> None:
     ]
     assert codes(document) == {"table-not-known", "no-backup-before"}
     assert [one["restore"] for one in document["found"]] == [""]
+
+
+def test_at_wal_level_logical_and_across_tablespaces(
+    pg_factory: ServerFactory, tmp_path: Path
+) -> None:
+    product = Product.start(pg_factory, tmp_path, wal_level="logical")
+    fill(product, "emptied")
+    fill(product, "moved")
+    product.backup()
+    server = product.server
+    server.sql("TRUNCATE emptied")
+    (tmp_path / "elsewhere").mkdir()
+    server.sql(f"CREATE TABLESPACE elsewhere LOCATION '{tmp_path}/elsewhere'")
+    server.sql("ALTER TABLE moved SET TABLESPACE elsewhere")
+    server.sql("REINDEX DATABASE postgres")
+    server.sql("DROP TABLE moved")
+    product.switch()
+    truncated = answer(product, "find", "--truncated", "*")["found"]
+    assert [(one["what"], one["name"]) for one in truncated] == [
+        ("truncated", "postgres.public.emptied")
+    ]
+    dropped = answer(product, "find", "--dropped", "*")["found"]
+    assert [(one["what"], one["name"]) for one in dropped] == [("dropped", "postgres.public.moved")]
+
+
+def test_a_rewritten_catalog_is_said_and_names_still_come_from_maps(product: Product) -> None:
+    fill(product, "orders")
+    product.backup()
+    product.server.sql("VACUUM FULL pg_class")
+    product.server.sql("DROP TABLE orders")
+    product.switch()
+    document = answer(product, "find", "--dropped", "orders")
+    assert [one["name"] for one in document["found"]] == ["postgres.public.orders"]
+    assert codes(document) == {"catalog-rewritten"}
+
+
+def test_a_gap_in_the_archive_is_counted_and_walked_over(product: Product) -> None:
+    fill(product, "orders")
+    product.backup()
+    product.switch()
+    fill(product, "between")
+    lost = product.switch()
+    product.server.sql("DROP TABLE orders")
+    product.switch()
+    product.path_of(layout.wal_key(SERVER, 1, WalFile(lost))).unlink()
+    document = answer(product, "find", "--dropped", "orders")
+    assert [one["name"] for one in document["found"]] == ["postgres.public.orders"]
+    assert document["searched"][0]["gaps"] == 1
 
 
 def test_temporary_tables_are_nobodys_loss(product: Product) -> None:

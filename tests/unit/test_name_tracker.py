@@ -131,6 +131,7 @@ def test_a_rewrite_is_told_by_its_transient_table():
 
 
 def test_without_a_name_there_is_an_oid_or_a_file():
+    assert events(EventFinder(NameTracker()), unlink(20, 9, (12608,))) == []
     (event,) = events(EventFinder(NameTracker()), unlink(20, 9, (20001, 20000), (20001, 20000)))
     assert event.lost == (Lost("dropped", DB, 20000, 0, None, others=1),)
     (event,) = events(EventFinder(NameTracker()), unlink(20, 9, (20001,)))

@@ -20,12 +20,12 @@ from pgrecall.wal.table_events import (
     DATABASE_DROPPED,
     DROPPED,
     DROPPED_OR_REWRITTEN,
-    TABLE_KINDS,
     TRUNCATED,
     TRUNCATED_OR_REWRITTEN,
     EventFinder,
     Lost,
     TableEvent,
+    is_own_table,
 )
 from pgrecall.wal.table_patterns import TablePattern
 
@@ -133,7 +133,7 @@ class TableSearch:
             return
         for table in self._tracker.tables():
             database = self._tracker.database_name(table.database)
-            if table.kind in TABLE_KINDS and pattern.fits(database, table.schema, table.name):
+            if is_own_table(table) and pattern.fits(database, table.schema, table.name):
                 self.candidates.add(f"{database}.{table.schema}.{table.name}")
 
     # --- what was lost ------------------------------------------------------------------

@@ -25,11 +25,12 @@ _RELATIONS = """
 SELECT c.oid::pg_catalog.int8, COALESCE(pg_catalog.pg_relation_filenode(c.oid), 0)::pg_catalog.int8,
        c.relfilenode::pg_catalog.int8, c.reltablespace::pg_catalog.int8,
        c.relnamespace::pg_catalog.int8, n.nspname::pg_catalog.text, c.relname::pg_catalog.text,
-       c.relkind::pg_catalog.text, c.reltuples::pg_catalog.float8, c.ctid::pg_catalog.text
+       c.relkind::pg_catalog.text,
+       CASE WHEN c.oid >= 16384 THEN c.reltuples ELSE -1 END::pg_catalog.float8,
+       c.ctid::pg_catalog.text
   FROM pg_catalog.pg_class AS c
   JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
  WHERE c.relpersistence <> 't' AND c.relkind IN ('r', 'p', 'm', 't', 'i', 'I', 'S')
-   AND (c.oid >= 16384 OR c.relfilenode >= 16384)
  ORDER BY c.oid
 """
 

@@ -32,7 +32,15 @@ DATABASE_DROPPED = "dropped with its database"
 #: What people call tables; indexes, sequences and TOAST tables go along with them.
 TABLE_KINDS = frozenset("rpmf")
 
+FIRST_OWN_NUMBER = 16384
+"""Lower numbers are of files and oids that PostgreSQL has from the start: nobody's tables."""
+
 _MAGIC_14 = 0xD10D
+
+
+def is_own_table(table: Table) -> bool:
+    """Whether somebody made this table: neither PostgreSQL itself, nor an index or the like."""
+    return table.kind in TABLE_KINDS and table.oid >= FIRST_OWN_NUMBER
 
 
 class Lost(NamedTuple):
@@ -132,7 +140,7 @@ class EventFinder:
         lost = tuple(
             Lost(DATABASE_DROPPED, drop.database, table.oid, table.file, table)
             for table in self.tracker.tables()
-            if table.database == drop.database and table.kind in TABLE_KINDS
+            if table.database == drop.database and is_own_table(table)
         )
         unnamed = (Lost(DATABASE_DROPPED, drop.database, 0, 0, None),)
         return TableEvent(lsn, drop.xid, None, drop.database, lost or unnamed)
@@ -171,7 +179,7 @@ class _Judge:
                     action = self._action(table)
                     found[database, table.oid] = Lost(action, database, table.oid, file, table)
                 continue
-            if self._is_own(database, file):
+            if self._is_own(database, file) or (not oid and file < FIRST_OWN_NUMBER):
                 continue
             if oid or not self._tells_drops or not dropped:
                 action = self._action_of_unknown(database, oid)
