@@ -216,6 +216,31 @@ def test_every_position(history: History, timeline: int | None) -> None:
             assert position > Lsn.parse(path.ranges[-1].to_lsn), (target, said)
 
 
+def test_postgresql_recovers_to_every_bound(history: History, tmp_path: Path) -> None:
+    """What is claimed is not only planned: the server opens there."""
+    closed, opened = path_of(history.result(), 2).ranges
+    assert closed.from_at is not None
+    assert closed.to_at is not None
+    assert opened.to_at is not None
+    counts = []
+    for number, target in enumerate(
+        (
+            ToTime(closed.from_at),
+            ToTime(closed.to_at),
+            ToLsn(Lsn.parse(closed.to_lsn)),
+            ToTime(opened.to_at),
+            ToLsn(Lsn.parse(opened.to_lsn)),
+        )
+    ):
+        copy = tmp_path / f"copy{number}"
+        result = history.product.restore(copy, target, start=True)
+        assert result.started is not None
+        assert result.started.state == "open"
+        counts.append(history.product.connected(copy).value("SELECT count(*) FROM rows"))
+        history.product.end(copy)
+    assert counts == [5, 15, 15, 58, 58]
+
+
 def test_transactions_and_names(history: History) -> None:
     survey, now = history.survey(), SystemClock().now()
     answers = {}
