@@ -193,6 +193,8 @@ class SynchronousStorm(Storm):
         self.server.reload()
         prepare(self.server)
         self.product.backup()
+        checked = self.product.cli("check")
+        assert checked.returncode == 0, checked.stdout + checked.stderr
         for writer in self.writers:
             writer.start()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 
 from pgrecall.check.command_line import ArchiveCommand, read_archive_command
@@ -192,3 +193,14 @@ def test_clocks(seconds: int, severity: str, words: str) -> None:
     found = clock_finding(NOW + timedelta(seconds=seconds), bounds, "the clock", "main")
     assert found.severity == severity
     assert words in found.message
+
+
+def test_streaming_alone_is_archiving() -> None:
+    found = judge(facts(archive_mode="off"), EXPECTED)
+    assert [one.severity for one in found if one.code == "archive-mode"] == ["fail"]
+    assert not can_prove_archiving(facts(archive_mode="off"))
+    received = msgspec.structs.replace(facts(archive_mode="off"), is_received=True)
+    found = judge(received, EXPECTED)
+    assert [one.severity for one in found if one.code == "archive-mode"] == ["ok"]
+    assert "archive-command" not in {one.code for one in found}
+    assert can_prove_archiving(received)

@@ -159,7 +159,7 @@ class _WalStatusRun:
         plan, is_approved = self._plan()
         probe = self._probe() if self._request.test and is_approved else None
         self._context.progress.phase("server")
-        facts = ask_server(self._connection)
+        facts = ask_server(self._connection, self._context.settings.receive.slot)
         position = wal_position(self._connection)
         slots = list_slots(self._connection)
         streaming = receivers(self._connection)

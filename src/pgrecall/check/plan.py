@@ -30,7 +30,11 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CheckFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What was asked from the server; ``standbys`` counts the sessions that stream from it."""
+    """What was asked from the server.
+
+    ``standbys`` counts the sessions that stream from it, pgrecall's own receiver
+    (``is_received``) left out.
+    """
 
     server: ServerFacts
     rights: ServerRights
@@ -39,6 +43,7 @@ class CheckFacts(msgspec.Struct, frozen=True, kw_only=True):
     full_page_writes: bool
     fsync: bool
     standbys: int
+    is_received: bool = False
 
 
 def judge(facts: CheckFacts, expected: Expected) -> list[Finding]:
@@ -46,7 +51,7 @@ def judge(facts: CheckFacts, expected: Expected) -> list[Finding]:
     return [
         *_role_in_replication(facts, expected),
         *_rights(facts, expected),
-        *_archiving(facts.server, expected),
+        *_archiving(facts, expected),
         *_archiver(facts),
         *_safety(facts),
     ]
@@ -55,13 +60,16 @@ def judge(facts: CheckFacts, expected: Expected) -> list[Finding]:
 def can_prove_archiving(facts: CheckFacts) -> bool:
     """Whether it makes sense to force a switch and wait for the segment."""
     server = facts.server
+    archives = (
+        server.archive_mode != "off"
+        and bool(server.archive_command.strip())
+        and not server.archive_library
+    )
     return (
         not server.is_in_recovery
         and facts.rights.can_switch_wal
         and server.wal_level != "minimal"
-        and server.archive_mode != "off"
-        and bool(server.archive_command.strip())
-        and not server.archive_library
+        and (archives or facts.is_received)
     )
 
 
@@ -147,7 +155,8 @@ def backup_functions(major: int) -> tuple[str, str]:
     return ("pg_start_backup(text, boolean, boolean)", "pg_stop_backup(boolean, boolean)")
 
 
-def _archiving(server: ServerFacts, expected: Expected) -> list[Finding]:
+def _archiving(facts: CheckFacts, expected: Expected) -> list[Finding]:
+    server = facts.server
     found = []
     if server.wal_level == "minimal":
         found.append(
@@ -160,6 +169,9 @@ def _archiving(server: ServerFacts, expected: Expected) -> list[Finding]:
         )
     else:
         found.append(_finding("ok", "wal-level", f"wal_level is {server.wal_level}"))
+    if server.archive_mode == "off" and facts.is_received:
+        said = "archive_mode is off; WAL arrives by streaming"
+        return [*found, _finding("ok", "archive-mode", said)]
     if server.archive_mode == "off":
         is_pending = "archive_mode" in server.pending_restart
         hint = (

@@ -44,8 +44,11 @@ def failed(error: PgrecallError, severity: Severity = "fail", subject: str = "")
     )
 
 
-def ask_server(connection: Connection) -> CheckFacts:
-    """Everything that a check wants to know of a server; changes nothing. Raises PostgresError."""
+def ask_server(connection: Connection, slot: str) -> CheckFacts:
+    """Everything that a check wants to know of a server; changes nothing. Raises PostgresError.
+
+    ``slot`` is the one through which pgrecall receives, if it does.
+    """
     facts = server_facts(connection)
     stop = backup_functions(facts.major)[1]
     can_stop, full_page_writes, fsync = connection.row(
@@ -54,7 +57,13 @@ def ask_server(connection: Connection) -> CheckFacts:
         " pg_catalog.current_setting('fsync')::pg_catalog.bool",
         (f"pg_catalog.{stop}",),
     )
-    standbys = connection.value("SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_replication")
+    standbys, receivers = connection.row(
+        "SELECT pg_catalog.count(*) FILTER (WHERE s.slot_name IS DISTINCT FROM %s),"
+        " pg_catalog.count(*) FILTER (WHERE s.slot_name = %s)"
+        " FROM pg_catalog.pg_stat_replication AS r"
+        " LEFT JOIN pg_catalog.pg_replication_slots AS s ON s.active_pid = r.pid",
+        (slot, slot),
+    )
     return CheckFacts(
         server=facts,
         rights=server_rights(connection),
@@ -63,6 +72,7 @@ def ask_server(connection: Connection) -> CheckFacts:
         full_page_writes=bool(full_page_writes),
         fsync=bool(fsync),
         standbys=int(standbys),
+        is_received=bool(receivers),
     )
 
 

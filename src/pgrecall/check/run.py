@@ -93,7 +93,7 @@ class CheckRun:
     def _ask(self, connection: Connection) -> None:
         self._tools.progress.phase("server")
         try:
-            facts = probes.ask_server(connection)
+            facts = probes.ask_server(connection, self._tools.receive.slot)
             before = self._tools.clock.now()
             told = server_clock(connection)
             after = self._tools.clock.now()
