@@ -90,3 +90,30 @@ def test_every_acknowledged_commit_is_there(
         assert writers.missing_on(restored) == []
     finally:
         product.close()
+
+
+def test_a_commit_waits_until_it_is_fsynced(pg_factory: ServerFactory, tmp_path: Path) -> None:
+    product = streaming_product(pg_factory, tmp_path)
+    server = product.server
+    writers = Writers(server, 1)
+    with receiver(product) as first:
+        wait_chosen(product)
+        first.terminate()
+        first.wait(60)
+    stuck = tmp_path / "receive.flush"
+    with receiver(product, PGRECALL_FAULT_PAUSE=f"receive.flush:{tmp_path}"):
+        server.wait_until(
+            lambda: server.value("SELECT count(*) FROM pg_stat_replication"), "it streams"
+        )
+        with writers:
+            try:
+                server.wait_until(stuck.exists, "it is about to flush", timeout_seconds=20)
+                waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+                server.wait_until(lambda: server.value(waiting), "it waits", timeout_seconds=20)
+                before = len(writers.acknowledged)
+                behind = "SELECT coalesce(flush_lsn < sent_lsn, true) FROM pg_stat_replication"
+                assert server.value(behind)
+                assert len(writers.acknowledged) == before
+            finally:
+                stuck.unlink(missing_ok=True)
+            server.wait_until(lambda: len(writers.acknowledged) > before, "commits return")

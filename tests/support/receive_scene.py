@@ -174,7 +174,7 @@ class Running:
         self.receiver = receiver
         self.error: BaseException | None = None
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="test-receiver")
+        self._thread = threading.Thread(target=self._run, name="test-receiver", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
@@ -191,7 +191,9 @@ class Running:
     def join(self) -> BaseException | None:
         """Wait until it ends by itself; what it raised."""
         self._thread.join(DEADLINE_SECONDS)
-        assert not self._thread.is_alive(), f"it goes on: {dict(self.receiver.facts())}"
+        if self._thread.is_alive():
+            self.stop()
+            raise AssertionError(f"it goes on: {dict(self.receiver.facts())}")
         error, self.error = self.error, None
         return error
 
