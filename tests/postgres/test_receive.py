@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.postgresql import Installation, PostgresServer, ServerFactory
 from tests.support.receive_scene import ReceiveScene
+from tests.support.s3_fixtures import S3Settings
 
 
 def raw(server: PostgresServer, name: str) -> bytes:
@@ -56,3 +57,27 @@ def test_the_tail_is_stored_at_the_interval_and_goes_when_the_segment_is_whole(
         scene.switch()
         running.wait(lambda: scene.archive().has(name), "the segment is stored")
         running.wait(lambda: scene.tail(name) is None, "the tail is gone")
+
+
+def test_segments_and_tails_go_to_an_object_store(
+    pg_factory: ServerFactory,
+    tmp_path: Path,
+    s3_settings: S3Settings,
+    secret_environment: dict[str, str],
+) -> None:
+    pg = pg_factory(segment_mib=1)
+    scene = ReceiveScene(
+        tmp_path, pg, repository=s3_settings(), environment=secret_environment, tail_seconds=0.2
+    )
+    with scene.receiving() as running:
+        running.wait_streaming()
+        scene.fill(1)
+        stored = scene.switch()
+        running.wait(lambda: scene.archive().has(stored), f"{stored} is stored")
+        pg.sql("SELECT pg_logical_emit_message(true, 'test', 'the tail')")
+        name, lsn = scene.current()
+        running.wait(lambda: (tail := scene.tail(name)) and tail.end >= lsn, "its tail is stored")
+        scene.switch()
+        running.wait(lambda: scene.archive().has(name), f"{name} is stored")
+        running.wait(lambda: scene.tail(name) is None, "the tail is gone")
+    assert scene.archive().read(stored) == raw(pg, stored)

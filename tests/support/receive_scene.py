@@ -51,17 +51,24 @@ class ReceiveScene:
     """One server called ``main`` and a local repository ``one`` that knows it."""
 
     def __init__(
-        self, directory: Path, pg: PostgresServer, *, keep: str = "-1", **receive: Any
+        self,
+        directory: Path,
+        pg: PostgresServer,
+        *,
+        repository: RepositorySettings | None = None,
+        environment: dict[str, str] | None = None,
+        **receive: Any,
     ) -> None:
         self.directory = directory
         self.pg = pg
-        self.repository = RepositorySettings(
+        self.environment = environment or {}
+        self.repository = repository or RepositorySettings(
             name="one", store="local", path=str(directory / "repository"), retries=0
         )
         self.receive = ReceiveSettings().replace(**{"tail_seconds": 0.2, **receive})
         self.config = directory / "pgrecall.toml"
         prepare_store(self.repository)
-        self.store: Store = open_store(self.repository, {}, is_anchored=False)
+        self.store: Store = open_store(self.repository, self.environment, is_anchored=False)
         now = SystemClock().now()
         create_repository(self.store, now)
         control = read_control(pg.pgdata)
@@ -86,7 +93,7 @@ class ReceiveScene:
     def settings(self) -> Settings:
         return Settings(
             servers={"main": self.server},
-            repositories={"one": self.repository},
+            repositories={self.repository.name: self.repository},
             agent=AgentSettings().replace(directory=str(self.directory / "agent")),
             receive=self.receive,
         )
@@ -110,7 +117,7 @@ class ReceiveScene:
     # --- receiving -----------------------------------------------------------------
 
     def receiver(self, **terms: Any) -> Receiver:
-        return Receiver(self.settings, self.server, {}, Terms(**terms))
+        return Receiver(self.settings, self.server, self.environment, Terms(**terms))
 
     @contextmanager
     def receiving(self, **terms: Any) -> Iterator[Running]:
