@@ -200,12 +200,13 @@ def test_it_receives_and_records_names_when_asked_to(scene: AgentScene) -> None:
     agent = scene.start()
     assert [one.name for one in agent.snapshot.components] == [  # type: ignore[union-attr]
         "pusher", "fetcher", "listener", "receiver", "schedule", "observer", "configuration",
-        "names",
+        "names", "rollups",
     ]  # fmt: skip
     scene.product.server.sql("CREATE TABLE orders (n int)")
     scene.product.switch()
     agent.wait_until(lambda: agent.facts("receiver")["segments_stored"] > 0, "it has received")
     agent.wait_until(lambda: agent.facts("names").get("relations"), "names are recorded")
+    agent.wait_until(lambda: agent.facts("rollups").get("rolled_up") == 0, "nothing is finished")
     assert agent.facts("receiver")["restarts"] == 0
     assert agent.end() == 0
     assert scene.product.cli("status").returncode != 0, "the settings want an agent"

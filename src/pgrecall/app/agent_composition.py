@@ -19,6 +19,7 @@ from pgrecall.agent.schedule import Timetable
 from pgrecall.agent.scheduler import Scheduler
 from pgrecall.agent.supervisor import ComponentStatus, Spec
 from pgrecall.app.opened import OpenedRepository
+from pgrecall.app.rolling_up import roll_up
 from pgrecall.errors import DataDirectoryError
 from pgrecall.postgres.connection import Connection, connect
 from pgrecall.postgres.control import read_control
@@ -31,6 +32,8 @@ from pgrecall.wal.push import PushResult
 from pgrecall.wal.pusher import Pusher
 from pgrecall.wal.receive import Receiver
 
+# 256 segments of 16 MiB are a directory: a busy server fills a few in an hour.
+_ROLLUP_SECONDS = 3600.0
 _LOCAL_HOSTS = frozenset({"", "localhost", "127.0.0.1", "::1"})
 
 
@@ -107,6 +110,7 @@ def blueprints(place: Place, joints: Joints) -> list[Blueprint]:
     found.append(_configuration(place, joints.environment))
     if place.settings.agent.names_seconds:
         found.append(_names(place, joints))
+    found.append(_rollups(place, joints.environment))
     if place.settings.agent.metrics_address:
         found.append(_metrics(place, joints))
     return found
@@ -253,6 +257,21 @@ def _names(place: Place, joints: Joints) -> Blueprint:
         "names",
         f"records what tables are called, every {seconds:.0f} s",
         (place.server, tuple(place.settings.repositories_of(place.server)), seconds),
+        make,
+    )
+
+
+def _rollups(place: Place, environment: Mapping[str, str]) -> Blueprint:
+    settings, server = place.settings, place.server
+
+    def make(_: Mapping[str, Component]) -> Component:
+        work = partial(roll_up, settings, server, environment)
+        return Periodic("rollups", work, _ROLLUP_SECONDS, SystemClock())
+
+    return Blueprint(
+        "rollups",
+        "rolls up the indexes of finished log directories every hour",
+        (server, tuple(settings.repositories_of(server))),
         make,
     )
 
