@@ -83,7 +83,7 @@ def _measure(work: Path, programs: Programs, seconds: int) -> None:
         receivers = {
             "nobody": [],
             "pg_receivewal": [
-                programs.path("pg_receivewal"), *target, "-D", str(plain), "-S", "plain",
+                programs.path("pg_receivewal"), *target, "-D", str(plain), "-S", "plain", "-s", "1",
             ],
             "pgrecall wal receive": own,
         }  # fmt: skip
@@ -99,7 +99,7 @@ def _run(cluster: Cluster, name: str, argv: list[str], seconds: int) -> Result:
     receiver = subprocess.Popen(argv, stdin=subprocess.DEVNULL) if argv else None
     try:
         if receiver is not None:
-            _wait(lambda: _flushed(cluster) is not None, f"{name} streams")
+            _wait(lambda: _written(cluster) is not None, f"{name} streams")
         pgbench = [cluster.programs.path("pgbench"), "-n", "-c", "4", "-j", "2"]
         pgbench += ["-T", str(seconds), "-h", str(cluster.socket_directory)]
         pgbench += ["-p", str(cluster.port), "-U", "postgres", "bench"]
@@ -111,7 +111,7 @@ def _run(cluster: Cluster, name: str, argv: list[str], seconds: int) -> Result:
         result = Result(name, float(found.group(1)), end - began)
         if receiver is not None:
             stopped = time.monotonic()
-            _wait(lambda: (_flushed(cluster) or 0) >= end, f"{name} has caught up")
+            _wait(lambda: (_written(cluster) or 0) >= end, f"{name} has caught up")
             result.behind_seconds = time.monotonic() - stopped
     finally:
         if receiver is not None:
@@ -124,10 +124,13 @@ def _run(cluster: Cluster, name: str, argv: list[str], seconds: int) -> Result:
     return result
 
 
-def _flushed(cluster: Cluster) -> int | None:
-    """What the receiver has said to be flushed; None while nobody streams."""
+def _written(cluster: Cluster) -> int | None:
+    """What the receiver has said to be written; None while nobody streams.
+
+    pg_receivewal flushes whole segments only, unless it is synchronous.
+    """
     text = cluster.sql(
-        "select max(flush_lsn) - '0/0' from pg_stat_replication where state = 'streaming'"
+        "select max(write_lsn) - '0/0' from pg_stat_replication where state = 'streaming'"
     )
     return int(text) if text else None
 
