@@ -71,9 +71,10 @@ class S3Product(Product):
         return Path(self.repository.secret_key.removeprefix("file:")).parent
 
     def objects(self) -> dict[str, str]:
-        """Size and time of every object by its key."""
+        """Size and time of every object by its key; the journal of runs left out."""
         store = open_store(self.repository, {}, is_anchored=False)
-        return {info.key: f"{info.size} {info.stored_at}" for info in store.list("")}
+        found = {info.key: f"{info.size} {info.stored_at}" for info in store.list("")}
+        return {key: facts for key, facts in found.items() if "/runs/" not in key}
 
     def is_secret_kept(self, *texts: str) -> bool:
         """Whether none of the texts, nor what PostgreSQL logged and was told, holds the secret."""
