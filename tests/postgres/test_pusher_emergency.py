@@ -57,6 +57,8 @@ def test_wal_that_is_given_up_is_recorded_to_the_byte(
         assert "DROPPED" in server.log
         assert agent.pusher.facts()["dropped_unrecorded"]
         away.rename(repository)
+        # More WAL before the store is known to be back would be a reason to give more up.
+        server.wait_until(lambda: not agent.pusher.facts()["failing"], "the store is back")
         # PostgreSQL asks again a minute after three failures, or when a segment is finished.
         server.wait_until(
             lambda: fill(server, 1) and last_archived(server) >= names[-1], "the rest is archived"

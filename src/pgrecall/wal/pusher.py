@@ -58,7 +58,8 @@ SCAN_SECONDS = 0.1
 IDLE_SCAN_SECONDS = 0.5
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 30.0
-_HOPELESS_SECONDS = 60.0
+# Longer ago, a failure is no reason to give WAL up without another attempt.
+_HOPELESS_SECONDS = 5.0
 _LEAST_REST = 9
 
 Fact = str | int | float | bool | None
