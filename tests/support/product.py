@@ -187,12 +187,12 @@ class Product:
         return WalArchive(store, SERVER, generation)
 
     def objects(self) -> dict[str, str]:
-        """Digest of every object of the repository by its path."""
+        """Digest of every object of the repository by its path; the journal of runs left out."""
         root = Path(self.repository.path)
         return {
             str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in sorted(root.rglob("*"))
-            if path.is_file()
+            if path.is_file() and "/runs/" not in str(path.relative_to(root))
         }
 
     def path_of(self, key: str) -> Path:

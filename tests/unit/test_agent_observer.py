@@ -133,7 +133,7 @@ ALWAYS = ["schedule", "observer", "configuration"]
 def test_beside_pgdata_it_archives(tmp_path: Path) -> None:
     text = '[servers.main]\ndata_directory = "/pgdata"\n[agent]\nmetrics_address = ":9187"\n'
     assert names(tmp_path, text) == [
-        "pusher", "fetcher", "listener", *ALWAYS, "names", "metrics",
+        "pusher", "fetcher", "listener", *ALWAYS, "names", "rollups", "metrics",
     ]  # fmt: skip
 
 
@@ -142,7 +142,7 @@ def test_on_another_host_it_only_receives(tmp_path: Path) -> None:
         '[servers.main]\ndata_directory = "/pgdata"\nhost = "db.example"\n'
         "[receive]\nis_enabled = true\n[agent]\nnames_seconds = 0\n"
     )
-    assert names(tmp_path, text) == ["receiver", *ALWAYS]
+    assert names(tmp_path, text) == ["receiver", *ALWAYS, "rollups"]
 
 
 @pytest.mark.parametrize(
