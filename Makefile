@@ -10,6 +10,8 @@ PY := $(VENV)/bin/python
 LAUNCH := $(PY) -m tests.support.launch
 PYTEST_OPTIONS ?=
 BENCH_OPTIONS ?=
+# Files are shared out whole: their fixtures are servers that are started once.
+PARALLEL ?= -n auto --maxprocesses=4 --dist loadfile
 SOURCES := src tests benchmarks setup.py
 BUILT_FROM := pyproject.toml setup.py $(wildcard src/pgrecall/codec/_native.c \
 	src/pgrecall/agent/client/pgrecall_client.c)
@@ -34,11 +36,11 @@ demo: $(VENV)/.product ## Watch a real server lose a table and come back to the 
 # --- tests: one target for each tier ------------------------------------------
 
 test: $(VENV)/.dev ## Run every test that needs only Python and pip (under 10 minutes).
-	$(LAUNCH) pytest -m "not matrix and not azure and not slow and not soak" $(PYTEST_OPTIONS)
+	$(LAUNCH) pytest $(PARALLEL) -m "not matrix and not azure and not slow and not soak" $(PYTEST_OPTIONS)
 
 test-matrix: $(VENV)/.dev ## Install PostgreSQL 13 to 17 beside 18 and run the tests of all versions.
 	$(PY) -m tests.support.matrix install
-	PGRECALL_EXPECT_VERSIONS=13,14,15,16,17,18 $(LAUNCH) pytest -m matrix $(PYTEST_OPTIONS)
+	PGRECALL_EXPECT_VERSIONS=13,14,15,16,17,18 $(LAUNCH) pytest $(PARALLEL) -m matrix $(PYTEST_OPTIONS)
 
 test-azure: $(VENV)/.dev ## Run the contract of stores on Azurite (needs npm).
 	@# Azurite is installed by the tests, as the ordinary user that they run as.
