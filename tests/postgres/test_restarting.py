@@ -11,6 +11,7 @@ import pytest
 from pgrecall.errors import PostgresError
 from pgrecall.postgres.instance import running_postmaster
 from pgrecall.postgres.restarting import restart, restart_problem
+from pgrecall.system.processes import wait_until_gone
 from tests.support.postgresql import PostgresServer, ServerFactory
 
 
@@ -58,3 +59,33 @@ def test_a_restart_that_fails_says_what_pg_ctl_says(pg: PostgresServer) -> None:
         restart(str(pg.pgdata), str(pg.installation.bin_directory), timeout_seconds=30)
     assert str(pg.log_path) in caught.value.hint
     pg.wait_exit()
+
+
+@pytest.mark.parametrize("given", ["{name}", "./{name}", "./{name}/../{name}/"])
+def test_a_server_that_was_started_with_a_relative_directory(
+    pg_factory: ServerFactory, given: str
+) -> None:
+    """As people type it: pg_ctl -D data start. Its restart is told the same words again."""
+    server = pg_factory(name="da ta", start=False)
+    path = given.format(name=server.pgdata.name)
+    log = server.pgdata.with_name("relative.log")
+    argv = [str(server.installation.program("pg_ctl")), "-D", path, "-l", str(log), "-w", "start"]
+    argv += ["-o", f"-p {server.port} -k {server.host}"]
+    subprocess.run(argv, cwd=server.pgdata.parent, check=True, stdout=subprocess.DEVNULL)
+    before = running_postmaster(str(server.pgdata))
+    try:
+        assert restart_problem(str(server.pgdata), has_collector=False) == ""
+        restart(str(server.pgdata), str(server.installation.bin_directory), timeout_seconds=30)
+        assert running_postmaster(str(server.pgdata)) not in {None, before}
+        assert server.value("SELECT 1") == 1
+    finally:
+        pid = running_postmaster(str(server.pgdata))
+        if pid is not None:
+            os.kill(pid, signal.SIGQUIT)
+            assert wait_until_gone(pid, 30)
+
+
+def test_a_relative_directory_that_cannot_be_told(pg: PostgresServer) -> None:
+    opts = pg.pgdata / "postmaster.opts"
+    opts.write_text('/bin/postgres "-D" "elsewhere/data"\n')
+    assert "relative -D" in restart_problem(str(pg.pgdata), has_collector=True)

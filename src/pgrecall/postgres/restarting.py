@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 import subprocess
 
@@ -36,6 +37,8 @@ def restart_problem(pgdata: str, *, has_collector: bool) -> str:
         return "it is the first process of its container, which would end"
     if not has_collector and not _log_target(pid):
         return "its log goes to whoever started it (systemd, a container, a terminal)"
+    if _start_directory(pgdata) is None:
+        return "it was started with a relative -D, from a directory that cannot be told any more"
     return ""
 
 
@@ -54,7 +57,7 @@ def restart(pgdata: str, bin_directory: str, *, timeout_seconds: int) -> None:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=2 * timeout_seconds + _PATIENCE_SECONDS,
-            cwd=pgdata,
+            cwd=_start_directory(pgdata) or pgdata,
             check=False,
         )
     except subprocess.TimeoutExpired as error:
@@ -68,6 +71,29 @@ def restart(pgdata: str, bin_directory: str, *, timeout_seconds: int) -> None:
             hint=f"its log ({target}) says why; `pgrecall wal enable --undo` needs it running, or "
             "remove the lines of the plan from postgresql.auto.conf by hand",
         )
+
+
+def _start_directory(pgdata: str) -> str | None:
+    """Where to start from, so that what the server was started with means the same again.
+
+    pg_ctl takes the options of ``postmaster.opts`` as they were typed, a relative
+    -D among them. None when there is no such directory.
+    """
+    try:
+        with open(os.path.join(pgdata, "postmaster.opts"), encoding="utf-8") as file:
+            words = shlex.split(file.read(), posix=True)
+    except (OSError, ValueError):
+        return None
+    given = words[words.index("-D") + 1] if "-D" in words[:-1] else ""
+    if not given or os.path.isabs(given):
+        return pgdata
+    for known in (os.path.abspath(pgdata), os.path.realpath(pgdata)):
+        directory = known
+        for _ in os.path.normpath(given).split(os.sep):
+            directory = os.path.dirname(directory)
+        if os.path.realpath(os.path.join(directory, given)) == os.path.realpath(pgdata):
+            return directory
+    return None
 
 
 def _log_target(pid: int) -> str:
