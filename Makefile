@@ -10,8 +10,8 @@ PY := $(VENV)/bin/python
 LAUNCH := $(PY) -m tests.support.launch
 PYTEST_OPTIONS ?=
 BENCH_OPTIONS ?=
-# Files are shared out whole: their fixtures are servers that are started once.
-PARALLEL ?= -n auto --maxprocesses=4 --dist loadfile
+# What shares a server stays together: see tests/conftest.py.
+PARALLEL ?= -n auto --maxprocesses=4 --dist loadgroup
 SOURCES := src tests benchmarks setup.py
 BUILT_FROM := pyproject.toml setup.py $(wildcard src/pgrecall/codec/_native.c \
 	src/pgrecall/agent/client/pgrecall_client.c)
@@ -100,7 +100,7 @@ locks-check:
 		grep -q -- '--hash=sha256:' $$lock || { echo "$$lock has no hashes" >&2; exit 1; }; done
 
 unit: $(VENV)/.dev ## Run the unit tests.
-	$(PY) -m pytest -q tests/unit $(PYTEST_OPTIONS)
+	$(PY) -m pytest -q $(PARALLEL) tests/unit $(PYTEST_OPTIONS)
 
 format: $(VENV)/.dev ## Format the sources.
 	$(VENV)/bin/ruff format $(wildcard $(SOURCES))
