@@ -28,7 +28,7 @@ from pgrecall.check.wal_state import (
     lag_findings,
     slot_findings,
 )
-from pgrecall.errors import AgentPlaceError, InterruptedRunError, NotArchivedError, PgrecallError
+from pgrecall.errors import AgentPlaceError, NotArchivedError, PgrecallError
 from pgrecall.model.findings import Finding, Severity, worst
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.wal_files import WalFile, segment_name
@@ -234,8 +234,6 @@ class _WalStatusRun:
                         " server wrote into it",
                         hint="another server may archive under this name: pgrecall check",
                     )
-        except InterruptedRunError:
-            raise
         except PgrecallError as error:
             self._findings.append(
                 Finding(
@@ -307,8 +305,6 @@ class _WalStatusRun:
                 opened.store, name, server.system_identifier, f"the server {name!r}"
             )
             newest = WalArchive(opened.store, name, generation).newest(server.timeline)
-        except InterruptedRunError:
-            raise
         except PgrecallError as error:
             severity: Severity = "fail" if settings.role == "required" else "warn"
             self._findings.append(failed(error, severity, settings.name))

@@ -20,7 +20,6 @@ from pgrecall.codec.wal_scan import read_segment_header, scan_segment
 from pgrecall.errors import (
     CorruptObjectError,
     IdentityError,
-    InterruptedRunError,
     ObjectMissingError,
     PgrecallError,
     WalConflictError,
@@ -132,8 +131,6 @@ class Landing:
             try:
                 act(self._target(repository))
                 self.warnings.pop(repository.name, None)
-            except InterruptedRunError:
-                raise
             except PgrecallError as error:
                 self._targets.pop(repository.name, None)
                 if repository.role == "required":
