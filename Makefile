@@ -76,7 +76,7 @@ bench-backlog: $(VENV)/.dev ## Measure the agent's archiving of a backlog agains
 
 # --- checks --------------------------------------------------------------------
 
-check: format-check lint types layers docs-check locks-check unit ## Format, lint, types, layers, documents, unit tests (under a minute).
+check: format-check lint types layers docs-check locks-check unit ## Format, lint, types, layers, documents, unit tests (about a minute).
 
 format-check: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check $(wildcard $(SOURCES))
