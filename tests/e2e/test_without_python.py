@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from pgrecall.agent.client_file import install_client
-from pgrecall.wal.client_commands import client_archive_command, client_restore_command
+from pgrecall.wal.commands import client_archive_command, client_restore_command
 from tests.support.agent_process import RunningAgent
 from tests.support.bare_root import BareRoot, bare_root, can_change_root
 from tests.support.listener_scene import agent_process, wait_until
@@ -116,7 +116,7 @@ def test_archive_lose_and_recover(
     # The agent comes first, as it does in a pod: there is no data directory yet.
     with agent_of(product) as agent:
         (root.path / "base").rename(pgdata)
-        configure(pgdata, restore_command=client_restore_command(CLIENT, SOCKET, "main"))
+        configure(pgdata, restore_command=client_restore_command(CLIENT, [SOCKET], "main"))
         (pgdata / "recovery.signal").touch()
         root.start("/pgdata", log)
         wait_until(lambda: not ask("SELECT pg_is_in_recovery()"), seconds=60)
@@ -153,7 +153,7 @@ def test_archive_and_recover_with_nothing_on_the_path(
         again = pg_factory.adopt(base)
         again.configure(
             archive_mode="off",
-            restore_command=client_restore_command(client, str(socket), "main"),
+            restore_command=client_restore_command(client, [str(socket)], "main"),
         )
         (base / "recovery.signal").touch()
         _start_bare(again)

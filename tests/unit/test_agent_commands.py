@@ -15,7 +15,7 @@ import pytest
 from pgrecall.agent import client_file
 from pgrecall.cli import entry, tree
 from pgrecall.errors import ToolMissingError, WalFormatError
-from pgrecall.wal.client_commands import client_archive_command, client_restore_command
+from pgrecall.wal.commands import client_archive_command, client_restore_command
 from tests.support.json_schema import require_valid
 from tests.support.listener_scene import served, short_directory
 from tests.support.socket_scene import ABSENT, DESTINATION, SocketScene
@@ -201,8 +201,8 @@ def test_commands_for_postgresql(tmp_path: Path) -> None:
         (False, {0: 0, 64: 1, 1: 200, 74: 200, 143: 200}),
         (True, {0: 0, 64: 1, 1: 1, 74: 1}),
     ):
-        restore = client_restore_command(str(client), "/s 1", "m'1", standby=standby)
+        restore = client_restore_command(str(client), ["/s 1"], "m'1", standby=standby)
         for status, expected in statuses.items():
             assert run(restore, status) == (expected, ["fetch", *words, "X", "pg wal/X"])
     client.unlink()
-    assert run(client_restore_command(str(client), "s", "m"), 0)[0] == 200
+    assert run(client_restore_command(str(client), ["s"], "m"), 0)[0] == 200

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,6 +59,10 @@ def test_what_belonged_to_a_copy_that_is_gone_is_removed(tmp_path: Path, tempora
     foreign = temporary / f"pgrecall-{os.geteuid()}-foreign"
     foreign.mkdir()
     copy.rmdir()
+    choose_place(str(tmp_path / ("y" * 120)), None)
+    assert gone.exists(), "a restore that runs beside may be about to make its copy"
+    two_days_ago = time.time() - 2 * 86400
+    os.utime(gone / "copy", (two_days_ago, two_days_ago), follow_symlinks=False)
     choose_place(str(tmp_path / ("y" * 120)), None)
     assert (gone.exists(), foreign.exists()) == (False, True)
     assert {path.name for path in busy.iterdir()} == {"copy", ".s.PGSQL.5432"}

@@ -12,7 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgrecall.postgres.configuration import quote_setting
-from pgrecall.wal.commands import archive_command, client_archive_command, restore_command
+from pgrecall.wal.commands import (
+    archive_command,
+    client_archive_command,
+    client_restore_command,
+    restore_command,
+)
 
 NASTY = [
     "plain",
@@ -78,7 +83,7 @@ def test_words_arrive_as_they_are(tmp_path: Path, word: str) -> None:
         assert run(restore_command([str(program)], config, word, standby=standby), seen) == 0
         assert json.loads(seen.read_text()) == [
             *chosen,
-            *["wal", "fetch", "000000010000000000000003", "pg_wal/RECOVERYXLOG"],
+            *["wal", "fetch", "--ahead", "000000010000000000000003", "pg_wal/RECOVERYXLOG"],
         ]
 
 
@@ -95,6 +100,13 @@ def test_the_clients_words_arrive_as_they_are(tmp_path: Path, word: str) -> None
     assert json.loads(seen.read_text()) == wanted
     assert run(client_archive_command(str(client), f"/run/{word}", word, ()), seen) == 0
     assert json.loads(seen.read_text()) == ["push", *options, "pg_wal/RECOVERYXLOG"]
+    sockets = [f"/run/{word}", "second"]
+    for own in ((f"/x/{word}", "/c"), ()):
+        assert run(client_restore_command(str(client), sockets, word, own), seen) == 0
+        asks = ["--socket", f"/run/{word}", "--socket", "second", "--server", word]
+        more = [*fallback, "--ahead"] if own else []
+        files = ["000000010000000000000003", "pg_wal/RECOVERYXLOG"]
+        assert json.loads(seen.read_text()) == ["fetch", *asks, *more, *files]
 
 
 @pytest.mark.parametrize("status", [1, 2, 4, 33, 63, 64, 65, 125, 126, 127, 130, 143, 200])
@@ -105,6 +117,9 @@ def test_what_exit_statuses_become(tmp_path: Path, status: int) -> None:
     recovery = restore_command(program, "/c", "main", standby=False)
     assert run(recovery, seen, status) == (1 if status == 64 else 200)
     assert run(restore_command(program, "/c", "main", standby=True), seen, status) == 1
+    (client,) = program
+    by_client = client_restore_command(client, ["s"], "main", ("/p", "/c"))
+    assert run(by_client, seen, status) == (1 if status == 64 else 200)
     assert run(archive_command(program, "/c", "main"), seen, status) == status
 
 

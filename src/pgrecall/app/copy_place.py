@@ -9,6 +9,7 @@ import os
 import socket
 import stat
 import tempfile
+import time
 
 import msgspec
 
@@ -17,6 +18,7 @@ from pgrecall.errors import DestinationError
 _SOCKET_NAME_BYTES = 24
 _SOCKET_PATH_BYTES = 103
 _COPY = "copy"
+_YOUNG_SECONDS = 86400.0
 
 
 class CopyPlace(msgspec.Struct, frozen=True):
@@ -30,7 +32,7 @@ def choose_place(target_dir: str, port: int | None) -> CopyPlace:
     """A free port, and PGDATA itself for the socket, where its path is short and plain enough.
 
     Else the copy's directory in /tmp: the same one for each restore to ``target_dir``.
-    Such directories of copies that are gone are removed. Raises DestinationError.
+    Such directories of copies that are gone are removed, a day later. Raises DestinationError.
     """
     directory = target_dir
     is_long = len(os.fsencode(directory)) + _SOCKET_NAME_BYTES > _SOCKET_PATH_BYTES
@@ -81,6 +83,9 @@ def _remove_those_of_nothing(prefix: str, target: str) -> None:
         try:
             copy = os.readlink(link)
             if copy == target or os.path.lexists(copy) or os.listdir(directory) != [_COPY]:
+                continue
+            # Another restore may be about to make its copy: it looks at all of its WAL before.
+            if time.time() - os.lstat(link).st_mtime < _YOUNG_SECONDS:
                 continue
             os.unlink(link)
             os.rmdir(directory)

@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
+from pgrecall.agent.client_file import client_path
+from pgrecall.agent.protocol import AHEAD_SOCKET
 from pgrecall.app.context import RunContext
 from pgrecall.app.copy_place import CopyPlace, choose_place
 from pgrecall.app.invocation_path import pgrecall_command
@@ -49,9 +51,11 @@ from pgrecall.restore.recovery_settings import (
 )
 from pgrecall.restore.run import RestoreJob, RestoreRun
 from pgrecall.restore.writer import PackSource
+from pgrecall.settings import ServerSettings, Settings
 from pgrecall.system.clock import SystemClock
 from pgrecall.system.memory import keep_freed_memory
-from pgrecall.wal.commands import restore_command
+from pgrecall.wal.agent_places import socket_path
+from pgrecall.wal.commands import client_restore_command, restore_command
 
 _WAL_READERS = 4
 
@@ -255,12 +259,7 @@ class _Preparation:
 
     def _settings(self, place: CopyPlace | None) -> dict[str, str]:
         request, settings = self.request, self.context.settings
-        command = restore_command(
-            pgrecall_command(),
-            os.path.abspath(settings.path),
-            self.context.server.name,
-            standby=request.standby,
-        )
+        command = _restore_command(settings, self.context.server, standby=request.standby)
         chosen: dict[str, str] = {}
         if place is not None:
             chosen.update(isolation_settings(self.root.server.settings))
@@ -295,6 +294,17 @@ class _Preparation:
 
     def _read_segment(self, name: str) -> None:
         self.archive.read(name)
+
+
+def _restore_command(settings: Settings, server: ServerSettings, *, standby: bool) -> str:
+    """Through the client where it was built: it asks what fetches ahead, then the agent."""
+    pgrecall, config = pgrecall_command(), os.path.abspath(settings.path)
+    client = client_path()
+    if client is None or not os.access(client, os.X_OK) or len(pgrecall) > 1:
+        return restore_command(pgrecall, config, server.name, standby=standby)
+    sockets = (AHEAD_SOCKET, socket_path(settings, server))
+    fallback = (*pgrecall, config)
+    return client_restore_command(client, sockets, server.name, fallback, standby=standby)
 
 
 def _refuse_contradictions(request: RestoreRequest) -> None:

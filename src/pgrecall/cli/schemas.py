@@ -19,6 +19,7 @@ from pgrecall.app.client_install import ClientResult
 from pgrecall.app.demo_report import DemoReport
 from pgrecall.app.enabling import EnableResult
 from pgrecall.app.enabling_undo import UndoResult
+from pgrecall.app.fetching_ahead import AheadResult
 from pgrecall.app.finding import FindResult
 from pgrecall.app.indexing import WalIndexResult
 from pgrecall.app.initialize import InitResult
@@ -81,6 +82,7 @@ SCHEMAS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "backups-show/1": ("backups show", BackupDetails),
     "wal-push/1": ("wal push", WalPushResult),
     "wal-fetch/1": ("wal fetch", WalFetchResult),
+    "wal-fetch-ahead/1": ("wal fetch-ahead", AheadResult),
     "wal-receive/1": ("wal receive", ReceiveResult),
     "wal-slots/1": ("wal slots", SlotsResult),
     "wal-client/1": ("wal client", ClientResult),

@@ -24,6 +24,9 @@ _BACKUPS = {
 _WAL = {
     "push": LazyCommand("wal", "push_command", "Archive one WAL file (archive_command)."),
     "fetch": LazyCommand("wal", "fetch_command", "Deliver one archived file (restore_command)."),
+    "fetch-ahead": LazyCommand(
+        "wal_ahead", "fetch_ahead_command", "Fetch ahead of a recovery (wal fetch starts it)."
+    ),
     "receive": LazyCommand("wal_receive", "receive_command", "Receive WAL by streaming."),
     "slots": LazyCommand("wal_receive", "slots_command", "List replication slots, or drop one."),
     "switch": LazyCommand("wal_switch", "switch_command", "Finish a segment, see it durable."),

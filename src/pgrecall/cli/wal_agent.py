@@ -1,4 +1,6 @@
-"""``wal push`` and ``wal fetch`` by an agent whose socket is named in the call (light).
+"""``wal push`` and ``wal fetch`` by who listens at a socket that is known at once (light).
+
+That is the agent that is named in the call, or what fetches ahead of the caller's recovery.
 
 The first of the stages that entry.py tries. It loads no settings: where an agent
 answers, that is most of what a call costs.
@@ -11,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from pgrecall.agent.asking import SOCKET_VARIABLE, Answer, ask_fetch, ask_push
+from pgrecall.agent.protocol import AHEAD_SOCKET
 from pgrecall.cli.wal_words import TransferOptions, parse_words
 from pgrecall.errors import EXIT_PROVEN_ABSENT, AgentSilentError, UsageError
 
@@ -21,11 +24,15 @@ def run(words: Sequence[str]) -> int | None:
         verb, files, options = parse_words(words)
     except UsageError:
         return None  # said by the last stage
-    path = known_socket(options)
-    if not path or not options.asks_agent:
+    if not options.asks_agent:
         return None
     server, is_debug = options.server or "", options.log_level == "debug"
-    return by_agent(path, verb, files, options, server=server, is_debug=is_debug)
+    has_ahead = options.is_ahead and os.path.exists(AHEAD_SOCKET)
+    status = None
+    for path in (AHEAD_SOCKET if has_ahead else "", known_socket(options)):
+        if path and status is None:
+            status = by_agent(path, verb, files, options, server=server, is_debug=is_debug)
+    return status
 
 
 def known_socket(options: TransferOptions) -> str:

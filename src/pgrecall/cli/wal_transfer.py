@@ -8,10 +8,13 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from pgrecall.cli.diagnostics import json_line, report_error, wants_json
+from pgrecall.cli.wal_ahead import start_ahead
 from pgrecall.cli.wal_settings import choose
 from pgrecall.cli.wal_words import TransferOptions, parse_words
 from pgrecall.errors import EXIT_PROVEN_ABSENT, DataDirectoryError, ReportedError
+from pgrecall.model.wal_files import SEGMENT, WalFile
 from pgrecall.settings import ServerSettings, Settings
+from pgrecall.wal.archives import data_directory_of
 from pgrecall.wal.fetch import FetchResult, fetch_file
 from pgrecall.wal.patience import keeps_trying, patiently
 from pgrecall.wal.push import push_file
@@ -82,8 +85,18 @@ def _fetch(name: str, destination: str, options: TransferOptions, chosen: Chosen
     outcome = "absent" if result is None else "delivered"
     warnings = [] if result is None else result.warnings
     _warn(warnings)
+    if result is not None and options.is_ahead and WalFile(name).kind == SEGMENT:
+        _go_ahead(chosen, data_directory_of(destination, pgdata))
     _tell("fetch", {"name": name, "outcome": outcome, "warnings": warnings}, options, settings)
     return EXIT_PROVEN_ABSENT if result is None else 0
+
+
+def _go_ahead(chosen: Chosen, pgdata: str) -> None:
+    """The segment is delivered: what makes the next ones faster may fail."""
+    try:
+        start_ahead(*chosen, pgdata)
+    except OSError as error:
+        _warn([f"the next segments are not fetched ahead: {error.strerror}: {error.filename}"])
 
 
 def _data_directory(server: ServerSettings) -> str:

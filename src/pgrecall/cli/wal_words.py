@@ -18,13 +18,24 @@ _USAGE = {
 
 
 class TransferOptions:
-    """The options of one call; None: not given. ``asks_agent``: without --no-agent."""
+    """The options of one call; None: not given.
+
+    ``asks_agent``: without --no-agent; ``is_ahead``: a fetch with --ahead.
+    """
 
     __slots__ = (
-        "agent_socket", "as_json", "asks_agent", "config", "log_level", "repository", "server",
+        "agent_socket", "as_json", "asks_agent", "config", "is_ahead", "log_level", "repository",
+        "server",
     )  # fmt: skip
 
-    def __init__(self, values: dict[str, str], *, as_json: bool, asks_agent: bool = True) -> None:
+    def __init__(
+        self,
+        values: dict[str, str],
+        *,
+        as_json: bool,
+        asks_agent: bool = True,
+        is_ahead: bool = False,
+    ) -> None:
         self.config = values.get("--config")
         self.server = values.get("--server")
         self.repository = values.get("--repository")
@@ -33,6 +44,7 @@ class TransferOptions:
         self.as_json = as_json
         # The agent puts into every repository of its server: one alone is no question for it.
         self.asks_agent = asks_agent and self.repository is None
+        self.is_ahead = is_ahead and self.repository is None
 
 
 def parse_words(words: Sequence[str]) -> tuple[str, list[str], TransferOptions]:
@@ -50,7 +62,7 @@ def parse_words(words: Sequence[str]) -> tuple[str, list[str], TransferOptions]:
 def _parse(words: Sequence[str]) -> tuple[list[str], TransferOptions]:
     positional: list[str] = []
     values: dict[str, str] = {}
-    as_json, asks_agent = False, True
+    as_json, asks_agent, is_ahead = False, True, False
     rest = iter(words)
     for word in rest:
         name, equals, value = word.partition("=")
@@ -60,6 +72,8 @@ def _parse(words: Sequence[str]) -> tuple[list[str], TransferOptions]:
             as_json = True
         elif word == "--no-agent":
             asks_agent = False
+        elif word == "--ahead":
+            is_ahead = True
         elif name in _VALUE_OPTIONS:
             given = value if equals else next(rest, None)
             if given is None:
@@ -68,8 +82,11 @@ def _parse(words: Sequence[str]) -> tuple[list[str], TransferOptions]:
         elif word.startswith("-"):
             raise UsageError(
                 f"wal push and wal fetch have no option {name}",
-                hint=f"they have {', '.join(_VALUE_OPTIONS)}, --no-agent and --json",
+                hint=f"they have {', '.join(_VALUE_OPTIONS)}, --no-agent, --ahead and --json",
             )
         else:
             positional.append(word)
-    return positional, TransferOptions(values, as_json=as_json, asks_agent=asks_agent)
+    if is_ahead and positional[1:2] != ["fetch"]:
+        raise UsageError("only wal fetch can fetch ahead", hint="leave --ahead out")
+    options = TransferOptions(values, as_json=as_json, asks_agent=asks_agent, is_ahead=is_ahead)
+    return positional, options

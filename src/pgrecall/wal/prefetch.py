@@ -84,14 +84,18 @@ class Fetcher:
     name = "fetcher"
 
     def __init__(
-        self, settings: Settings, server: ServerSettings, environment: Mapping[str, str]
+        self,
+        settings: Settings,
+        server: ServerSettings,
+        environment: Mapping[str, str],
+        directory: str = "",
     ) -> None:
-        """Nothing is read or written yet."""
+        """Nothing is read or written yet. ``directory`` is its own; empty: the agent's."""
         keep_freed_memory()
         self._settings = settings
         self._server = server
         self._environment = environment
-        self._directory = prefetch_directory(settings, server)
+        self._directory = directory or prefetch_directory(settings, server)
         self._count = settings.agent.prefetch_segments
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None

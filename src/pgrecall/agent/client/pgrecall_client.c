@@ -47,11 +47,14 @@ enum {
 	REQUEST_BYTES = 16 << 10,
 	REPLY_BYTES = 64 << 10,
 	PATH_BYTES = 2 * PATH_MAX,
+	MOST_SOCKETS = 4,
 };
 
 struct options {
-	const char *socket, *server, *config, *log_level, *fallback;
+	const char *sockets[MOST_SOCKETS], *server, *config, *log_level, *fallback;
+	int socket_count;
 	int is_push;
+	int is_ahead;
 	const char *name; /* of the archived file, for fetch */
 	const char *path; /* of the file to push, or the destination */
 };
@@ -60,10 +63,12 @@ static const char USAGE_TEXT[] =
 	"pgrecall-client: usage:\n"
 	"  pgrecall-client push [OPTION]... PATH               for archive_command\n"
 	"  pgrecall-client fetch [OPTION]... NAME DESTINATION  for restore_command\n"
-	"  --socket PATH       the agent's socket; or PGRECALL_AGENT_SOCKET\n"
+	"  --socket PATH       the agent's socket; or PGRECALL_AGENT_SOCKET. Given several\n"
+	"                      times, the first that is there and answers is asked\n"
 	"  --server NAME       refuse an agent of another server\n"
 	"  --fallback PROGRAM  run `PROGRAM wal push|fetch` when no agent answers, with\n"
-	"  --config PATH, --server and --log-level LEVEL passed on\n";
+	"  --config PATH, --server and --log-level LEVEL passed on\n"
+	"  --ahead             have the fallback fetch ahead for the calls to come\n";
 
 /* Why the agent was of no use; said only when nothing else can be done. */
 static char silence[1024];
@@ -108,26 +113,40 @@ __attribute__((format(printf, 1, 2))) static int silent(const char *format, ...)
 
 /* --- words ----------------------------------------------------------------------- */
 
+static void add_socket(struct options *options, const char *path)
+{
+	if (options->socket_count == MOST_SOCKETS)
+		fail_usage("there is a socket too many: ", path);
+	options->sockets[options->socket_count++] = path;
+}
+
 static int take_option(struct options *options, char **words, int *at)
 {
 	static const char *const NAMES[] = {"--socket", "--server", "--config", "--log-level",
 					    "--fallback"};
-	const char **const values[] = {&options->socket, &options->server, &options->config,
+	const char *socket = NULL;
+	const char **const values[] = {&socket, &options->server, &options->config,
 				       &options->log_level, &options->fallback};
+	if (strcmp(words[*at], "--ahead") == 0) {
+		options->is_ahead = 1;
+		return 1;
+	}
 	for (size_t i = 0; i < sizeof NAMES / sizeof *NAMES; i++) {
 		size_t length = strlen(NAMES[i]);
 		if (strncmp(words[*at], NAMES[i], length) != 0)
 			continue;
 		if (words[*at][length] == '=') {
 			*values[i] = words[*at] + length + 1;
-			return 1;
-		}
-		if (words[*at][length] == '\0') {
+		} else if (words[*at][length] == '\0') {
 			if (words[*at + 1] == NULL)
 				fail_usage("a value is missing after ", words[*at]);
 			*values[i] = words[++*at];
-			return 1;
+		} else {
+			continue;
 		}
+		if (socket != NULL)
+			add_socket(options, socket);
+		return 1;
 	}
 	return 0;
 }
@@ -161,10 +180,16 @@ static void parse(struct options *options, char **words)
 		fail_usage(options->is_push ? "push takes PATH" : "fetch takes NAME DESTINATION", "");
 	options->name = options->is_push ? "" : files[1];
 	options->path = options->is_push ? files[1] : files[2];
-	if (options->socket == NULL)
-		options->socket = getenv("PGRECALL_AGENT_SOCKET");
-	if (options->socket == NULL || *options->socket == '\0')
+	const char *known = getenv("PGRECALL_AGENT_SOCKET");
+	if (options->socket_count == 0 && known != NULL)
+		add_socket(options, known);
+	for (int i = 0; i < options->socket_count; i++)
+		if (*options->sockets[i] == '\0')
+			options->socket_count = 0;
+	if (options->socket_count == 0)
 		fail_usage("--socket is missing", "");
+	if (options->is_ahead && (options->is_push || options->fallback == NULL))
+		fail_usage("--ahead needs fetch, and --fallback", "");
 }
 
 /* --- where the file is --------------------------------------------------------------- */
@@ -384,7 +409,7 @@ static int make_aside(const char *name, char *made, size_t room)
 }
 
 /* The status; -1: the agent was of no use, and nothing was or will be delivered. */
-static int ask(const struct options *options)
+static int ask(const struct options *options, const char *socket)
 {
 	static char pgdata[PATH_BYTES], message[REQUEST_BYTES];
 	char aside[NAME_MAX + 1] = "";
@@ -405,7 +430,7 @@ static int ask(const struct options *options)
 	int passed[2] = {open_directory(pgdata), open_parent(options->path)};
 	if (passed[0] < 0 || passed[1] < 0)
 		return -1;
-	int connected = connect_to(options->socket);
+	int connected = connect_to(socket);
 	if (connected < 0)
 		return -1;
 	int status = send_request(connected, message, length, passed);
@@ -426,7 +451,7 @@ static int ask(const struct options *options)
 
 static int fall_back(const struct options *options)
 {
-	const char *words[16];
+	const char *words[20];
 	int count = 0;
 	words[count++] = options->fallback;
 	const char *const passed[][2] = {{"--config", options->config},
@@ -441,6 +466,8 @@ static int fall_back(const struct options *options)
 	words[count++] = "wal";
 	words[count++] = options->is_push ? "push" : "fetch";
 	words[count++] = "--no-agent";
+	if (options->is_ahead)
+		words[count++] = "--ahead";
 	words[count++] = "--";
 	if (!options->is_push)
 		words[count++] = options->name;
@@ -462,7 +489,9 @@ int main(int count, char **words)
 	/* The work is done whether anybody hears of it or not. */
 	sighandler_t before = signal(SIGPIPE, SIG_IGN);
 	parse(&options, words);
-	int status = ask(&options);
+	int status = -1;
+	for (int i = 0; status < 0 && i < options.socket_count; i++)
+		status = ask(&options, options.sockets[i]);
 	if (status == SUCCESS || (status == ABSENT && !options.is_push))
 		return status;
 	if (status > 0)

@@ -20,6 +20,11 @@ _agent_socket = click.option(
     "[env: PGRECALL_AGENT_SOCKET; default: the one in the settings]",
 )
 _no_agent = click.option("--no-agent", is_flag=True, help="Do it without asking an agent.")
+_ahead = click.option(
+    "--ahead",
+    is_flag=True,
+    help="Where no agent answers, have a process beside the server fetch the next ones ahead.",
+)
 
 
 @framed_command(
@@ -62,6 +67,7 @@ def push_command(
 @click.argument("destination", type=click.Path())
 @_agent_socket
 @_no_agent
+@_ahead
 def fetch_command(
     invocation: Invocation,
     *,
@@ -69,13 +75,14 @@ def fetch_command(
     destination: str,
     agent_socket: str | None,
     no_agent: bool,
+    ahead: bool,
 ) -> int:
     """Deliver one archived WAL file to DESTINATION.
 
     Ends with 0 when it is delivered whole, 64 when it is proven absent from every
     repository, and anything else when that is not known.
     """
-    del agent_socket, no_agent
+    del agent_socket, no_agent, ahead
     return fetch(name, destination, _options(invocation))
 
 
