@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 
 import pytest
 from hypothesis import given
@@ -16,10 +17,11 @@ from pgrecall.codec.compression import (
     decompress,
     make_compressor,
     make_frame_encoder,
+    zstd,
 )
 from pgrecall.errors import CorruptObjectError, UsageError
 
-CODECS = [("zstd", 1), ("zstd", 3), ("zstd", -5), ("lz4", 0), ("lz4", 9), ("none", 0)]
+CODECS = [("zstd", 1), ("zstd", 2), ("zstd", 3), ("zstd", -5), ("lz4", 0), ("lz4", 9), ("none", 0)]
 
 
 @pytest.mark.parametrize(("codec", "level"), CODECS)
@@ -33,6 +35,16 @@ def test_round_trip(codec: str, level: int, data: bytes, repeat: int) -> None:
         number, stored = encode(bytearray(raw))
         assert len(stored) <= len(raw)
         assert bytes(decompress(number, stored, len(raw))) == raw
+
+
+def test_level_2_is_level_1_that_sees_short_repeats() -> None:
+    digits = random.Random(1)
+    words = [digits.randbytes(5) for _ in range(200)]
+    raw = b"".join(digits.choice(words) + digits.randbytes(1) for _ in range(50_000))
+    parameter = zstd.CompressionParameter
+    wanted = {parameter.compression_level: 1, parameter.hash_log: 13, parameter.min_match: 5}
+    assert make_compressor("zstd", 2)(raw) == zstd.compress(raw, options=wanted)
+    assert len(make_compressor("zstd", 2)(raw)) < len(make_compressor("zstd", 1)(raw))
 
 
 @pytest.mark.parametrize("codec", ["zstd", "lz4"])

@@ -228,10 +228,17 @@ class Pusher:
                         self._round(pool, waiting, stop)
                     shortest = SCAN_SECONDS if self._backlog.segments else IDLE_SCAN_SECONDS
                     # A backlog of a hundred thousand files must not cost a core to look at.
-                    self._wake.wait(max(shortest, _LEAST_REST * looked_seconds))
+                    self._rest(max(shortest, _LEAST_REST * looked_seconds), stop)
         finally:
             is_over.set()
             payer.join()
+
+    def _rest(self, seconds: float, stop: threading.Event) -> None:
+        """Until it is time to look again, PostgreSQL has asked for something, or all ends."""
+        deadline = time.monotonic() + seconds
+        while not stop.is_set() and (left := deadline - time.monotonic()) > 0:
+            if self._wake.wait(min(left, SCAN_SECONDS)):
+                return
 
     def facts(self) -> Mapping[str, Fact]:
         """Lag, failures, space, debts and gaps; names in docs/pushing.md."""
