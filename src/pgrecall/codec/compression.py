@@ -45,7 +45,7 @@ _LARGEST_WINDOW_LOG = 27
 # from 5 bytes on: on WAL, 13 per cent fewer bytes than level 1 (as few as level 3) for 10 per cent more
 # time; on pages hardly a difference.
 _FAST_HASH_LOG = 13
-_FAST_LEVELS = {
+_FAST_LEVELS: dict[int, dict[int, int]] = {
     1: {zstd.CompressionParameter.hash_log: _FAST_HASH_LOG},
     2: {
         zstd.CompressionParameter.compression_level: 1,
