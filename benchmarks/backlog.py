@@ -21,10 +21,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.dataset import Cluster, DatasetError, free_memory_bytes, touch_memory
+from benchmarks.entry import free_port, programs_of
 from benchmarks.jobs import Job, push_wal
 from benchmarks.measure import MeasureError
 from benchmarks.peers import Commands, Pgrecall, Tool, pgbackrest_archivers
-from benchmarks.run import free_port, programs_of
 from pgrecall.agent.client_file import client_path
 from pgrecall.errors import PgrecallError
 from pgrecall.system.signals import signals_as_errors

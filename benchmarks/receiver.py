@@ -20,8 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.dataset import Cluster, DatasetError, Programs
+from benchmarks.entry import free_port, programs_of
 from benchmarks.peers import Pgrecall
-from benchmarks.run import free_port, programs_of
 from pgrecall.app.invocation_path import pgrecall_command
 from pgrecall.codec.compression import make_frame_encoder
 from pgrecall.errors import PgrecallError

@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.dataset import Cluster, DatasetError, Programs
+from benchmarks.entry import free_port, programs_of
 from benchmarks.peers import PgBackRest, Pgrecall, Tool
-from benchmarks.run import free_port, programs_of
 from pgrecall.app.invocation_path import pgrecall_command
 from pgrecall.errors import PgrecallError
 from pgrecall.system.signals import signals_as_errors
