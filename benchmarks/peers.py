@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.dataset import Cluster, DatasetError, Programs
+from benchmarks.measure import Service
 from pgrecall.postgres.control import read_control
 from pgrecall.repository.identity import System, add_generation, create_repository
 from pgrecall.settings import RepositorySettings
@@ -70,6 +71,10 @@ class Tool(ABC):
     def push(self, segments: Sequence[Path]) -> Commands:
         """Archive segments, one process for each."""
         raise NotImplementedError(self.name)
+
+    def service(self) -> Service | None:
+        """What has to run beside ``push``."""
+        return None
 
     def wal_bytes(self) -> int:
         """Bytes of the archived WAL."""

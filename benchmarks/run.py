@@ -56,8 +56,11 @@ _NOTES = (
     " as PostgreSQL calls archive_command; until the last one was answered.",
     "CPU: user and system time of all processes of the tool. Server CPU: of PostgreSQL's processes"
     " meanwhile, archive_command included. Peak: the largest sum of the proportional set sizes of"
-    " all processes of the tool, sampled every 20 ms. Stored: bytes of the backup's files, WAL"
-    " left out; for `wal push` those of the archive.",
+    " all processes of the tool, sampled after 10, 30, 70, 150 ms and then every 100 ms;"
+    " largest: the largest resident size that a single process had at any time (a size below that"
+    " of the measuring process is not known). Sampler: CPU of looking at the memory, not part of"
+    " the tool's."
+    " Stored: bytes of the backup's files, WAL left out; for `wal push` those of the archive.",
 )
 
 
