@@ -1,13 +1,20 @@
 """The measuring of the benchmarks: a tool that is measured wrongly is judged wrongly."""
 
+import argparse
 import os
 import sys
 from pathlib import Path
 
 import pytest
+from benchmarks.dataset import DatasetError
 from benchmarks.jobs import Job
 from benchmarks.measure import MeasureError, Measurement, Service, measure
+from benchmarks.places import LocalPlace, S3Place
+from benchmarks.recovery import replayed_segments, ways_of
 from benchmarks.report import best_of, summary, table
+from benchmarks.wal import parts_of
+
+from pgrecall.settings import load_settings
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -130,6 +137,46 @@ def test_the_service_is_ended_when_a_command_fails(tmp_path: Path) -> None:
     with pytest.raises(MeasureError):
         measure([["/bin/false"]], service=service)
     assert ended.exists()
+
+
+def test_both_tools_are_told_the_same_place(tmp_path: Path) -> None:
+    for name in ("access", "secret"):
+        (tmp_path / name).write_text(name)
+    for place in (
+        LocalPlace(tmp_path / "repo"),
+        S3Place("https://localhost:1234", tmp_path, tmp_path / "authority.pem"),
+    ):
+        place.renew()
+        config = tmp_path / "pgrecall.toml"
+        config.write_text(place.toml())
+        read = load_settings(str(config), {}).repositories["main"]
+        assert read == place.settings()
+        assert place.pgbackrest()["repo1-path"].lstrip("/") in f"{read.path}{read.prefix}"
+
+
+def test_each_run_on_s3_has_an_empty_prefix(tmp_path: Path) -> None:
+    first, second = (S3Place("https://localhost:1", tmp_path, tmp_path / "a") for _ in range(2))
+    prefixes = set()
+    for place in (first, second, first):
+        place.renew()
+        prefixes.add(place.settings().prefix)
+    assert len(prefixes) == 3
+
+
+def test_a_recovery_that_ended_too_soon_is_an_error() -> None:
+    names = ["0000000100000000000000FE", "0000000100000000000000FF", "000000010000000100000000"]
+    assert replayed_segments(names, (1 << 32) + 100) == 3
+    assert replayed_segments(names, (1 << 32) + (17 << 20)) == 3
+    with pytest.raises(DatasetError, match="1 segments before"):
+        replayed_segments(names, 1 << 32)
+
+
+def test_ways_and_parts_are_chosen_by_name() -> None:
+    assert ways_of("agent") == ("cp", "agent")
+    assert parts_of("receiver,backlog") == ("backlog", "receiver")
+    for choose in (ways_of, parts_of):
+        with pytest.raises(argparse.ArgumentTypeError, match="nonsense"):
+            choose("nonsense")
 
 
 def test_the_best_configuration_is_the_one_with_the_lowest_median() -> None:
