@@ -39,8 +39,8 @@ _NOTES = (
 _S3_NOTE = (
     "All tools talk to the same SeaweedFS, over TLS on 127.0.0.1, each run below a new prefix of"
     " one bucket, what earlier runs stored staying there. The server works on the same cores as the"
-    " tools and takes from them what *server CPU* says; it syncs nothing. There is no latency of a"
-    " network. Both tools check its certificate."
+    " tools and takes from them what *server CPU* says; how it syncs is its default. No latency of"
+    " a network is in it. Both tools check its certificate."
 )
 
 
