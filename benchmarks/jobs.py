@@ -29,7 +29,7 @@ class Job:
         say(
             f"{self.title:<22} {tool.name:<32} {run.wall_seconds:7.2f} s"
             f" {run.cpu_seconds:7.2f} s cpu {run.peak_bytes / 1e6:6.0f} MB peak"
-            f" {run.stored_bytes / 1e6:7.0f} MB stored"
+            f" {run.stored_bytes / 1e6:7.0f} MB stored {run.sampler_cpu_seconds:5.2f} s sampler"
         )
 
 
@@ -42,7 +42,7 @@ def back_up(cluster: Cluster, tools: Sequence[Tool], subject: str, *, rounds: in
             tool.archive(cluster)
             cluster.sql("checkpoint")
             os.sync()
-            run = measure(tool.backup(cluster), postmaster=cluster.postmaster)
+            run = measure(tool.backup(cluster), server=cluster.postmaster)
             job.add(tool, replace(run, stored_bytes=tool.stored_bytes()), say)
             cluster.archive_by("true")
     return job
@@ -71,17 +71,29 @@ def restore(
 
 
 def push_wal(
-    cluster: Cluster, tools: Sequence[Tool], segments: Sequence[Path], *, rounds: int, say: Say
+    cluster: Cluster,
+    tools: Sequence[Tool],
+    segments: Sequence[Path],
+    *,
+    rounds: int,
+    say: Say,
+    server: int = 0,
 ) -> Job:
-    """A backlog of segments, one process after another as PostgreSQL starts them."""
+    """A backlog of segments, one process after another as PostgreSQL starts them.
+
+    Who looks for what is ready finds it all when the clock starts. ``server``: the object store's
+    process, whose CPU time is noted.
+    """
     job = Job("wal push", f"{len(segments)} segments")
     directory = segments[0].parent.parent
+    ready = [path.parent / "archive_status" / f"{path.name}.ready" for path in segments]
     for _ in range(rounds):
         for tool in tools:
-            for path in segments:  # the asynchronous archiver looks for what is ready
-                (path.parent / "archive_status" / f"{path.name}.ready").touch()
+            for path in ready:
+                path.unlink(missing_ok=True)
             tool.fresh(cluster, directory)
             os.sync()
-            run = measure(tool.push(segments))
+            commands = tool.push(segments)
+            run = measure(commands, service=tool.service(), appearing=ready, server=server)
             job.add(tool, replace(run, stored_bytes=tool.wal_bytes()), say)
     return job

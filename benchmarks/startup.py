@@ -18,8 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.dataset import Cluster, DatasetError, Programs
+from benchmarks.entry import free_port, programs_of
 from benchmarks.peers import Pgrecall
-from benchmarks.run import free_port, programs_of
 from pgrecall.errors import PgrecallError
 from pgrecall.system.signals import signals_as_errors
 
