@@ -36,10 +36,11 @@ from pgrecall.backup.worker import CopySource, WorkerResult
 from pgrecall.errors import PgrecallError
 from pgrecall.model.ids import BACKUP, new_id
 from pgrecall.model.manifest import ManifestRoot, PackEntry, ServerFactsRecord, WalRange
+from pgrecall.repository.contents import Contents
 from pgrecall.repository.manifests import ManifestReader, ManifestWriter
+from pgrecall.repository.pack_source import PackSource
 from pgrecall.repository.packs import FRAME_BYTES, PackHeader
-from pgrecall.restore.contents import Contents
-from pgrecall.restore.writer import FileWriter, PackSource, make_directories
+from pgrecall.restore.writer import FileWriter, make_directories
 from pgrecall.store.local import LocalStore
 from pgrecall.system.progress import NoProgress
 from pgrecall.system.signals import signals_as_errors

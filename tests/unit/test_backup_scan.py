@@ -9,15 +9,12 @@ import pytest
 from pgrecall.backup.scan import scan_data_directory
 from pgrecall.backup.selection import (
     is_excluded_file,
-    is_relation_directory,
     is_temporary_relation,
     is_unlogged_content,
-    relation_segment_number,
     unlogged_nodes,
 )
-from pgrecall.errors import (
-    DataDirectoryError,
-)
+from pgrecall.errors import DataDirectoryError
+from pgrecall.model.relation_files import is_relation_directory, relation_segment_number
 
 
 @pytest.mark.parametrize(

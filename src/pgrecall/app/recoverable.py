@@ -37,11 +37,11 @@ from pgrecall.model.wal_files import WalFile
 from pgrecall.model.wal_index import datetime_of
 from pgrecall.repository.gaps import DROPPED, Gap, read_gaps
 from pgrecall.repository.identity import Generation, generations
+from pgrecall.repository.pack_source import PackSource
 from pgrecall.repository.recoverable import ArchiveSnapshot
 from pgrecall.repository.wal_archive import WalArchive
 from pgrecall.restore.choice import Choice, Chooser
 from pgrecall.restore.reach import Reach, likely_backups, reach_of
-from pgrecall.restore.writer import PackSource
 from pgrecall.system.clock import SystemClock
 
 

@@ -28,10 +28,11 @@ from pgrecall.model.ids import RESTORE, new_id
 from pgrecall.model.manifest import Completion, ManifestRoot
 from pgrecall.model.runs import RunFacts
 from pgrecall.model.targets import Latest
+from pgrecall.repository.contents import Contents
 from pgrecall.repository.identity import Generation, latest_generation, read_generation
+from pgrecall.repository.pack_source import PackSource
 from pgrecall.repository.wal_archive import WalArchive
 from pgrecall.restore.choice import Choice, Chooser
-from pgrecall.restore.contents import Contents
 from pgrecall.restore.destination import (
     check_directory,
     check_leftover,
@@ -50,7 +51,6 @@ from pgrecall.restore.recovery_settings import (
     recovery_settings,
 )
 from pgrecall.restore.run import RestoreJob, RestoreRun
-from pgrecall.restore.writer import PackSource
 from pgrecall.settings import ServerSettings, Settings
 from pgrecall.system.clock import SystemClock
 from pgrecall.system.memory import keep_freed_memory

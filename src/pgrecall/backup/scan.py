@@ -10,6 +10,7 @@ from pgrecall.backup import selection
 from pgrecall.errors import DataDirectoryError, PostgresRightsError
 from pgrecall.model.file_table import DIRECTORY, FILE, FileTable
 from pgrecall.model.findings import Finding
+from pgrecall.model.relation_files import is_relation_directory
 
 _TABLESPACES = b"pg_tblspc"
 
@@ -68,7 +69,7 @@ class _Walk:
             return
         except PermissionError as error:
             raise self._unreadable(path) from error
-        relations = selection.is_relation_directory(path)
+        relations = is_relation_directory(path)
         unlogged = (
             selection.unlogged_nodes([entry.name for entry in listed]) if relations else frozenset()
         )

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 
+from pgrecall.model.relation_files import RELATION_FILE
+
 # The directories are kept, empty; the server fills them itself.
 EMPTIED_DIRECTORIES = frozenset(
     {
@@ -44,8 +46,6 @@ _EXCLUDED_FILES = frozenset(
 _EXCLUDED_ANYWHERE = (b"pg_internal.init", b"pgsql_tmp")
 
 _TEMPORARY_RELATION = re.compile(rb"^t\d+_\d+(_(fsm|vm|init))?(\.\d+)?\Z")
-_RELATION_FILE = re.compile(rb"^(\d+)(_(fsm|vm|init))?(\.(\d+))?\Z")
-_RELATION_DIRECTORY = re.compile(rb"^(global|base/\d+|pg_tblspc/\d+/PG_[^/]+/\d+)\Z")
 
 
 def is_excluded_file(directory: bytes, name: bytes) -> bool:
@@ -53,11 +53,6 @@ def is_excluded_file(directory: bytes, name: bytes) -> bool:
     if name.startswith(_EXCLUDED_ANYWHERE):
         return True
     return not directory and name in _EXCLUDED_FILES
-
-
-def is_relation_directory(directory: bytes) -> bool:
-    """True for a directory that holds relation files."""
-    return _RELATION_DIRECTORY.match(directory) is not None
 
 
 def is_temporary_relation(name: bytes) -> bool:
@@ -69,7 +64,7 @@ def unlogged_nodes(names: list[bytes]) -> frozenset[bytes]:
     """The relfilenodes of a directory that have an init fork: unlogged relations."""
     nodes = set()
     for name in names:
-        match = _RELATION_FILE.match(name)
+        match = RELATION_FILE.match(name)
         if match is not None and match.group(3) == b"init":
             nodes.add(match.group(1))
     return frozenset(nodes)
@@ -77,15 +72,5 @@ def unlogged_nodes(names: list[bytes]) -> frozenset[bytes]:
 
 def is_unlogged_content(name: bytes, unlogged: frozenset[bytes]) -> bool:
     """True for a file of an unlogged relation other than its init fork: recovery resets it."""
-    match = _RELATION_FILE.match(name)
+    match = RELATION_FILE.match(name)
     return match is not None and match.group(1) in unlogged and match.group(3) != b"init"
-
-
-def relation_segment_number(directory: bytes, name: bytes) -> int | None:
-    """The number of a relation file within its fork (``16384.2`` is 2); None for other files."""
-    if not is_relation_directory(directory):
-        return None
-    match = _RELATION_FILE.match(name)
-    if match is None:
-        return None
-    return int(match.group(5) or 0)

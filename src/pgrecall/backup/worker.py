@@ -13,11 +13,11 @@ import threading
 from pgrecall.backup.pack_sink import PackSink
 from pgrecall.backup.page_check import BadPage, PageInspector
 from pgrecall.backup.run_log import RunLog
-from pgrecall.backup.selection import relation_segment_number
 from pgrecall.backup.units import Unit
 from pgrecall.codec.crc import crc32c
 from pgrecall.errors import DataDirectoryError, PostgresRightsError
 from pgrecall.model.file_table import FileTable
+from pgrecall.model.relation_files import first_block
 from pgrecall.repository.packs import FRAME_BYTES
 
 
@@ -42,12 +42,6 @@ class CopySource:
         self.inspector = inspector
         self.page_bytes = page_bytes
         self.relation_blocks = relation_blocks
-
-    def first_block(self, path: bytes) -> int | None:
-        """The block number at which a relation file begins; None for other files."""
-        directory, _, name = path.rpartition(b"/")
-        segment = relation_segment_number(directory, name)
-        return None if segment is None else segment * self.relation_blocks
 
 
 class WorkerResult:
@@ -177,8 +171,8 @@ class CopyWorker:
     def _check(
         self, data: memoryview, index: int, path: bytes, descriptor: int, offset: int
     ) -> None:
-        first_block = self._source.first_block(path)
-        if first_block is None:
+        first = first_block(path, self._source.relation_blocks)
+        if first is None:
             return
         inspector = self._source.inspector
         page_bytes = self._source.page_bytes
@@ -187,7 +181,7 @@ class CopyWorker:
             self.result.odd_sizes.add(index)
         if inspector is None or not whole:
             return
-        block = first_block + offset // page_bytes
+        block = first + offset // page_bytes
         try:
             bad = inspector.inspect(data[:whole], block, descriptor, offset)
         except OSError as error:

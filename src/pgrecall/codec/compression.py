@@ -41,9 +41,9 @@ _LARGEST_WINDOW_LOG = 27
 # zstd's own hash table for level 1 has 64 KiB; half of it stays in the first cache of a core, and
 # finds as much in pages and WAL: 3 and 5 per cent less time, as many bytes.
 #
-# Its level 2 takes half as much time again for as many bytes. In its place stands level 1 with matches
-# from 5 bytes on: on WAL, 13 per cent fewer bytes than level 1 (as few as level 3) for 10 per cent more
-# time; on pages hardly a difference.
+# Its level 2 takes half as much time again for as many bytes. In its place stands level 1 with
+# matches from 5 bytes on: on WAL, 13 per cent fewer bytes than level 1 (as few as level 3) for 10
+# per cent more time; on pages hardly a difference.
 _FAST_HASH_LOG = 13
 _FAST_LEVELS: dict[int, dict[int, int]] = {
     1: {zstd.CompressionParameter.hash_log: _FAST_HASH_LOG},

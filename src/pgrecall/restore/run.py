@@ -15,9 +15,10 @@ from pgrecall.codec.crc import crc32c
 from pgrecall.errors import CorruptObjectError, DestinationError, RestoreError
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.manifest import ManifestRoot
+from pgrecall.repository.contents import Contents
+from pgrecall.repository.pack_source import PackSource
 from pgrecall.restore.claim import claimed
 from pgrecall.restore.configuration import configuration_files, included_directories
-from pgrecall.restore.contents import Contents
 from pgrecall.restore.destination import (
     UNFINISHED_MARKER,
     TablespaceTarget,
@@ -28,7 +29,7 @@ from pgrecall.restore.destination import (
 )
 from pgrecall.restore.own_wal import own_tablespaces
 from pgrecall.restore.server_manifest import write_server_manifest
-from pgrecall.restore.writer import FileWriter, PackSource, make_directories, write_failed
+from pgrecall.restore.writer import FileWriter, make_directories, write_failed
 from pgrecall.system.durable import fsync_directory, write_durable
 from pgrecall.system.faults import reached
 from pgrecall.system.filesystems import sync_filesystems

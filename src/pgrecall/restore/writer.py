@@ -14,11 +14,9 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 from pgrecall.errors import CorruptObjectError, DestinationError, SpaceError
 from pgrecall.model.file_table import DIRECTORY
-from pgrecall.model.manifest import PackEntry
-from pgrecall.repository import layout
+from pgrecall.repository.contents import Contents, PackRun
+from pgrecall.repository.pack_source import PackSource
 from pgrecall.repository.packs import Frame, PackReader
-from pgrecall.restore.contents import Contents, PackRun
-from pgrecall.store.base import Store
 from pgrecall.system.durable import WRITE_BYTES
 from pgrecall.system.faults import reached
 from pgrecall.system.filesystems import WriteBack
@@ -31,44 +29,6 @@ _FULL = (28, 122)  # ENOSPC, EDQUOT
 
 # File, offset in the file, start and length within the raw frame.
 _Piece = tuple[int, int, int, int]
-
-
-class PackSource:
-    """Where the packs of one backup are."""
-
-    def __init__(
-        self, store: Store, server: str, backup_id: str, packs: Sequence[PackEntry]
-    ) -> None:
-        self._store = store
-        self._server = server
-        self._backup_id = backup_id
-        self.packs = packs
-
-    def check(self, index: int) -> None:
-        """Raise CorruptObjectError unless the pack is there and has its size (fact 38)."""
-        entry = self.packs[index]
-        info = self._store.head(self.key(index))
-        if info is None:
-            raise CorruptObjectError(
-                f"the pack {self.key(index)} is missing",
-                hint="use another backup, or copy the pack back from where it went",
-            )
-        if info.size != entry.stored_bytes:
-            raise CorruptObjectError(
-                f"the pack {self.key(index)} has {info.size} bytes, not {entry.stored_bytes}",
-                hint="use another backup, or put the whole pack back",
-            )
-
-    def open(self, index: int) -> PackReader:
-        """Open a pack; its footer must be the one that the manifest knows."""
-        entry = self.packs[index]
-        key = self.key(index)
-        return PackReader(key, self._store.reader(key), entry.footer_digest)
-
-    def key(self, index: int) -> str:
-        """The key of a pack."""
-        entry = self.packs[index]
-        return layout.pack_key(self._server, entry.owner or self._backup_id, entry.number)
 
 
 class FileWriter:

@@ -1,4 +1,4 @@
-"""What a restore has to write: files and directories, and which pack holds which of their bytes."""
+"""What a backup holds: files and directories, and which pack has which of their bytes."""
 
 from __future__ import annotations
 
