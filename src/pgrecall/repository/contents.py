@@ -28,12 +28,15 @@ class PackRun:
 class Contents:
     """A manifest's files, read once: a table of them, and their runs found by pack.
 
+    ``bad_blocks``: of the files that had any, by index; blocks of the relation's fork.
+
     A million files with one run each take about 150 MB.
     """
 
     def __init__(self, pack_count: int) -> None:
         self.table = FileTable()
         self.crcs = array("I")
+        self.bad_blocks: dict[int, frozenset[int]] = {}
         self.bytes = 0
         self._records = bytearray()
         self._first = array("I", [_NONE]) * pack_count
@@ -47,6 +50,8 @@ class Contents:
             index = self.table.add(entry.path_bytes(), kind, entry.size, facts)
             self.crcs.append(entry.crc32c)
             self.bytes += entry.size
+            if entry.bad_blocks:
+                self.bad_blocks[index] = frozenset(entry.bad_blocks)
             for run in entry.runs:
                 number = len(self._next)
                 self._records += _RECORD.pack(

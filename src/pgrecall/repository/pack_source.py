@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from pgrecall.errors import CorruptObjectError
 from pgrecall.model.manifest import PackEntry
 from pgrecall.repository import layout
-from pgrecall.repository.packs import PackReader
+from pgrecall.repository.contents import PackRun
+from pgrecall.repository.packs import Frame, PackReader
 from pgrecall.store.base import Store
+
+_PIECE_BYTES = 4 << 20
+
+Piece = tuple[int, int, int, int]
+"""File, offset in the file, start and length within the raw frame."""
 
 
 class PackSource:
@@ -47,3 +53,40 @@ class PackSource:
         """The key of a pack."""
         entry = self.packs[index]
         return layout.pack_key(self._server, entry.owner or self._backup_id, entry.number)
+
+
+def pieces_by_frame(pack: PackReader, runs: Sequence[PackRun]) -> dict[int, list[Piece]]:
+    """What is needed of each frame; raises CorruptObjectError when a run leads out of the pack."""
+    pieces: dict[int, list[Piece]] = {}
+    frames = pack.frames
+    for run in runs:
+        number, start = run.frame, run.frame_offset
+        offset, left = run.file_offset, run.length
+        while left:
+            if number >= len(frames) or start >= frames[number].raw_bytes:
+                raise CorruptObjectError(f"the pack {pack.key} ends before a run that refers to it")
+            length = min(left, frames[number].raw_bytes - start)
+            pieces.setdefault(number, []).append((run.file, offset, start, length))
+            offset += length
+            left -= length
+            number += 1
+            start = 0
+    return pieces
+
+
+def spans(frames: Sequence[Frame], needed: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Ranges of neighbouring frames that are fetched with one read each."""
+    place = 0
+    while place < len(needed):
+        first = last = needed[place]
+        size = frames[first].stored_bytes
+        while (
+            place + 1 < len(needed)
+            and needed[place + 1] == last + 1
+            and size + frames[last + 1].stored_bytes <= _PIECE_BYTES
+        ):
+            place += 1
+            last = needed[place]
+            size += frames[last].stored_bytes
+        yield first, last
+        place += 1

@@ -186,19 +186,29 @@ class PackReader:
 
     def raw_span(self, first: int, last: int) -> Iterator[tuple[int, bytes | memoryview]]:
         """Frames ``first`` to ``last`` in order, fetched with one read; they lie side by side."""
+        for number, stored in self.stored_span(first, last):
+            yield number, self.decode(number, stored)
+
+    def stored_span(self, first: int, last: int) -> Iterator[tuple[int, memoryview]]:
+        """As ``raw_span``, as they are stored; nothing of them was checked."""
         start = self.frames[first].offset
         end = self.frames[last].offset + self.frames[last].stored_bytes
         stored = memoryview(self._reader.read(start, end - start))
         for number in range(first, last + 1):
             frame = self.frames[number]
             place = frame.offset - start
-            yield number, self.decode(number, stored[place : place + frame.stored_bytes])
+            yield number, stored[place : place + frame.stored_bytes]
 
-    def decode(self, number: int, stored: Buffer) -> bytes | memoryview:
-        """Check one frame's stored bytes against their digest and decompress them."""
+    def check(self, number: int, stored: Buffer) -> None:
+        """Check one frame's stored bytes against their digest."""
         frame = self.frames[number]
         if stored_digest(stored).hex() != frame.digest:
             raise self._corrupt(f"frame {number} does not match its digest ({self._holds(frame)})")
+
+    def decode(self, number: int, stored: Buffer) -> bytes | memoryview:
+        """Check one frame's stored bytes against their digest and decompress them."""
+        self.check(number, stored)
+        frame = self.frames[number]
         try:
             return decompress(frame.codec, stored, frame.raw_bytes)
         except CorruptObjectError as error:

@@ -320,6 +320,21 @@ class WalObjectReader:
         if trailer.frames_at + stored_bytes != trailer.table_at:
             raise _damage(where, "its frames do not fill the space between header and table")
 
+    def check_stored(self) -> None:
+        """Check the digest of every stored frame, and decompress none; raises CorruptObjectError.
+
+        The WAL index is checked by ``read_index``.
+        """
+        at = self._trailer.frames_at
+        for number, (stored_bytes, _, _, kind, _, digest) in enumerate(self._table):
+            if (
+                kind != DIGEST_BLAKE3
+                or stored_digest(self._source.read(at, stored_bytes)) != digest
+            ):
+                which = f"frame {number + 1} of {len(self._table)}"
+                raise _damage(self._where, f"the digest of {which} does not match")
+            at += stored_bytes
+
     def frames(self) -> Iterator[bytes | memoryview]:
         """The raw bytes in order, frame by frame, each verified before it is given.
 

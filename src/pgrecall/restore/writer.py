@@ -9,26 +9,21 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
-from pgrecall.errors import CorruptObjectError, DestinationError, SpaceError
+from pgrecall.errors import DestinationError, SpaceError
 from pgrecall.model.file_table import DIRECTORY
-from pgrecall.repository.contents import Contents, PackRun
-from pgrecall.repository.pack_source import PackSource
-from pgrecall.repository.packs import Frame, PackReader
+from pgrecall.repository.contents import Contents
+from pgrecall.repository.pack_source import PackSource, Piece, pieces_by_frame, spans
 from pgrecall.system.durable import WRITE_BYTES
 from pgrecall.system.faults import reached
 from pgrecall.system.filesystems import WriteBack
 from pgrecall.system.held_signals import signals_held
 from pgrecall.system.progress import Progress
 
-_PIECE_BYTES = 4 << 20
 _WRITE_BACK_BYTES = 8 << 20
 _FULL = (28, 122)  # ENOSPC, EDQUOT
-
-# File, offset in the file, start and length within the raw frame.
-_Piece = tuple[int, int, int, int]
 
 
 class FileWriter:
@@ -113,8 +108,8 @@ class FileWriter:
         pack = self._source.open(index)
         target = _OpenFile(self)
         try:
-            pieces = _pieces_by_frame(pack, self._contents.runs_of(index))
-            for first, last in _spans(pack.frames, sorted(pieces)):
+            pieces = pieces_by_frame(pack, self._contents.runs_of(index))
+            for first, last in spans(pack.frames, sorted(pieces)):
                 for number, raw in pack.raw_span(first, last):
                     for piece in pieces.get(number, ()):
                         target.put(piece, raw)
@@ -146,7 +141,7 @@ class _OpenFile:
         self._descriptor = -1
         self._begun = 0
 
-    def put(self, piece: _Piece, raw: bytes | memoryview) -> None:
+    def put(self, piece: Piece, raw: bytes | memoryview) -> None:
         index, file_offset, start, length = piece
         data = memoryview(raw)[start : start + length]
         kept = self._writer.kept.get(index)
@@ -211,39 +206,3 @@ def write_failed(path: bytes, error: OSError) -> DestinationError | SpaceError:
         f"{shown} cannot be written: {error.strerror}",
         hint="look at the directory's owner and modes",
     )
-
-
-def _pieces_by_frame(pack: PackReader, runs: Sequence[PackRun]) -> dict[int, list[_Piece]]:
-    pieces: dict[int, list[_Piece]] = {}
-    frames = pack.frames
-    for run in runs:
-        number, start = run.frame, run.frame_offset
-        offset, left = run.file_offset, run.length
-        while left:
-            if number >= len(frames) or start >= frames[number].raw_bytes:
-                raise CorruptObjectError(f"the pack {pack.key} ends before a run that refers to it")
-            length = min(left, frames[number].raw_bytes - start)
-            pieces.setdefault(number, []).append((run.file, offset, start, length))
-            offset += length
-            left -= length
-            number += 1
-            start = 0
-    return pieces
-
-
-def _spans(frames: Sequence[Frame], needed: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Ranges of neighbouring frames that are fetched with one read each."""
-    place = 0
-    while place < len(needed):
-        first = last = needed[place]
-        size = frames[first].stored_bytes
-        while (
-            place + 1 < len(needed)
-            and needed[place + 1] == last + 1
-            and size + frames[last + 1].stored_bytes <= _PIECE_BYTES
-        ):
-            place += 1
-            last = needed[place]
-            size += frames[last].stored_bytes
-        yield first, last
-        place += 1

@@ -1,0 +1,1 @@
+"""Proof that what is stored is whole: backups, packs, WAL. Reads only."""

@@ -1,0 +1,150 @@
+"""One pack after the other: that it is there, and that its bytes are those that were stored."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from pgrecall.codec.crc import crc32c
+from pgrecall.codec.pages import check_pages
+from pgrecall.errors import CorruptObjectError, ObjectMissingError
+from pgrecall.model.findings import Finding
+from pgrecall.model.lsn import Lsn
+from pgrecall.model.manifest import ManifestRoot
+from pgrecall.model.relation_files import first_block
+from pgrecall.repository.contents import Contents
+from pgrecall.repository.pack_source import PackSource, Piece, pieces_by_frame, spans
+from pgrecall.repository.packs import PackReader
+from pgrecall.system.throttle import Throttle
+from pgrecall.verify.plan import FAST, FULL, Depth
+
+PIECE_RECORD = struct.Struct("=IQQI")
+"""File, offset in the file, length, CRC-32C of these bytes."""
+
+# Of one damaged pack so many frames are named; it is damaged with one already.
+_MOST_NAMED = 5
+_PAGE_LSN = struct.Struct("<II")
+
+
+class PackProof:
+    """What became of one pack. ``pieces`` (PIECE_RECORDs) only at full depth."""
+
+    def __init__(self) -> None:
+        self.findings: list[Finding] = []
+        self.stored_bytes = 0
+        self.raw_bytes = 0
+        self.pages_checked = 0
+        self.pieces = bytearray()
+
+
+class PackVerifier:
+    """Verifies the packs of one backup; from any number of threads."""
+
+    def __init__(
+        self,
+        root: ManifestRoot,
+        contents: Contents,
+        source: PackSource,
+        depth: Depth,
+        throttle: Throttle,
+    ) -> None:
+        self._contents = contents
+        self._source = source
+        self._depth = depth
+        self._throttle = throttle
+        self._backup_id = root.backup_id
+        self._page_bytes = root.server.block_bytes
+        self._relation_blocks = root.server.relation_segment_bytes // root.server.block_bytes
+        self._start = Lsn.parse(root.wal_range.start)
+        # Without checksums pd_checksum is 0 in every page, and proves nothing.
+        self._has_checksums = root.server.data_checksums != 0
+
+    def verify(self, index: int) -> PackProof:
+        """Prove the pack at ``index`` of the manifest's list; damage is a finding.
+
+        Raises StoreError: what cannot be read now is neither whole nor damaged.
+        """
+        proof = PackProof()
+        key = self._source.key(index)
+        try:
+            pack = self._source.open(index)
+        except ObjectMissingError:
+            proof.findings.append(self._damage("pack-missing", f"the pack {key} is missing"))
+            return proof
+        except CorruptObjectError as error:
+            proof.findings.append(self._damage("pack-damaged", error.message))
+            return proof
+        try:
+            wanted = self._source.packs[index].stored_bytes
+            if pack.stored_bytes != wanted:
+                said = f"the pack {key} has {pack.stored_bytes} bytes, not {wanted}"
+                proof.findings.append(self._damage("pack-damaged", said))
+            proof.stored_bytes = pack.stored_bytes
+            if self._depth != FAST:
+                self._verify_frames(pack, index, proof)
+        finally:
+            pack.close()
+        return proof
+
+    def _verify_frames(self, pack: PackReader, index: int, proof: PackProof) -> None:
+        pieces: dict[int, list[Piece]] = {}
+        try:
+            if self._depth == FULL:
+                pieces = pieces_by_frame(pack, self._contents.runs_of(index))
+        except CorruptObjectError as error:
+            proof.findings.append(self._damage("pack-damaged", error.message))
+        damaged = 0
+        for number, stored in self._frames(pack):
+            try:
+                if self._depth == FULL:
+                    raw = memoryview(pack.decode(number, stored))
+                    proof.raw_bytes += len(raw)
+                    for piece in pieces.get(number, ()):
+                        self._verify_piece(piece, raw, proof)
+                else:
+                    pack.check(number, stored)
+            except CorruptObjectError as error:
+                damaged += 1
+                if damaged <= _MOST_NAMED:
+                    proof.findings.append(self._damage("pack-damaged", error.message))
+        if damaged > _MOST_NAMED:
+            said = f"{damaged} frames of {pack.key} are damaged; the first were named"
+            proof.findings.append(self._damage("pack-damaged", said))
+
+    def _frames(self, pack: PackReader) -> Iterator[tuple[int, memoryview]]:
+        frames = pack.frames
+        for first, last in spans(frames, range(len(frames))):
+            self._throttle.take(
+                frames[last].offset + frames[last].stored_bytes - frames[first].offset
+            )
+            yield from pack.stored_span(first, last)
+
+    def _verify_piece(self, piece: Piece, raw: memoryview, proof: PackProof) -> None:
+        file, offset, start, length = piece
+        data = raw[start : start + length]
+        proof.pieces += PIECE_RECORD.pack(file, offset, length, crc32c(data))
+        path = self._contents.table.path(file)
+        block = first_block(path, self._relation_blocks)
+        whole = length - length % self._page_bytes
+        if not self._has_checksums or block is None or offset % self._page_bytes or not whole:
+            return
+        proof.pages_checked += whole // self._page_bytes
+        block += offset // self._page_bytes
+        known = self._contents.bad_blocks.get(file, frozenset())
+        for page, _ in check_pages(data[:whole], block, self._page_bytes):
+            high, low = _PAGE_LSN.unpack_from(data, page * self._page_bytes)
+            # Torn while it was copied, and replaced by an image in the WAL (fact 17).
+            is_replayed = Lsn(high << 32 | low) >= self._start
+            if block + page not in known and not is_replayed:
+                said = f"block {block + page} of {path.decode(errors='replace')} fails its checksum"
+                proof.findings.append(self._damage("page-damaged", said))
+
+    def _damage(self, code: str, message: str) -> Finding:
+        return Finding(
+            severity="fail",
+            code=code,
+            subject=self._backup_id,
+            message=message,
+            hint="this backup cannot be trusted: take another one now, and restore from another"
+            " repository or an older backup until then",
+        )

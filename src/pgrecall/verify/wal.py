@@ -1,0 +1,182 @@
+"""The WAL archive: that backups reach their consistency and the newest moment, and its bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+
+from pgrecall.errors import CorruptObjectError, ObjectMissingError
+from pgrecall.model.findings import Finding, Severity
+from pgrecall.model.lsn import Lsn
+from pgrecall.model.manifest import Completion
+from pgrecall.model.timelines import TimelineHistory
+from pgrecall.model.wal_files import WalFile, history_name
+from pgrecall.repository import layout
+from pgrecall.repository.identity import RepositoryIdentity
+from pgrecall.repository.wal_archive import StoredSegment, WalArchive
+from pgrecall.repository.wal_objects import WalObjectReader, read_index
+from pgrecall.system.throttle import Throttle
+from pgrecall.verify.plan import FAST, FULL, Depth
+
+
+class WalProof(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of the WAL of one generation: segments looked at, bytes read, what is wrong."""
+
+    generation: int
+    segments: int = 0
+    stored_bytes: int = 0
+    findings: tuple[Finding, ...] = ()
+
+
+class WalVerifier:
+    """Verifies the archive of one generation, as far as ``backups`` need it."""
+
+    def __init__(
+        self,
+        archive: WalArchive,
+        identity: RepositoryIdentity,
+        depth: Depth,
+        throttle: Throttle,
+        workers: int,
+    ) -> None:
+        self._archive = archive
+        self._identity = identity
+        self._depth = depth
+        self._throttle = throttle
+        self._workers = workers
+
+    def verify(self, backups: Sequence[Completion], advance: Callable[[int], None]) -> WalProof:
+        """Prove it from the start of the oldest backup on; ``advance`` as in BackupVerifier.
+
+        Raises StoreError: what cannot be listed or read is not called whole.
+        """
+        findings: list[Finding] = []
+        histories = self._histories(backups, findings)
+        oldest = min((Lsn.parse(backup.start_lsn) for backup in backups), default=Lsn(0))
+        segments = list(self._segments(histories, oldest))
+        newest = max(
+            (timeline for timeline in histories if self._archive.newest(timeline)), default=None
+        )
+        if newest is not None:
+            findings += self._continuity(backups, histories, histories[newest])
+        if self._depth != FAST:
+            with ThreadPoolExecutor(self._workers, thread_name_prefix="verify-wal") as pool:
+                for finding in pool.map(lambda one: self._prove(one, advance), segments):
+                    findings += [finding] if finding is not None else []
+        return WalProof(
+            generation=self._archive.generation.number,
+            segments=len(segments),
+            stored_bytes=sum(one.stored_bytes for one in segments),
+            findings=tuple(findings),
+        )
+
+    def _histories(
+        self, backups: Sequence[Completion], findings: list[Finding]
+    ) -> dict[int, TimelineHistory]:
+        """All that can be read; a missing or damaged one is a finding."""
+        found: dict[int, TimelineHistory] = {}
+        used = {*self._archive.timelines(), *(backup.timeline for backup in backups)}
+        for timeline in sorted(used):
+            try:
+                found[timeline] = self._archive.history(timeline)
+            except (ObjectMissingError, CorruptObjectError) as error:
+                findings.append(
+                    _fail("history-missing", f"timeline {timeline}", error.message,
+                          f"push pg_wal/{history_name(timeline)} of a server that has it:"
+                          " until then nothing on this timeline can be reached")
+                )  # fmt: skip
+        return found
+
+    def _segments(
+        self, histories: dict[int, TimelineHistory], oldest: Lsn
+    ) -> Iterator[StoredSegment]:
+        size = self._archive.segment_bytes
+        for timeline in histories:
+            for segment in self._archive.segments(timeline):
+                if WalFile(segment.name).start(size) + size > oldest:
+                    yield segment
+
+    # --- continuity ----------------------------------------------------------------
+
+    def _continuity(
+        self,
+        backups: Sequence[Completion],
+        histories: dict[int, TimelineHistory],
+        newest: TimelineHistory,
+    ) -> Iterator[Finding]:
+        latest = max(backups, key=lambda backup: backup.stopped_at, default=None)
+        seen: set[str] = set()
+        for backup in sorted(backups, key=lambda each: each.stopped_at, reverse=True):
+            history = histories.get(backup.timeline)
+            if history is None:
+                continue  # said above
+            start, stop = Lsn.parse(backup.start_lsn), Lsn.parse(backup.stop_lsn)
+            gap = None if backup.has_wal else self._archive.first_gap(history, start, stop)
+            if gap is not None:
+                yield _fail(
+                    "wal-missing",
+                    backup.backup_id,
+                    f"{gap} is not archived, and the backup is not consistent without it",
+                    "push it if the server still has it; otherwise this backup is lost",
+                )
+                continue
+            end = self._end_of(newest)
+            follows = newest.is_ancestor_or_self(backup.timeline)
+            left = newest.end_of(backup.timeline) if follows else None
+            if not follows or (left is not None and left < stop):
+                continue  # another branch: its own newest moment is not this one
+            gap = self._archive.first_gap(newest, stop, end) if end > stop else None
+            if gap is not None and gap not in seen:
+                seen.add(gap)
+                yield _gap(gap, backup.backup_id, "fail" if backup is latest else "warn")
+
+    def _end_of(self, history: TimelineHistory) -> Lsn:
+        newest = self._archive.newest(history.timeline)
+        size = self._archive.segment_bytes
+        return Lsn(WalFile(newest.name).start(size) + size) if newest is not None else Lsn(0)
+
+    # --- bytes ---------------------------------------------------------------------
+
+    def _prove(self, segment: StoredSegment, advance: Callable[[int], None]) -> Finding | None:
+        archive = self._archive
+        key = layout.wal_key(archive.server, archive.generation.number, WalFile(segment.name))
+        self._throttle.take(segment.stored_bytes)
+        try:
+            read_index(archive.store, key, segment.stored_bytes)
+            with WalObjectReader(archive.store, key, self._identity.raw_key()) as stored:
+                if self._depth == FULL:
+                    for _ in stored.frames():
+                        pass  # each is verified, and the whole behind the last
+                else:
+                    stored.check_stored()
+                name = stored.header.name
+        except ObjectMissingError:
+            return _fail("wal-missing", segment.name, f"{key} is gone since it was listed",
+                         "something else deletes in this repository")  # fmt: skip
+        except CorruptObjectError as error:
+            return _fail("wal-damaged", segment.name, error.message,
+                         "recovery stops in front of it: take a backup now, and look for the"
+                         " segment in another repository")  # fmt: skip
+        finally:
+            advance(segment.stored_bytes)
+        if name != segment.name:
+            return _fail("wal-damaged", segment.name, f"{key} holds {name}",
+                         "the object was moved; look for the right one")  # fmt: skip
+        return None
+
+
+def _gap(gap: str, backup_id: str, severity: Severity) -> Finding:
+    return Finding(
+        severity=severity,
+        code="wal-gap",
+        subject=backup_id,
+        message=f"{gap} is not archived: from this backup nothing behind it can be reached",
+        hint="take a backup now, if it is not younger than the gap; `pgrecall recoverable` shows"
+        " what can be reached",
+    )
+
+
+def _fail(code: str, subject: str, message: str, hint: str) -> Finding:
+    return Finding(severity="fail", code=code, subject=subject, message=message, hint=hint)
