@@ -94,6 +94,14 @@ class UnsafeStoreError(StoreError):
     retryable = False
 
 
+class PutNotKeptError(UnsafeStoreError):
+    """The store acknowledged an object and does not hold it, or holds other bytes."""
+
+    code = "put-not-kept"
+    exit_status = 14
+    retryable = True
+
+
 class StoreAbsentError(StoreError):
     """The store itself is not there (not mounted, no bucket): nothing is known of its objects."""
 

@@ -262,6 +262,11 @@ def service(
 HEAD_OK = {"Last-Modified": "Sun, 22 Nov 2026 20:46:38 GMT", "ETag": '"e"'}
 
 
+def keeps_one_byte(method: str, path: str) -> tuple[int, dict[str, str], bytes]:
+    """Answers a put with success, and a look at any object with one byte."""
+    return (200, {"ETag": '"e"'}, b"") if method == "PUT" else (200, HEAD_OK, b"x")
+
+
 def _opened(settings: RepositorySettings, environment: Environment) -> Store:
     return open_store(settings, environment, is_anchored=False)
 
@@ -269,11 +274,11 @@ def _opened(settings: RepositorySettings, environment: Environment) -> Store:
 def test_encryption_by_the_server_is_asked_for(
     s3_settings: S3Settings, secret_environment: Environment
 ) -> None:
-    with service(lambda *_: (200, {"ETag": '"e"'}, b"")) as (endpoint, handler):
+    with service(keeps_one_byte) as (endpoint, handler):
         for sse, key in (("AES256", ""), ("aws:kms", "arn:key")):
             settings = s3_settings(endpoint=endpoint, sse=sse, sse_kms_key=key)
             assert _opened(settings, secret_environment).put("a", [b"x"]) is True
-            method, _, headers, body = handler.requests[-1]
+            method, _, headers, body = handler.requests[-2]
             assert (method, body) == ("PUT", b"x")
             assert headers["x-amz-server-side-encryption"] == sse
             assert headers.get("x-amz-server-side-encryption-aws-kms-key-id", "") == key
@@ -284,7 +289,7 @@ def test_a_session_token_is_sent_and_one_of_the_environment_is_not(
     s3_settings: S3Settings, secret_environment: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SESSION_TOKEN", "of-somebody-else")
-    with service(lambda *_: (200, {"ETag": '"e"'}, b"")) as (endpoint, handler):
+    with service(keeps_one_byte) as (endpoint, handler):
         _opened(s3_settings(endpoint=endpoint), secret_environment).put("a", [b"x"])
         assert "x-amz-security-token" not in handler.requests[-1][2]
         settings = s3_settings(endpoint=endpoint, session_token="env:TOKEN")

@@ -71,6 +71,22 @@ def test_what_waits_is_counted_and_its_age_told(
     assert (facts["pushed_total"], facts["pushed_bytes_total"]) == (1, MIB)
 
 
+def test_the_age_grows_although_the_clock_was_set_back(
+    backlog: Backlog, clock: Clock, tmp_path: Path
+) -> None:
+    """An alarm on the lag must not sleep for the hour by which the clock went back."""
+    waiting = names(3, 2)
+    for name in waiting:
+        ready = tmp_path / "pg_wal" / "archive_status" / f"{name}.ready"
+        ready.touch()
+        os.utime(ready, (clock.time() + 3600, clock.time() + 3600))
+    backlog.look(waiting, waiting, MIB)
+    assert backlog.facts()["lag_seconds"] == 0.0
+    clock.now += 120
+    backlog.look(waiting, waiting, MIB)
+    assert backlog.facts()["lag_seconds"] == 120.0
+
+
 def test_room_is_estimated_from_the_growth_of_the_last_minute(
     backlog: Backlog, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,6 +60,17 @@ def test_loss_of_a_server_that_does_not_answer_is_the_time_since_the_last_commit
     assert loss.basis.startswith("at most")
 
 
+@pytest.mark.parametrize(("ahead_seconds", "seconds"), [(59, 0.0), (3600, None)])
+def test_a_commit_in_the_future_is_no_proof_of_a_small_loss(
+    ahead_seconds: int, seconds: float | None
+) -> None:
+    """The clock of this host was set back: nobody knows how old that commit is."""
+    newest = NOW + timedelta(seconds=ahead_seconds)
+    loss = loss_now(newest, 16 * MIB, 40 * MIB, 16 * MIB, NOW)
+    assert loss.seconds == seconds
+    assert seconds is not None or "3600 s ahead of this clock" in loss.basis
+
+
 def test_loss_is_unknown_and_never_0_without_a_moment() -> None:
     assert loss_now(None, None, 5, 16 * MIB, NOW).seconds is None
     assert loss_now(None, 16 * MIB, 40 * MIB, 16 * MIB, NOW).seconds is None

@@ -261,7 +261,8 @@ class _Look:
                 facts = os.stat(f"{directory}/pg_wal/archive_status/{name}.ready")
             except OSError:
                 continue  # archived meanwhile
-            ages.append(time.time() - facts.st_mtime)
+            # In the future: the clock was set back.
+            ages.append(max(0.0, time.time() - facts.st_mtime))
         oldest = f", the oldest for {max(ages):.0f} s" if ages else ""
         return [f"{len(names)} file(s) wait{oldest}"]
 
@@ -292,7 +293,8 @@ def _for_server(context: RunContext, name: str) -> RunContext:
 
 def _ill(snapshot: AgentSnapshot, now: datetime) -> tuple[tuple[str, str], ...]:
     """Components that are not at work, and the agent itself when it says nothing any more."""
-    silent_seconds = (now - snapshot.written_at).total_seconds()
+    # What it said "in the future" was said before the clock was set back.
+    silent_seconds = abs((now - snapshot.written_at).total_seconds())
     if silent_seconds > _SILENT_SECONDS:
         return (("process", f"it has said nothing for {silent_seconds:.0f} s"),)
     return tuple(

@@ -16,6 +16,8 @@ from pgrecall.settings import TargetSettings
 _LEAST_CHANGE_BYTES = 96
 # The head of a segment's first page (XLogLongPageHeaderData).
 _LONG_HEADER_BYTES = 40
+# Clocks of two hosts differ; by more than this, the difference says nothing any more.
+_CLOCK_TOLERANCE_SECONDS = 60.0
 _FAILED = frozenset({"fail", "interrupted"})
 
 
@@ -59,7 +61,12 @@ def loss_now(
             return Loss(0.0, "every change of the server is in the repository")
     if newest_at is None:
         return Loss(None, "the WAL that can be reached holds no commit")
-    seconds = max(0.0, (now - newest_at).total_seconds())
+    ahead = (newest_at - now).total_seconds()
+    if ahead > _CLOCK_TOLERANCE_SECONDS:
+        return Loss(
+            None, f"the last commit is {ahead:.0f} s ahead of this clock: one was set wrong"
+        )
+    seconds = max(0.0, -ahead)
     if current_lsn is None:
         return Loss(seconds, "at most: the time since the last commit that can be reached")
     return Loss(seconds, f"at most: {behind:,} bytes of WAL are not in the repository yet")

@@ -364,6 +364,16 @@ class WalObjectReader:
         """The whole raw file, verified; in memory at once."""
         return b"".join(self.frames())
 
+    def verify(self) -> None:
+        """Read everything, the WAL index too, and keep nothing; raises as ``frames``."""
+        for _ in self.frames():
+            pass
+        length = self._trailer.index_bytes
+        if length:
+            index = self._source.read(self._trailer.index_at(self._where), length)
+            if stored_digest(index) != self._trailer.index_digest:
+                raise _damage(self._where, "the digest of its WAL index does not match")
+
     def close(self) -> None:
         """Let go of the store's handle."""
         self._source.close()

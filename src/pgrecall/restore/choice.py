@@ -1,7 +1,8 @@
 """Choose backup, timeline and stopping point for a recovery target, or say why there is none.
 
-Nothing is written. The choice rests on the archive's indexes alone, never on
-the clock of this host, but for one question: whether a target lies in the future.
+Nothing is written. The choice rests on the archive's indexes alone, never on the
+clock of this host, but for one question: whether a target behind the last commit
+lies in the future. One before a commit can be reached, whatever this clock says.
 """
 
 from __future__ import annotations
@@ -78,11 +79,6 @@ class Chooser:
         Raises TargetUnreachableError with the reason and the nearest target that
         can be reached, BackupNotFoundError when there is no backup at all.
         """
-        if isinstance(target, ToTime) and target.at > self._now + CLOCK_ALLOWANCE:
-            raise TargetUnreachableError(
-                f"{target} lies in the future",
-                hint="leave the target out to recover to the newest moment",
-            )
         history = self._history(timeline, target, backup_id)
         candidates = [
             backup
@@ -92,6 +88,12 @@ class Chooser:
         if not candidates:
             raise self._no_backup(history, backup_id)
         choice = self._first_fitting(candidates, history, target, is_fixed=bool(backup_id))
+        is_future = isinstance(target, ToTime) and target.at > self._now + CLOCK_ALLOWANCE
+        if is_future and choice.stop is None:
+            raise TargetUnreachableError(
+                f"{target} lies in the future",
+                hint="leave the target out to recover to the newest moment",
+            )
         self._explain(choice, history, timeline)
         if timeline is None and isinstance(target, Latest):
             last = choice.survey.last_commit_at

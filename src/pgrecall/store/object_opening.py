@@ -12,6 +12,7 @@ from obstore.store import AzureStore, GCSStore, S3Store
 
 from pgrecall.errors import SettingsError
 from pgrecall.settings.sections import RepositorySettings
+from pgrecall.store.entity_tags import EntityTags
 from pgrecall.store.object_failures import Failure
 from pgrecall.store.object_store import ObjectStore
 
@@ -53,7 +54,11 @@ def open_object_store(settings: RepositorySettings, secrets: Mapping[str, str]) 
     scheme = {"s3": "s3", "gcs": "gs", "azure": "az"}[settings.store]
     name = "/".join([f"{scheme}://{settings.bucket}", *_prefix_parts(settings)])
     return ObjectStore(
-        client, name, secrets=tuple(secrets.values()), pack_bytes=settings.pack_bytes
+        client,
+        name,
+        EntityTags(may_be_digests=not settings.sse.startswith("aws:kms")),
+        secrets=tuple(secrets.values()),
+        pack_bytes=settings.pack_bytes,
     )
 
 

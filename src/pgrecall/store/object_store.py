@@ -3,7 +3,8 @@
 A put is one conditional request (``If-None-Match: *``, or the service's own
 form of it), never multipart, so it is whole or not there and refused when the
 key is taken. obstore's own retries are off: store/retry.py knows what a cut-off
-put may have done.
+put may have done. A put that was answered with success is looked after: services
+and proxies have said so and kept nothing, or half of it.
 """
 
 from __future__ import annotations
@@ -16,9 +17,15 @@ from typing import TYPE_CHECKING, Self
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 
-from pgrecall.errors import CorruptObjectError, ObjectMissingError, StoreError, UnsafeStoreError
+from pgrecall.errors import (
+    CorruptObjectError,
+    ObjectMissingError,
+    PutNotKeptError,
+    StoreError,
+)
 from pgrecall.store.base import Buffer, ObjectInfo
 from pgrecall.store.buffered import BufferedWriter
+from pgrecall.store.entity_tags import EntityTags
 from pgrecall.store.keys import check_key, check_parent, check_prefix, is_key_part
 from pgrecall.store.object_failures import Failure
 
@@ -38,22 +45,29 @@ class ObjectStore:
     ``name`` for messages; ``secrets`` are texts that no error may repeat. A
     listing is collected before the first object is handed out (about 250 bytes
     of memory for each): services order it in different ways, and a failure on
-    its last page must not follow after half of it was believed.
+    its last page must not follow after half of it was believed. ``tags``: what
+    the service's ETags are worth.
     """
 
     def __init__(
-        self, client: Client, name: str, *, secrets: Sequence[str] = (), pack_bytes: int = 0
+        self,
+        client: Client,
+        name: str,
+        tags: EntityTags,
+        *,
+        secrets: Sequence[str] = (),
+        pack_bytes: int = 0,
     ) -> None:
         self.name = name
         self.pack_bytes = pack_bytes or PACK_BYTES
         self.reads_whole = True
         self._client = client
+        self._tags = tags
         self._secrets = tuple(secrets)
 
     def put(self, key: str, parts: Sequence[Buffer]) -> bool:
         check_key(key)
         content = parts[0] if len(parts) == 1 else b"".join(parts)
-        length = memoryview(content).nbytes
         try:
             answer = obstore.put(self._client, key, content, mode="create", use_multipart=False)
         except AlreadyExistsError as error:
@@ -64,8 +78,7 @@ class ObjectStore:
             return False
         except _FAILURES as error:
             raise self._not_written(error, key) from error
-        if not answer["e_tag"]:
-            self._prove_stored(key, length)
+        self._prove_stored(key, content, answer["e_tag"])
         return True
 
     def writer(self, key: str) -> BufferedWriter:
@@ -95,9 +108,12 @@ class ObjectStore:
         return ObjectStoreReader(self, key, info.size)
 
     def head(self, key: str) -> ObjectInfo | None:
-        check_key(key)
+        found = self._meta(check_key(key))
+        return None if found is None else _info(found)
+
+    def _meta(self, key: str) -> ObjectMeta | None:
         try:
-            return _info(obstore.head(self._client, key))
+            return obstore.head(self._client, key)
         except _FAILURES as error:
             failure = self._failure(error).translated(f"cannot look up {key}", self.name)
             if isinstance(failure, ObjectMissingError):
@@ -160,15 +176,43 @@ class ObjectStore:
             raise ObjectMissingError(f"no object {key} in {self.name}")
         return b""
 
-    def _prove_stored(self, key: str, length: int) -> None:
-        """A service that acknowledges a put without an ETag is not believed."""
-        info = self.head(key)
-        if info is None or info.size != length:
-            stored = "nothing" if info is None else f"{info.size} bytes"
-            raise UnsafeStoreError(
-                f"{self.name} acknowledged {length} bytes under {key} and holds {stored}",
-                hint="do not keep backups there before this is mended",
+    def _prove_stored(self, key: str, content: Buffer, answered: str | None) -> None:
+        """Raise PutNotKeptError unless the object that was just put is there as it was sent.
+
+        One look in most cases; where size and tags leave a doubt, the bytes are read back.
+        """
+        sent = memoryview(content).nbytes
+        found = self._meta(key)
+        if found is None:
+            raise self._not_kept(key, sent, None)
+        if found["size"] != sent:
+            raise self._not_kept(key, sent, f"{found['size']} bytes")
+        if self._tags.vouch(content, answered, found["e_tag"]):
+            return
+        try:
+            stored = self.read(key)
+        except ObjectMissingError as error:
+            raise self._not_kept(key, sent, None) from error
+        if stored != content:
+            raise self._not_kept(key, sent, "other bytes")
+        self._tags.note_right_bytes(found["e_tag"])
+
+    def _not_kept(self, key: str, sent: int, held: str | None) -> PutNotKeptError:
+        cause = "see what is wrong with the store, or a proxy or gateway in front of it"
+        if held is None:
+            # May have been an outage behind a gateway, or a look that came too early: sent again.
+            hint = f"the object is not there, and is sent again with the next try; {cause}"
+        else:
+            hint = (
+                f"{cause}; then move {key} out of the repository, because it is in the way of "
+                "the next try: nothing is overwritten"
             )
+        failure = PutNotKeptError(
+            f"{self.name} acknowledged {sent} bytes under {key} and holds {held or 'nothing'}",
+            hint=hint,
+        )
+        failure.retryable = held is None
+        return failure
 
     def _not_written(self, error: Exception, key: str) -> StoreError:
         failure = self._failure(error).translated(f"cannot write {key}", self.name)

@@ -35,7 +35,8 @@ class Backlog:
     def __init__(self, pgdata: str) -> None:
         self._pgdata = pgdata
         self._lock = threading.Lock()
-        self._waiting: set[str] = set()
+        # Each file with the monotonic clock when it was first seen to wait.
+        self._waiting: dict[str, float] = {}
         self._segment_bytes = 0
         self._pushed = 0
         self._pushed_bytes = 0
@@ -60,11 +61,11 @@ class Backlog:
         kept = [file for file in map(WalFile, ready) if file.kind == SEGMENT]
         highest = max((file.start(segment_bytes) + segment_bytes for file in kept), default=0)
         with self._lock:
-            self._waiting = files
+            now = time.monotonic()
+            self._waiting = {name: self._waiting.get(name, now) for name in files}
             self._segment_bytes = segment_bytes
             if self._samples:
                 highest = max(highest, self._samples[-1][2])
-            now = time.monotonic()
             self._samples.append((now, len(kept) * segment_bytes, highest))
             while now - self._samples[0][0] > _WINDOW_SECONDS:
                 self._samples.popleft()
@@ -72,7 +73,7 @@ class Backlog:
     def stored(self, name: str, raw_bytes: int) -> None:
         """A file is durable in every required repository; whatever failed is over."""
         with self._lock:
-            self._waiting.discard(name)
+            self._waiting.pop(name, None)
             self._pushed += 1
             self._pushed_bytes += raw_bytes
             self._failure = None
@@ -101,6 +102,7 @@ class Backlog:
         """Names as documented in docs/pushing.md; sizes in bytes, times in seconds."""
         with self._lock:
             oldest, failure = min(self._waiting, default=""), self._failure
+            seen_at = self._waiting.get(oldest, 0.0)
             growth, rate = self._rates()
             facts: dict[str, Fact] = {
                 # Before the first look nothing is known, which is not "nothing waits".
@@ -118,7 +120,7 @@ class Backlog:
             }
         free = _free_bytes(f"{self._pgdata}/pg_wal")
         is_filling = free is not None and growth > 0
-        facts["lag_seconds"] = self._age_of(oldest) if self._samples else None
+        facts["lag_seconds"] = self._age_of(oldest, seen_at) if self._samples else None
         facts["wal_bytes_per_second"] = round(rate, 1)
         facts["pg_wal_free_bytes"] = free
         facts["pg_wal_full_in_seconds"] = round(free / growth, 1) if is_filling and free else None
@@ -135,15 +137,19 @@ class Backlog:
         written = last[2] - first[2] if first[2] else 0
         return (last[1] - first[1]) / seconds, written / seconds
 
-    def _age_of(self, name: str) -> float:
-        """How long the oldest file has been ready; 0 when none waits."""
+    def _age_of(self, name: str, seen_at: float) -> float:
+        """How long the oldest file has been ready; 0 when none waits.
+
+        By its time, and not less than since it was first seen: after the clock was
+        set back, the time of the file lies in the future.
+        """
         if not name:
             return 0.0
         try:
             found = os.stat(f"{self._pgdata}/pg_wal/archive_status/{name}.ready")
         except OSError:
             return 0.0  # archived since we looked
-        return round(max(0.0, time.time() - found.st_mtime), 3)
+        return round(max(time.monotonic() - seen_at, time.time() - found.st_mtime), 3)
 
 
 def _free_bytes(directory: str) -> int | None:

@@ -35,7 +35,12 @@ from pgrecall.repository.identity import (
     require_writer,
 )
 from pgrecall.repository.wal_archive import WalArchive
-from pgrecall.repository.wal_objects import WalContent, WalHeader, WalObjectWriter, read_header
+from pgrecall.repository.wal_objects import (
+    WalContent,
+    WalHeader,
+    WalObjectReader,
+    WalObjectWriter,
+)
 from pgrecall.repository.wal_tails import KIND, PIECE_BYTES, pieces_of
 from pgrecall.settings.collection import Settings
 from pgrecall.settings.sections import RepositorySettings, ServerSettings
@@ -252,7 +257,9 @@ def _is_stored(target: Target, key: str, header: WalHeader) -> bool:
     """
     store = target.archive.store
     try:
-        stored = read_header(store, key)
+        with WalObjectReader(store, key, target.archive.identity.raw_key()) as opened:
+            stored = opened.header
+            opened.verify()
     except ObjectMissingError:
         return False
     except CorruptObjectError as error:

@@ -190,15 +190,19 @@ def _history_for(target: Target, source: Source) -> TimelineHistory | None:
 def compare_stored(archive: Archive, key: str, header: WalHeader) -> None:
     """Accept what is stored under ``key`` if it equals what ``header`` describes (fact 5).
 
-    Header, end and frame table are read: an object that a store has cut off is
-    not taken for the file, its frames are not read again. Raises WalConflictError
-    (other content), CorruptObjectError, StoreError.
+    In a directory header, end and frame table are read: an object that was cut off
+    is not taken for the file. Of an object store everything is read and verified:
+    a put whose bytes were changed on the way was refused at its first try, and must
+    not succeed at the second. Raises WalConflictError (other content),
+    CorruptObjectError, StoreError.
     """
     store = archive.store
     raw_key = archive.identity.raw_key()
     try:
-        with WalObjectReader(store, key, raw_key, reads_frames=False) as opened:
+        with WalObjectReader(store, key, raw_key, reads_frames=store.reads_whole) as opened:
             stored = opened.header
+            if store.reads_whole:
+                opened.verify()
     except ObjectMissingError as error:
         raise StoreError(
             f"{key} in {store.name} was taken when {header.name} was put, and is gone now",
