@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,11 @@ from pgrecall.model.wal_files import history_name
 from pgrecall.repository.identity import add_owner
 from pgrecall.settings import AgentSettings, RepositorySettings
 from pgrecall.store.memory import MemoryStore
-from pgrecall.wal.push import ALREADY_STORED, CREATED
+from pgrecall.wal.push import ALREADY_STORED, CREATED, PushResult
 from pgrecall.wal.pusher import Pusher
+from pgrecall.wal.ready import FileIdentity
 from pgrecall.wal.storing import Storing
-from tests.support.pusher_scene import PusherScene, at_work, wait_until
+from tests.support.pusher_scene import DEADLINE_SECONDS, PusherScene, at_work, wait_until
 from tests.support.wal_scene import NOW, SYSTEM, build_segments
 
 HISTORY_2 = b"1\t0/3080000\tno recovery target specified\n"
@@ -208,3 +210,31 @@ def test_a_server_that_recovers_pushes_nothing_that_is_ready(
         # archive_mode = always: PostgreSQL asks, and it is pushed.
         assert pusher.facts()["pushed_total"] == 0
         assert pusher.push(f"pg_wal/{name}", str(scene.pgdata)).outcome == CREATED
+
+
+@pytest.mark.parametrize("is_archived", [True, False])
+def test_what_postgresql_archived_and_recycled_meanwhile_is_no_failure(
+    scene: PusherScene, monkeypatch: pytest.MonkeyPatch, is_archived: bool
+) -> None:
+    (name,) = scene.make_ready(1)
+    pusher = scene.pusher()
+    store = pusher._storing.store
+    begun = threading.Event()
+
+    def gone(path: str, identity: FileIdentity, turn: Callable[[], None]) -> PushResult:
+        """The file goes between the look and the work; PostgreSQL's marker goes if it is done."""
+        if not begun.is_set():
+            if is_archived:
+                (scene.status / f"{name}.ready").unlink()
+            Path(path).unlink()
+            try:
+                return store(path, identity, turn)
+            finally:
+                begun.set()
+        return store(path, identity, turn)
+
+    monkeypatch.setattr(pusher._storing, "store", gone)
+    with at_work(pusher):
+        assert begun.wait(DEADLINE_SECONDS)
+        wait_until(lambda: not pusher._working, "the job is over")
+    assert (pusher.facts()["failures_total"] == 0) == is_archived

@@ -69,9 +69,7 @@ class BackupVerifier:
                 hint="this backup cannot be restored: take another one now",
             )
             return BackupProof(backup_id=backup.backup_id, findings=(finding,))
-        source = PackSource(
-            self._catalog.store, self._catalog.server, backup.backup_id, packs
-        )
+        source = PackSource(self._catalog.store, self._catalog.server, backup.backup_id, packs)
         verifier = PackVerifier(manifest.root, contents, source, self._depth, self._throttle)
 
         def prove(index: int) -> PackProof:
@@ -134,7 +132,8 @@ def _named(contents: Contents, files: Sequence[int], backup_id: str) -> list[Fin
             severity="fail",
             code="file-damaged",
             subject=backup_id,
-            message="the checksum of the whole file does not match: " + ", ".join(names)
+            message="the checksum of the whole file does not match: "
+            + ", ".join(names)
             + (f" and {more} more files" if more else ""),
             hint="what a restore would write is not what was backed up: take another backup now",
         )

@@ -46,7 +46,7 @@ from pgrecall.wal.emergency import Emergency
 from pgrecall.wal.open_targets import OpenTargets
 from pgrecall.wal.outcomes import PushResult
 from pgrecall.wal.push import push_file
-from pgrecall.wal.ready import FileIdentity, identity_of, ready_names
+from pgrecall.wal.ready import FileIdentity, identity_of, is_gone, ready_names
 from pgrecall.wal.received import Received
 from pgrecall.wal.source import Source
 from pgrecall.wal.storing import Storing
@@ -385,6 +385,11 @@ class Pusher:
             self._received.note_archived(job.name)
             self._backlog.stored(job.name, result.raw_bytes)
         elif error is not None and not isinstance(error, _Halted):
+            self._fail_unless_gone(job, error)
+
+    def _fail_unless_gone(self, job: _Job, error: PgrecallError) -> None:
+        """Archived by PostgreSQL's own call and recycled while it was pushed: no failure."""
+        if not is_gone(job.path, job.identity):
             self._fail(job.name, error)
 
     def _forget_pushed(self) -> None:

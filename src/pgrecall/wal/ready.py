@@ -44,6 +44,23 @@ def identity_of(path: str) -> FileIdentity:
         ) from error
 
 
+def is_gone(path: str, identity: FileIdentity) -> bool:
+    """Whether that very file is there no more, and nothing waits for it to be archived.
+
+    PostgreSQL has archived it by a call of its own since it was looked at, and has
+    recycled it. A file that cannot be looked at is not called gone.
+    """
+    directory, name = os.path.split(path)
+    try:
+        if os.path.lexists(f"{directory}/archive_status/{name}{_READY}"):
+            return False
+        return FileIdentity(name, os.stat(path)) != identity
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+
+
 def ready_names(pgdata: str) -> list[str]:
     """Names of the files that wait to be archived, in PostgreSQL's order.
 
