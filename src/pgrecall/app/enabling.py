@@ -37,8 +37,8 @@ from pgrecall.postgres import hba
 from pgrecall.postgres.connection import Connection, connect
 from pgrecall.postgres.facts import server_facts
 from pgrecall.postgres.parameters import parameter_facts, reload, set_parameter
-from pgrecall.postgres.physical_slots import make_slot
 from pgrecall.postgres.roles import give
+from pgrecall.postgres.slots import make_slot
 from pgrecall.repository.enablements import Change, FileChange, SettingChange, record_change
 from pgrecall.settings import resolve_secret
 from pgrecall.system.clock import SystemClock

@@ -19,6 +19,7 @@ from pgrecall.errors import (
     ArchivingRefusedError,
     PostgresError,
     PostgresUnreachableError,
+    SlotError,
     StoreError,
 )
 from pgrecall.model.findings import Finding
@@ -26,9 +27,9 @@ from pgrecall.postgres import hba
 from pgrecall.postgres.connection import Connection
 from pgrecall.postgres.facts import ServerFacts, server_facts
 from pgrecall.postgres.parameters import ParameterFacts, parameter_facts, reload, set_parameter
-from pgrecall.postgres.physical_slots import drop_slot, slot_facts
 from pgrecall.postgres.restarting import restart_problem
 from pgrecall.postgres.roles import role_facts, take, uses_of
+from pgrecall.postgres.slots import drop_idle_slot, slot_state
 from pgrecall.repository.enablements import (
     Change,
     SettingChange,
@@ -230,8 +231,8 @@ class _Undoing:
     def _other_steps(self, change: Change) -> list[UndoStep]:
         steps = []
         if change.slot:
-            what, slot = f"slot {change.slot!r}", slot_facts(self._connection, change.slot)
-            if not slot.kind:
+            what, slot = f"slot {change.slot!r}", slot_state(self._connection, change.slot)
+            if slot is None:
                 steps.append(UndoStep(what, "leave", "absent", "absent", "it is gone"))
             elif slot.is_active:
                 steps.append(UndoStep(what, "leave", "in use", "in use", "a receiver uses it"))
@@ -295,7 +296,7 @@ class _Undoing:
                 self._left(step.what, step.why)
         try:
             if change.slot and _does(self._other_steps(change), f"slot {change.slot!r}"):
-                drop_slot(self._connection, change.slot)
+                drop_idle_slot(self._connection, change.slot)
                 self.done.append(f"dropped the slot {change.slot!r}")
             if change.role is not None and self._role_step(change).doing != "leave":
                 take(self._connection, change.role)
@@ -303,7 +304,7 @@ class _Undoing:
                 self.done.append(f"{done} the role {change.role.name!r}")
         except PostgresUnreachableError:
             raise
-        except PostgresError as error:
+        except (PostgresError, SlotError) as error:
             self._left("slot and role", error.message)
 
     def _files(self, change: Change) -> bool:
