@@ -8,10 +8,10 @@ import msgspec
 
 from pgrecall.app.context import RunContext
 from pgrecall.app.enabling_places import (
-    OpenedAll,
     local_data_directory,
     open_all,
-    open_session,
+    open_changing_session,
+    recorded_changes,
     restart_server,
 )
 from pgrecall.app.requests import EnableRequest
@@ -20,7 +20,6 @@ from pgrecall.errors import (
     PostgresError,
     PostgresUnreachableError,
     SlotError,
-    StoreError,
 )
 from pgrecall.model.findings import Finding
 from pgrecall.postgres import hba
@@ -34,11 +33,10 @@ from pgrecall.repository.enablements import (
     Change,
     SettingChange,
     merged,
-    open_changes,
-    read_enablements,
     record_undone,
 )
 from pgrecall.system.clock import SystemClock
+from pgrecall.system.faults import reached
 
 _SOMEBODY = "somebody"
 
@@ -80,13 +78,14 @@ def run_undo(context: RunContext, request: EnableRequest) -> UndoResult:
     What somebody else has changed since is left as it is, and said. Repositories
     that cannot be read do not keep the server from being put back, as long as one
     tells what was changed. Raises StoreError and its kinds when none does,
-    PostgresError and its kinds, ArchivingRefusedError.
+    PostgresError and its kinds, ArchivingRefusedError, and ServerBeingChangedError while somebody
+    else is at it.
     """
     name = context.server.name
     opened = open_all(context, needs_required=False)
-    with open_session(context, request, "undoing wal enable") as connection:
+    with open_changing_session(context, request, "undoing wal enable") as connection:
         facts = server_facts(connection)
-        changes = _open_changes(context, opened, facts)
+        changes = recorded_changes(context, opened, facts)
         if not changes:
             plan = UndoPlan(server=name, changes=(), findings=tuple(opened.findings()))
             context.approve(plan)
@@ -96,11 +95,16 @@ def run_undo(context: RunContext, request: EnableRequest) -> UndoResult:
         question = f"Turn archiving of the server {name!r} back to what it was?"
         if not context.approve(plan, question="" if request.dry_run else question):
             return UndoResult(plan=plan, outcome="nothing was changed")
-        pending = undoing.run(restarts=plan.restarts)
-    ids = [change.change_id for change in changes]
-    now = SystemClock().now()
-    for one in opened.repositories:
-        record_undone(one.store, name, ids, now)
+        reached("enable.undoing")
+        pending = undoing.run()
+        # Before a restart, with which the session ends, and somebody else may begin.
+        ids = [change.change_id for change in changes]
+        now = SystemClock().now()
+        for one in opened.repositories:
+            record_undone(one.store, name, ids, now)
+        if plan.restarts and pending:
+            undoing.restart()
+            pending = ()
     return UndoResult(
         plan=plan,
         outcome="undone",
@@ -108,23 +112,6 @@ def run_undo(context: RunContext, request: EnableRequest) -> UndoResult:
         pending_restart=pending,
         findings=tuple(undoing.findings),
     )
-
-
-def _open_changes(context: RunContext, opened: OpenedAll, facts: ServerFacts) -> list[Change]:
-    found = []
-    failed = dict(opened.failed)
-    for one in opened.repositories:
-        try:
-            found.append(read_enablements(one.store, context.server.name))
-        except StoreError as error:
-            failed[one.settings.name] = error
-    changes = open_changes(found, facts.system_identifier)
-    for name, problem in failed.items():
-        # Unknown is not "nothing". Every change is on record in each required repository, so
-        # that one of best effort can only repeat what those say.
-        if not changes and context.settings.repository(name).role == "required":
-            raise problem
-    return changes
 
 
 class _Undoing:
@@ -263,8 +250,8 @@ class _Undoing:
 
     # --- the act --------------------------------------------------------------------------
 
-    def run(self, *, restarts: bool) -> tuple[str, ...]:
-        """Settings, slot, role, files, reload, restart; returns what waits for a restart."""
+    def run(self) -> tuple[str, ...]:
+        """Settings, slot, role, files, reload; returns what waits for a restart."""
         changed = False
         for one in self._settings:
             step = self._setting_step(one)
@@ -282,13 +269,12 @@ class _Undoing:
         if changed:
             reload(self._connection)
         now = parameter_facts(self._connection, [one.name for one in self._settings]).by_name
-        pending = tuple(name for name, parameter in now.items() if parameter.is_pending)
-        if not restarts or not pending:
-            return pending
-        self._connection.close()
+        return tuple(name for name, parameter in now.items() if parameter.is_pending)
+
+    def restart(self) -> None:
+        """Restart the server; the session ends with it, not before."""
         restart_server(self._context, self._pgdata, self._facts.major)
         self.done.append("restarted the server")
-        return ()
 
     def _slot_and_role(self, change: Change) -> None:
         for step in self._other_steps(change):

@@ -54,7 +54,7 @@ class EnableFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What the server said.
 
     ``command``: its archive_command is "as wished", runs pgrecall otherwise ("ours"), is not there
-    ("none"), or belongs to something else. ``slot``: the one that is wished; None when it is absent.
+    ("none"), or belongs to something else. ``slot``: the wished one, None if it is absent.
     """
 
     major: int
