@@ -67,6 +67,12 @@ def segments_with_tails(
     return [name.rstrip("/") for name in store.children(f"{prefix}{timeline:08X}/")]
 
 
+def timelines_with_tails(store: Store, server: str, generation: Generation) -> list[int]:
+    """Numbers of the timelines that have tails; their order means nothing."""
+    names = store.children(layout.tails_prefix(server, generation.number))
+    return sorted(WalFile(f"{name.rstrip('/')}.history").timeline for name in names)
+
+
 def tail_frames(
     store: Store, raw_key: bytes, whose: tuple[str, Generation], tail: StoredTail
 ) -> Iterator[bytes | memoryview]:
