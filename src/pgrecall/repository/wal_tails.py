@@ -19,7 +19,12 @@ from pgrecall.model.wal_files import WalFile
 from pgrecall.model.wal_index import WalIndex
 from pgrecall.repository import layout
 from pgrecall.repository.identity import Generation
-from pgrecall.repository.wal_objects import WalHeader, WalObjectReader, read_index
+from pgrecall.repository.wal_objects import (
+    WalHeader,
+    WalObjectReader,
+    read_header,
+    read_index,
+)
 from pgrecall.store.base import Store
 
 KIND = "tail"
@@ -100,6 +105,18 @@ def tail_frames(
         piece = zeros[: min(left, len(zeros))]
         yield piece
         left -= len(piece)
+
+
+def read_tail_header(
+    store: Store, whose: tuple[str, Generation], segment: str, piece: tuple[int, int]
+) -> WalHeader:
+    """The verified header of one piece: size and digest of its bytes; raises as tail_frames."""
+    server, generation = whose
+    name = layout.tail_name(*piece)
+    key = layout.tail_key(server, generation.number, segment, name)
+    header = read_header(store, key)
+    _check(f"{key} in {store.name}", header, f"{segment}/{name}", generation)
+    return header
 
 
 def tail_index(store: Store, server: str, generation: Generation, tail: StoredTail) -> WalIndex:
