@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from pgrecall.model.lsn import Lsn
@@ -12,7 +13,6 @@ from pgrecall.wal.source import Origin
 from tests.support.wal_scene import SYSTEM, Scene, build_segments
 
 MIB = 1 << 20
-FIRST = 3
 COUNT = 3
 
 
@@ -21,20 +21,20 @@ def name_of(timeline: int, number: int) -> str:
     return segment_name(timeline, number * MIB, MIB)
 
 
+@cache
+def _contents(timeline: int) -> dict[str, bytes]:
+    return build_segments(COUNT, timeline=timeline)
+
+
 class TailScene(Scene):
     """Timelines 1 and 2 have different content from their first byte on: it is not looked at."""
 
     def __init__(self, path: Path, *, roles: tuple[str, ...] = ("required",)) -> None:
         super().__init__(path, roles=roles)
-        self._contents = {
-            name: content
-            for timeline in (1, 2)
-            for name, content in build_segments(COUNT, timeline=timeline).items()
-        }
         self.landing = Landing(self.settings, self.server, {}, Origin(SYSTEM, "a test"))
 
     def content(self, timeline: int, number: int) -> bytes:
-        return self._contents[name_of(timeline, number)]
+        return _contents(timeline)[name_of(timeline, number)]
 
     def whole(self, timeline: int, number: int) -> None:
         """Store a segment, as archive_command does."""
