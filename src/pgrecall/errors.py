@@ -293,6 +293,14 @@ class ArchivingRefusedError(PgrecallError):
     exit_status = 36
 
 
+class ServerBeingChangedError(PgrecallError):
+    """Somebody else turns archiving of the server on or off at this moment."""
+
+    code = "server-being-changed"
+    exit_status = 38
+    retryable = True
+
+
 # --- backup, restore, check ------------------------------------------------------
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from pgrecall.postgres.parameters import Parameter, ParameterFacts
-from pgrecall.postgres.physical_slots import SlotFacts
 from pgrecall.postgres.roles import RoleFacts, needed_functions
+from pgrecall.postgres.slots import SlotState
 from pgrecall.wal.enabling_plan import Decision, EnableFacts, EnableWishes, decide
 
 COMMAND = '/usr/bin/pgrecall --config /etc/p.toml --server main wal push "%p"'
@@ -172,11 +172,13 @@ def test_the_role_gets_what_it_lacks_and_no_more() -> None:
 
 
 def test_the_slot_and_what_bounds_it() -> None:
-    decision = decided(parameters(FRESH), slot_facts=SlotFacts("s"))
+    decision = decided(parameters(FRESH), slot="s")
     assert decision.makes_slot
     assert "slot-unbounded" in {finding.code for finding in decision.findings}
-    assert not decided(parameters(FRESH), slot_facts=SlotFacts("s", "physical")).makes_slot
-    assert "logical" in fails(decided(parameters(FRESH), slot_facts=SlotFacts("s", "logical")))[0]
+    there = SlotState(name="s", kind="physical", is_active=False)
+    assert not decided(parameters(FRESH), slot="s", slot_facts=there).makes_slot
+    other = SlotState(name="s", kind="logical", is_active=False)
+    assert "logical" in fails(decided(parameters(FRESH), slot="s", slot_facts=other))[0]
 
 
 def test_advice_is_given_where_it_applies() -> None:

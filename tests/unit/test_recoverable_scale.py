@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from datetime import datetime, timedelta
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import pytest
 
 from pgrecall.app.opened import OpenedRepository
 from pgrecall.app.recoverable import RecoverableSurvey
+from pgrecall.app.recoverable_result import RecoverableResult
 from pgrecall.codec.compression import make_frame_encoder
 from pgrecall.model.ids import BACKUP, new_id
 from pgrecall.model.lsn import Lsn
@@ -97,11 +98,28 @@ def survey_of(store: FaultyStore) -> RecoverableSurvey:
     return RecoverableSurvey(cast(OpenedRepository, opened), "main")
 
 
-def test_ranges_and_answers(store: MemoryStore) -> None:
+class Surveyed(NamedTuple):
+    """One look at it all, and what that took."""
+
+    survey: RecoverableSurvey
+    result: RecoverableResult
+    reads: int
+    cpu_seconds: float
+
+
+@pytest.fixture(scope="module")
+def surveyed(store: MemoryStore) -> Surveyed:
     counting = FaultyStore(store)
     began = time.process_time()
     survey = survey_of(counting)
     result = survey.result(NOW)
+    reads = sum(method == "read" for method, _ in counting.calls)
+    return Surveyed(survey, result, reads, time.process_time() - began)
+
+
+def test_ranges_and_answers(surveyed: Surveyed) -> None:
+    began = time.process_time() - surveyed.cpu_seconds
+    survey, result = surveyed.survey, surveyed.result
     (generation,) = result.generations
     (path,) = generation.paths
     before, behind = path.ranges
@@ -110,8 +128,7 @@ def test_ranges_and_answers(store: MemoryStore) -> None:
     (gap,) = path.gaps
     assert gap.first_missing == segment_name(1, LOST * SIZE, SIZE)
     assert result.newest_lsn == str(Lsn(SEGMENTS * SIZE))
-    reads = sum(method == "read" for method, _ in counting.calls)
-    assert reads < BACKUPS + SEGMENTS + 50
+    assert surveyed.reads < BACKUPS + SEGMENTS + 50
 
     in_gap: list[RecoveryTarget] = [
         ToTime(moment(LOST + 0.5)),
@@ -129,8 +146,8 @@ def test_ranges_and_answers(store: MemoryStore) -> None:
     assert time.process_time() - began < 120
 
 
-def test_the_newest_fitting_backup_is_taken(store: MemoryStore) -> None:
-    survey = survey_of(FaultyStore(store))
+def test_the_newest_fitting_backup_is_taken(surveyed: Surveyed) -> None:
+    survey = surveyed.survey
     for target, number in ((ToLsn(Lsn(700 * SIZE + (8 << 20))), 700), (ToName("point 1350"), 1350)):
         # There are no packs: the answer is no for that, and the choice is made all the same.
         answer = survey.answer(target, timeline=None, now=NOW)

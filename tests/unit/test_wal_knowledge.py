@@ -220,6 +220,7 @@ _RECORDS = st.one_of(
 
 
 @needs_native
+@pytest.mark.parametrize("implementation", [pytest.param(native_scan, id="both")], indirect=True)
 @settings(max_examples=200, deadline=None)
 @given(
     records=st.lists(_RECORDS, max_size=40),

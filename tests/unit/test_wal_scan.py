@@ -62,6 +62,12 @@ def implementation(request, monkeypatch):
     monkeypatch.setattr(wal_scan, "scan_wal", request.param)
 
 
+# These run both walks themselves, once.
+runs_both = pytest.mark.parametrize(
+    "implementation", [pytest.param(native_scan, id="both")], indirect=True
+)
+
+
 def scan(data, start=START):
     return wal_scan.scan_segment(data, start)
 
@@ -379,6 +385,7 @@ _MUTATION = st.tuples(st.integers(0, 3 * 2048), st.binary(min_size=1, max_size=8
 
 
 @needs_native
+@runs_both
 @settings(max_examples=150, deadline=None)
 @given(
     records=st.lists(_RECORD, max_size=30),
@@ -411,6 +418,7 @@ def test_native_and_python_agree_on_anything(records, mutations, length, carried
 
 
 @needs_native
+@runs_both
 @settings(max_examples=60, deadline=None)
 @given(cut=st.integers(1, 120), size=st.integers(0, 3000), flip=st.integers(0, 30_000))
 def test_native_and_python_agree_on_carried_records(cut, size, flip):

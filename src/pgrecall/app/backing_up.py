@@ -20,7 +20,7 @@ from pgrecall.model.runs import RunFacts
 from pgrecall.postgres.connection import Connection, connect
 from pgrecall.postgres.control import read_control
 from pgrecall.postgres.facts import server_facts, server_rights
-from pgrecall.postgres.physical_slots import slot_facts
+from pgrecall.postgres.slots import PHYSICAL, slot_state
 from pgrecall.repository.identity import require_generation, require_owner
 from pgrecall.repository.wal_archive import WalArchive
 from pgrecall.store.remains import remove_abandoned_files
@@ -90,7 +90,7 @@ def _task(context: RunContext, opened: OpenedRepository, request: BackupRequest)
     with _connect(context, "backup") as connection:
         facts = server_facts(connection)
         rights = server_rights(connection)
-        slot = slot_facts(connection, context.settings.receive.slot)
+        slot = slot_state(connection, context.settings.receive.slot)
     data_directory = server.data_directory or facts.data_directory
     control = read_control(data_directory)
     wishes = BackupWishes(
@@ -102,7 +102,7 @@ def _task(context: RunContext, opened: OpenedRepository, request: BackupRequest)
         level=chosen.level,
         workers=chosen.workers or os.cpu_count() or 1,
         with_wal=request.with_wal,
-        is_received=slot.is_active and slot.kind == "physical",
+        is_received=slot is not None and slot.is_active and slot.kind == PHYSICAL,
     )
     plan = plan_backup(wishes, facts, rights, control)
     generation = require_generation(

@@ -11,7 +11,8 @@ from pgrecall.app.enabling_places import (
     OpenedAll,
     administrator,
     open_all,
-    open_session,
+    open_changing_session,
+    recorded_changes,
     require_primary,
     restart_server,
 )
@@ -30,6 +31,7 @@ from pgrecall.errors import (
     PgrecallError,
     PostgresRightsError,
     PostgresUnreachableError,
+    ServerBeingChangedError,
 )
 from pgrecall.model.findings import Finding
 from pgrecall.model.ids import CHANGE, new_id
@@ -37,8 +39,8 @@ from pgrecall.postgres import hba
 from pgrecall.postgres.connection import Connection, connect
 from pgrecall.postgres.facts import server_facts
 from pgrecall.postgres.parameters import parameter_facts, reload, set_parameter
-from pgrecall.postgres.physical_slots import make_slot
 from pgrecall.postgres.roles import give
+from pgrecall.postgres.slots import make_slot
 from pgrecall.repository.enablements import Change, FileChange, SettingChange, record_change
 from pgrecall.settings import resolve_secret
 from pgrecall.system.clock import SystemClock
@@ -70,10 +72,11 @@ def run_enable(context: RunContext, request: EnableRequest) -> EnableResult:
     What was there is recorded in every repository first, durably. A run that ends
     in the middle can be repeated, or undone. Raises ArchivingRefusedError (a standby,
     a foreign archive_command, archive_library, a failing push), IdentityError,
-    NotOwnerError, StoreError, RepositoryError, PostgresError and its kinds.
+    NotOwnerError, StoreError, RepositoryError, PostgresError and its kinds, and
+    ServerBeingChangedError while somebody else is at it.
     """
     opened = open_all(context, needs_required=True)
-    with open_session(context, request, "enabling archiving") as connection:
+    with open_changing_session(context, request, "enabling archiving") as connection:
         facts = server_facts(connection)
         require_primary(context.server.name, facts)
         require_known(context, opened, facts)
@@ -95,8 +98,8 @@ def run_enable(context: RunContext, request: EnableRequest) -> EnableResult:
         if not context.approve(plan, question=f"Change the server {context.server.name!r} so?"):
             return EnableResult(plan=plan, outcome="nothing was changed")
         password = resolve_secret(request.role_password, context.environment)
-        enabling = _Enabling(context, request, prepared, connection, password=password)
-        enabling.record(opened)
+        enabling = _Enabling(context, request, prepared, connection, opened, password=password)
+        enabling.record()
         try:
             return enabling.run()
         except PgrecallError as error:
@@ -115,6 +118,7 @@ class _Enabling:
         request: EnableRequest,
         prepared: Prepared,
         connection: Connection,
+        opened: OpenedAll,
         *,
         password: str,
     ) -> None:
@@ -123,6 +127,8 @@ class _Enabling:
         self._prepared = prepared
         self._connection = connection
         self._password = password
+        self._opened = opened
+        self._recorded: frozenset[str] = frozenset()
         self._change_id = new_id(CHANGE, SystemClock().now())
         self.done: list[str] = []
         self.findings: list[Finding] = []
@@ -168,7 +174,7 @@ class _Enabling:
         """End the session, which may be another one since a restart."""
         self._connection.close()
 
-    def record(self, opened: OpenedAll) -> None:
+    def record(self) -> None:
         """Say in every repository what is going to be done; durable when it returns."""
         prepared, decision = self._prepared, self._prepared.decision
         files: list[FileChange] = []
@@ -188,8 +194,9 @@ class _Enabling:
             slot=self._context.settings.receive.slot if self._will_make_slot() else "",
             files=tuple(files),
         )
-        for one in opened.repositories:
+        for one in self._opened.repositories:
             record_change(one.store, self._context.server.name, change)
+        self._recorded = self._changes_on_record()
 
     def _role(self) -> None:
         change = self._prepared.decision.role
@@ -255,12 +262,37 @@ class _Enabling:
 
     def _restart(self, *, is_slot_left: bool) -> None:
         prepared = self._prepared
-        self._connection.close()
+        # The session, and the lock, end with the server and not before.
         restart_server(self._context, prepared.pgdata, prepared.facts.major)
         self.done.append("restarted the server")
-        self._connection = open_session(self._context, self._request, "enabling archiving")
+        self._connection.close()
+        reached("enable.restarted")
+        self._connection = open_changing_session(
+            self._context,
+            self._request,
+            "enabling archiving",
+            done="the settings of the plan are set, and the server was restarted",
+        )
+        self._require_untouched()
         if is_slot_left:
             self._slot()
+
+    def _changes_on_record(self) -> frozenset[str]:
+        changes = recorded_changes(self._context, self._opened, self._prepared.facts)
+        return frozenset(change.change_id for change in changes)
+
+    def _require_untouched(self) -> None:
+        """Raise ServerBeingChangedError if somebody was quicker after the restart."""
+        now = self._changes_on_record()
+        others = sorted(now - self._recorded)
+        if self._change_id in now and not others:
+            return
+        what = f"enabled it, too ({', '.join(others)})" if others else "undid this"
+        raise ServerBeingChangedError(
+            f"when the server had been restarted, somebody else {what}; the rest of the plan was"
+            " not carried out",
+            hint="look at the plan anew",
+        )
 
     def _verify(self, pending: tuple[str, ...]) -> None:
         """What was set counts now, or waits for the restart; anything else is a finding."""

@@ -14,17 +14,20 @@ from pgrecall.errors import (
     DataDirectoryError,
     PgrecallError,
     RepositoryError,
+    ServerBeingChangedError,
     ServerIsStandbyError,
     SettingsError,
     StoreError,
 )
 from pgrecall.model.findings import Finding
+from pgrecall.postgres.change_lock import take_change_lock
 from pgrecall.postgres.connection import Connection, connect
 from pgrecall.postgres.control import read_control
 from pgrecall.postgres.facts import ServerFacts
 from pgrecall.postgres.instance import running_postmaster
 from pgrecall.postgres.restarting import restart
 from pgrecall.postgres.tools import find_bin_directory
+from pgrecall.repository.enablements import Change, open_changes, read_enablements
 from pgrecall.settings import ServerSettings
 
 RESTART_SECONDS = 300
@@ -83,6 +86,49 @@ def open_session(context: RunContext, request: EnableRequest, purpose: str) -> C
         purpose=purpose,
         environment=context.environment,
     )
+
+
+def open_changing_session(
+    context: RunContext, request: EnableRequest, purpose: str, *, done: str = "nothing was changed"
+) -> Connection:
+    """As open_session, and nobody else plans or changes the server as long as it lives.
+
+    A dry run changes nothing, and waits for nobody. Raises ServerBeingChangedError too, which
+    says what was ``done``.
+    """
+    connection = open_session(context, request, purpose)
+    if request.dry_run:
+        return connection
+    try:
+        take_change_lock(connection)
+    except ServerBeingChangedError as error:
+        connection.close()
+        raise ServerBeingChangedError(f"{error.message}; {done}", hint=error.hint) from error
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def recorded_changes(context: RunContext, opened: OpenedAll, facts: ServerFacts) -> list[Change]:
+    """What was changed and not undone, oldest first, as all repositories together tell it.
+
+    Raises what is wrong with a required repository when none tells of any.
+    """
+    found = []
+    failed = dict(opened.failed)
+    for one in opened.repositories:
+        try:
+            found.append(read_enablements(one.store, context.server.name))
+        except StoreError as error:
+            failed[one.settings.name] = error
+    changes = open_changes(found, facts.system_identifier)
+    for name, problem in failed.items():
+        # Unknown is not "nothing". Every change is on record in each required repository, so
+        # that one of best effort can only repeat what those say.
+        if not changes and context.settings.repository(name).role == "required":
+            raise problem
+    return changes
 
 
 def require_primary(server: str, facts: ServerFacts) -> None:

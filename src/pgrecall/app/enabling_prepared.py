@@ -19,9 +19,9 @@ from pgrecall.postgres import hba
 from pgrecall.postgres.connection import Connection
 from pgrecall.postgres.facts import ServerFacts
 from pgrecall.postgres.parameters import file_errors, parameter_facts
-from pgrecall.postgres.physical_slots import check_slot_name, slot_facts
 from pgrecall.postgres.restarting import restart_problem
 from pgrecall.postgres.roles import role_facts
+from pgrecall.postgres.slots import check_slot_name, slot_state
 from pgrecall.repository.identity import require_generation, require_owner
 from pgrecall.wal.agent_places import socket_path
 from pgrecall.wal.commands import archive_command, client_archive_command
@@ -128,7 +128,7 @@ def prepare(
             role=(
                 role_facts(connection, request.role, streams=request.slot) if request.role else None
             ),
-            slot=slot_facts(connection, slot) if slot else None,
+            slot=slot_state(connection, slot) if slot else None,
         ),
         wishes,
     )

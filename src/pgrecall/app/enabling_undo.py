@@ -8,10 +8,10 @@ import msgspec
 
 from pgrecall.app.context import RunContext
 from pgrecall.app.enabling_places import (
-    OpenedAll,
     local_data_directory,
     open_all,
-    open_session,
+    open_changing_session,
+    recorded_changes,
     restart_server,
 )
 from pgrecall.app.requests import EnableRequest
@@ -19,25 +19,24 @@ from pgrecall.errors import (
     ArchivingRefusedError,
     PostgresError,
     PostgresUnreachableError,
-    StoreError,
+    SlotError,
 )
 from pgrecall.model.findings import Finding
 from pgrecall.postgres import hba
 from pgrecall.postgres.connection import Connection
 from pgrecall.postgres.facts import ServerFacts, server_facts
 from pgrecall.postgres.parameters import ParameterFacts, parameter_facts, reload, set_parameter
-from pgrecall.postgres.physical_slots import drop_slot, slot_facts
 from pgrecall.postgres.restarting import restart_problem
 from pgrecall.postgres.roles import role_facts, take, uses_of
+from pgrecall.postgres.slots import drop_idle_slot, slot_state
 from pgrecall.repository.enablements import (
     Change,
     SettingChange,
     merged,
-    open_changes,
-    read_enablements,
     record_undone,
 )
 from pgrecall.system.clock import SystemClock
+from pgrecall.system.faults import reached
 
 _SOMEBODY = "somebody"
 
@@ -79,13 +78,14 @@ def run_undo(context: RunContext, request: EnableRequest) -> UndoResult:
     What somebody else has changed since is left as it is, and said. Repositories
     that cannot be read do not keep the server from being put back, as long as one
     tells what was changed. Raises StoreError and its kinds when none does,
-    PostgresError and its kinds, ArchivingRefusedError.
+    PostgresError and its kinds, ArchivingRefusedError, and ServerBeingChangedError while somebody
+    else is at it.
     """
     name = context.server.name
     opened = open_all(context, needs_required=False)
-    with open_session(context, request, "undoing wal enable") as connection:
+    with open_changing_session(context, request, "undoing wal enable") as connection:
         facts = server_facts(connection)
-        changes = _open_changes(context, opened, facts)
+        changes = recorded_changes(context, opened, facts)
         if not changes:
             plan = UndoPlan(server=name, changes=(), findings=tuple(opened.findings()))
             context.approve(plan)
@@ -95,11 +95,16 @@ def run_undo(context: RunContext, request: EnableRequest) -> UndoResult:
         question = f"Turn archiving of the server {name!r} back to what it was?"
         if not context.approve(plan, question="" if request.dry_run else question):
             return UndoResult(plan=plan, outcome="nothing was changed")
-        pending = undoing.run(restarts=plan.restarts)
-    ids = [change.change_id for change in changes]
-    now = SystemClock().now()
-    for one in opened.repositories:
-        record_undone(one.store, name, ids, now)
+        reached("enable.undoing")
+        pending = undoing.run()
+        # Before a restart, with which the session ends, and somebody else may begin.
+        ids = [change.change_id for change in changes]
+        now = SystemClock().now()
+        for one in opened.repositories:
+            record_undone(one.store, name, ids, now)
+        if plan.restarts and pending:
+            undoing.restart()
+            pending = ()
     return UndoResult(
         plan=plan,
         outcome="undone",
@@ -107,23 +112,6 @@ def run_undo(context: RunContext, request: EnableRequest) -> UndoResult:
         pending_restart=pending,
         findings=tuple(undoing.findings),
     )
-
-
-def _open_changes(context: RunContext, opened: OpenedAll, facts: ServerFacts) -> list[Change]:
-    found = []
-    failed = dict(opened.failed)
-    for one in opened.repositories:
-        try:
-            found.append(read_enablements(one.store, context.server.name))
-        except StoreError as error:
-            failed[one.settings.name] = error
-    changes = open_changes(found, facts.system_identifier)
-    for name, problem in failed.items():
-        # Unknown is not "nothing". Every change is on record in each required repository, so
-        # that one of best effort can only repeat what those say.
-        if not changes and context.settings.repository(name).role == "required":
-            raise problem
-    return changes
 
 
 class _Undoing:
@@ -230,8 +218,8 @@ class _Undoing:
     def _other_steps(self, change: Change) -> list[UndoStep]:
         steps = []
         if change.slot:
-            what, slot = f"slot {change.slot!r}", slot_facts(self._connection, change.slot)
-            if not slot.kind:
+            what, slot = f"slot {change.slot!r}", slot_state(self._connection, change.slot)
+            if slot is None:
                 steps.append(UndoStep(what, "leave", "absent", "absent", "it is gone"))
             elif slot.is_active:
                 steps.append(UndoStep(what, "leave", "in use", "in use", "a receiver uses it"))
@@ -262,8 +250,8 @@ class _Undoing:
 
     # --- the act --------------------------------------------------------------------------
 
-    def run(self, *, restarts: bool) -> tuple[str, ...]:
-        """Settings, slot, role, files, reload, restart; returns what waits for a restart."""
+    def run(self) -> tuple[str, ...]:
+        """Settings, slot, role, files, reload; returns what waits for a restart."""
         changed = False
         for one in self._settings:
             step = self._setting_step(one)
@@ -281,13 +269,12 @@ class _Undoing:
         if changed:
             reload(self._connection)
         now = parameter_facts(self._connection, [one.name for one in self._settings]).by_name
-        pending = tuple(name for name, parameter in now.items() if parameter.is_pending)
-        if not restarts or not pending:
-            return pending
-        self._connection.close()
+        return tuple(name for name, parameter in now.items() if parameter.is_pending)
+
+    def restart(self) -> None:
+        """Restart the server; the session ends with it, not before."""
         restart_server(self._context, self._pgdata, self._facts.major)
         self.done.append("restarted the server")
-        return ()
 
     def _slot_and_role(self, change: Change) -> None:
         for step in self._other_steps(change):
@@ -295,7 +282,7 @@ class _Undoing:
                 self._left(step.what, step.why)
         try:
             if change.slot and _does(self._other_steps(change), f"slot {change.slot!r}"):
-                drop_slot(self._connection, change.slot)
+                drop_idle_slot(self._connection, change.slot)
                 self.done.append(f"dropped the slot {change.slot!r}")
             if change.role is not None and self._role_step(change).doing != "leave":
                 take(self._connection, change.role)
@@ -303,7 +290,7 @@ class _Undoing:
                 self.done.append(f"{done} the role {change.role.name!r}")
         except PostgresUnreachableError:
             raise
-        except PostgresError as error:
+        except (PostgresError, SlotError) as error:
             self._left("slot and role", error.message)
 
     def _files(self, change: Change) -> bool:

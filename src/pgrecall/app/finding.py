@@ -17,10 +17,11 @@ from pgrecall.model.findings import Finding
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.manifest import Completion
 from pgrecall.model.timelines import TimelineHistory
+from pgrecall.model.wal_files import WalFile
 from pgrecall.model.wal_index import RestorePoint, Transaction, datetime_of
 from pgrecall.repository.name_maps import NameMaps
 from pgrecall.repository.wal_archive import WalArchive
-from pgrecall.repository.wal_knowledge import path_segments
+from pgrecall.repository.wal_knowledge import path_with_tails
 from pgrecall.wal.moments import Moments, Segments
 from pgrecall.wal.table_patterns import TablePattern
 
@@ -47,7 +48,8 @@ class FoundMoment(msgspec.Struct, frozen=True, kw_only=True):
 class SearchedRange(msgspec.Struct, frozen=True, kw_only=True):
     """The WAL of one timeline that was searched; ``unknown_segments`` tell nothing of tables.
 
-    It ends at ``end_lsn``; the last commit in it, or rollback, was at ``last_end_at``.
+    It ends at ``end_lsn``; the last commit in it, or rollback, was at ``last_end_at``. ``tail``
+    names the last segment when it is not whole yet: a receiver stored its beginning.
     """
 
     timeline: int
@@ -58,6 +60,7 @@ class SearchedRange(msgspec.Struct, frozen=True, kw_only=True):
     unknown_segments: int
     end_lsn: str
     last_end_at: datetime | None
+    tail: str = ""
 
 
 class FindResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,12 +97,14 @@ def run_find(context: RunContext, request: FindRequest) -> FindResult:
     found: dict[tuple[object, ...], FoundMoment] = {}
     searched: list[SearchedRange] = []
     for history in histories.chosen:
-        segments = path_segments(archive, history)
+        segments, tails = path_with_tails(archive, history)
         tables = TableSearch(archive, maps, history)
         for moment in search.along(history, segments, tables):
             key = (moment.timeline, Lsn.parse(moment.lsn), moment.what, moment.name, moment.xid)
             found.setdefault(key, moment)
         searched.append(_searched(history, segments, tables, archive))
+        if segments and segments[-1][0] in tails:
+            searched[-1] = msgspec.structs.replace(searched[-1], tail=segments[-1][0])
     moments = sorted(found.items(), key=_in_order)
     return FindResult(
         server=context.server.name,
@@ -125,7 +130,7 @@ def _nothing(question: str, searched: list[SearchedRange]) -> Finding:
         code="nothing-found",
         subject=question,
         message=f"nothing found in {count} segments, up to {ends or 'nowhere'}; what was written"
-        " since is searched when it is archived (pgrecall wal switch)",
+        " since is searched when it is archived (pgrecall wal switch) or received",
     )
 
 
@@ -153,7 +158,7 @@ class _Histories:
 
 def _histories(archive: WalArchive, timeline: int | None) -> _Histories:
     found = archive.histories()
-    present = archive.timelines()
+    present = sorted({*archive.timelines(), *archive.timelines_with_tails()})
     lost = [number for number in present if number not in found]
     if timeline is not None and timeline not in found:
         raise WalMissingError(
@@ -382,9 +387,8 @@ def _searched(
 ) -> SearchedRange:
     own = [name for name, _ in segments]
     last = archive.index(own[-1]) if own else None
-    size = archive.segment_bytes
-    ends = [until - until % size + (size if until % size else 0) for _, until in segments]
-    gaps = sum(1 for i in range(1, len(segments)) if ends[i] - ends[i - 1] > size)
+    begins = [WalFile(name).start(archive.segment_bytes) for name in own]
+    gaps = sum(1 for i in range(1, len(segments)) if begins[i] != segments[i - 1][1])
     return SearchedRange(
         timeline=history.timeline,
         segments=len(own),
@@ -392,7 +396,7 @@ def _searched(
         last_segment=own[-1] if own else "",
         gaps=gaps,
         unknown_segments=tables.unknown,
-        end_lsn=str(last.end_lsn) if last is not None else "",
+        end_lsn=str(Lsn(min(last.end_lsn, segments[-1][1]))) if last is not None else "",
         last_end_at=last.end_times.last_at if last is not None and last.end_times else None,
     )
 

@@ -192,6 +192,7 @@ def _result(receiver: Receiver) -> ReceiveResult:
     if uploader is not None:
         missed = [uploader.problem] if uploader.problem else []
         findings += [Finding("warn", "not-stored", said) for said in missed + uploader.warnings]
+        findings += [Finding("warn", "tail-kept", said) for said in uploader.kept_tails]
     timeline = facts["timeline"]
     return ReceiveResult(
         timeline=timeline if isinstance(timeline, int) and timeline else None,

@@ -1,21 +1,28 @@
-"""All replication slots of a server, and what they cost.
+"""The replication slots of a server: what they cost; one made ahead, and dropped again.
+
+A slot that nobody reads keeps WAL without end. One that is made here reserves nothing until a
+receiver connects (pg_create_physical_replication_slot, immediately_reserve false).
 
 Source: PostgreSQL's documentation, pg_replication_slots, versions 13 to 18.
 """
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 
 import msgspec
 from psycopg import sql
 
-from pgrecall.errors import SlotError
+from pgrecall.errors import SlotError, UsageError
 from pgrecall.model.lsn import Lsn
 from pgrecall.postgres.connection import Connection
 
 LOST = "lost"
 UNRESERVED = "unreserved"
+PHYSICAL = "physical"
+
+_NAME = re.compile(r"[a-z0-9_]{1,63}")
 
 
 class SlotState(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +53,16 @@ class SlotState(msgspec.Struct, frozen=True, kw_only=True):
         return Lsn.parse(self.restart_lsn) if self.restart_lsn else None
 
 
+def check_slot_name(name: str) -> str:
+    """``name`` if PostgreSQL takes it for a slot; raises UsageError."""
+    if _NAME.fullmatch(name) is None:
+        raise UsageError(
+            f"{name!r} is no name of a replication slot",
+            hint="lower-case letters, digits and underscores, at most 63",
+        )
+    return name
+
+
 def list_slots(connection: Connection) -> list[SlotState]:
     """Every slot by name; raises PostgresError."""
     nothing = sql.SQL("NULL")
@@ -68,12 +85,23 @@ def list_slots(connection: Connection) -> list[SlotState]:
 
 
 def slot_state(connection: Connection, name: str) -> SlotState | None:
-    """One slot; None when there is none of that name."""
+    """One slot; None when there is none of that name. Raises PostgresError."""
     return next((slot for slot in list_slots(connection) if slot.name == name), None)
 
 
+def make_slot(connection: Connection, name: str) -> None:
+    """Make a physical slot that reserves nothing yet; raises PostgresError."""
+    connection.rows(
+        "SELECT pg_catalog.pg_create_physical_replication_slot(%s, false)",
+        (check_slot_name(name),),
+    )
+
+
 def drop_idle_slot(connection: Connection, name: str) -> None:
-    """Drop a slot that nobody uses; raises SlotError when somebody does or there is none."""
+    """Drop a slot that nobody uses; raises SlotError when somebody does or there is none.
+
+    Also raises PostgresError, where somebody begins to use it at this moment.
+    """
     found = slot_state(connection, name)
     if found is None:
         raise SlotError(

@@ -7,14 +7,21 @@ method that may be called from several threads says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
+from functools import partial
 from itertools import islice
+from typing import TypeVar
 
 import msgspec
 
-from pgrecall.errors import CorruptObjectError, ObjectMissingError, WalMissingError
+from pgrecall.errors import (
+    CorruptObjectError,
+    ObjectMissingError,
+    StoreError,
+    WalMissingError,
+)
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.timelines import TimelineHistory
 from pgrecall.model.wal_files import HISTORY, SEGMENT, WalFile, history_name, segment_name
@@ -23,13 +30,24 @@ from pgrecall.repository import layout
 from pgrecall.repository.identity import Generation, RepositoryIdentity, open_repository
 from pgrecall.repository.wal_objects import WalObjectReader, read_index
 from pgrecall.repository.wal_rollups import RollUps
-from pgrecall.repository.wal_tails import StoredTail, find_tail, tail_frames, tail_index
+from pgrecall.repository.wal_tails import (
+    StoredTail,
+    find_tail,
+    segments_with_tails,
+    tail_frames,
+    tail_index,
+    timelines_with_tails,
+)
 from pgrecall.store.base import Store
 
 _INDEX_THREADS = 16
 _INDEXES_AHEAD = 64
 # A terabyte of WAL has 65,536 segments; their indexes together would take hundreds of MB.
 _INDEXES_KEPT = 4096
+# A receiver stores a longer tail every few seconds; what is read here takes less.
+_MAXIMUM_TRIES = 5
+
+_Read = TypeVar("_Read")
 
 
 class StoredSegment(msgspec.Struct, frozen=True):
@@ -65,23 +83,7 @@ class WalArchive:
 
         Raises WalMissingError when it is proven absent, CorruptObjectError, StoreError.
         """
-        identity = self._identity
-        if identity is None:
-            identity = self._identity = open_repository(self.store)
-        try:
-            with WalObjectReader(self.store, self._key(name), identity.raw_key()) as stored:
-                if stored.header.name != name:
-                    raise CorruptObjectError(
-                        f"{self._key(name)} in {self.store.name} holds {stored.header.name}",
-                        hint="the object was moved; look for the right one",
-                    )
-                return stored.read()
-        except ObjectMissingError as error:
-            tail = self._tails.get(name)
-            if tail is None:
-                raise self._missing(name) from error
-        whose = (self.server, self.generation)
-        return b"".join(tail_frames(self.store, identity.raw_key(), whose, tail))
+        return self._whole_or_tail(name, partial(self._read_whole, name), self._read_tail)
 
     def tail_end(self, name: str) -> Lsn | None:
         """Where the last whole record ends in the tail of a segment; None: there is no tail.
@@ -89,13 +91,25 @@ class WalArchive:
         From then on ``read`` and ``index`` give the tail, with zeros behind, as long
         as the segment itself is absent: that is what archive recovery is given.
         """
-        tail = find_tail(self.store, self.server, self.generation, name)
-        if tail is None:
-            return None
-        self._tails[name] = tail
-        index = tail_index(self.store, self.server, self.generation, tail)
-        end = min(tail.end, index.end_lsn)
-        return Lsn(end) if end > index.start_lsn else None
+        for _ in range(_MAXIMUM_TRIES):
+            tail = find_tail(self.store, self.server, self.generation, name)
+            if tail is None:
+                return None
+            try:
+                index = self._tail_index(tail)
+            except ObjectMissingError:
+                continue  # a longer one took its place
+            self._tails[name] = tail
+            end = min(tail.end, index.end_lsn)
+            return Lsn(end) if end > index.start_lsn else None
+        raise StoreError(
+            f"the tail of {name} in {self.store.name} changes while it is read",
+            hint="a receiver is at work on this server. Ask again",
+        )
+
+    def tails(self, timeline: int) -> list[str]:
+        """Names of the segments of a timeline that have a tail, in WAL order, whole ones too."""
+        return segments_with_tails(self.store, self.server, self.generation, timeline)
 
     def writer(self, name: str) -> str | None:
         """The restore id of the copy that pushed the file; None: the original server.
@@ -117,6 +131,10 @@ class WalArchive:
         names = self.store.children(layout.wal_prefix(self.server, self.generation.number))
         others = {f"{layout.TAILS}/", f"{layout.GAPS}/"}
         return sorted(_directory_number(name) for name in names if name not in others)
+
+    def timelines_with_tails(self) -> list[int]:
+        """Numbers of all timelines of which a tail is stored; their order means nothing."""
+        return timelines_with_tails(self.store, self.server, self.generation)
 
     def histories(self) -> dict[int, TimelineHistory]:
         """Every archived history by timeline; timeline 1 is among them always.
@@ -258,17 +276,15 @@ class WalArchive:
         known = self._indexes.get(name)
         if known is not None:
             return known
+        return self._whole_or_tail(name, partial(self._whole_index, name), self._tail_index)
+
+    def _whole_index(self, name: str) -> WalIndex:
         key = self._key(name)
         try:
             data = self._rolled_up(name)
             if data is None:
                 data = read_index(self.store, key, self._sizes.get(name))
             index = WalIndex.from_bytes(data)
-        except ObjectMissingError as error:
-            tail = self._tails.get(name)
-            if tail is None:
-                raise self._missing(name) from error
-            return tail_index(self.store, self.server, self.generation, tail)
         except CorruptObjectError as error:
             if key in error.message:
                 raise
@@ -314,6 +330,51 @@ class WalArchive:
         if stored_at is None:
             return None  # it was never listed: only its own object tells that it is there
         return self._rollups.index_of(name, self._sizes[name], stored_at)
+
+    # --- the segment, or its tail -------------------------------------------------------
+
+    def _whole_or_tail(
+        self, name: str, whole: Callable[[], _Read], of_tail: Callable[[StoredTail], _Read]
+    ) -> _Read:
+        """The segment's, or else that of its tail, if ``tail_end`` was asked for it.
+
+        Meanwhile a longer tail may take the place of this one, or the segment that of both.
+        """
+        for _ in range(_MAXIMUM_TRIES):
+            try:
+                return whole()
+            except ObjectMissingError as error:
+                if name not in self._tails:
+                    raise self._missing(name) from error
+            try:
+                return of_tail(self._tails[name])
+            except ObjectMissingError:
+                longer = find_tail(self.store, self.server, self.generation, name)
+                if longer is not None:
+                    self._tails[name] = longer
+        raise self._missing(name)
+
+    def _read_whole(self, name: str) -> bytes:
+        with WalObjectReader(self.store, self._key(name), self._raw_key()) as stored:
+            if stored.header.name != name:
+                raise CorruptObjectError(
+                    f"{self._key(name)} in {self.store.name} holds {stored.header.name}",
+                    hint="the object was moved; look for the right one",
+                )
+            return stored.read()
+
+    def _read_tail(self, tail: StoredTail) -> bytes:
+        whose = (self.server, self.generation)
+        return b"".join(tail_frames(self.store, self._raw_key(), whose, tail))
+
+    def _tail_index(self, tail: StoredTail) -> WalIndex:
+        return tail_index(self.store, self.server, self.generation, tail)
+
+    def _raw_key(self) -> bytes:
+        identity = self._identity
+        if identity is None:
+            identity = self._identity = open_repository(self.store)
+        return identity.raw_key()
 
     # --- names -----------------------------------------------------------------------
 

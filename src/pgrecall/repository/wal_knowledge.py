@@ -64,6 +64,41 @@ def path_segments(archive: WalArchive, history: TimelineHistory) -> list[tuple[s
     return [found[start] for start in sorted(found)]
 
 
+def path_with_tails(
+    archive: WalArchive, history: TimelineHistory
+) -> tuple[list[tuple[str, Lsn]], frozenset[str]]:
+    """As path_segments, with tails where a segment is not whole; and which are tails.
+
+    A tail belongs to the path up to its last whole record. Of several that hold the same place
+    the one is taken that a restore takes (restore/replay.py): the newest timeline's, unless an
+    older one's segment is whole and goes on for longer.
+    """
+    found = {
+        WalFile(name).start(archive.segment_bytes): (name, until)
+        for name, until in path_segments(archive, history)
+    }
+    whole = {name for name, _ in found.values()}
+    tails: set[str] = set()
+    order = [*(switch.timeline for switch in history.switches), history.timeline]
+    have_tails = set(archive.timelines_with_tails())
+    for age, timeline in enumerate(order):
+        left = history.end_of(timeline)
+        for name in archive.tails(timeline) if timeline in have_tails else ():
+            start = WalFile(name).start(archive.segment_bytes)
+            if name in whole or (left is not None and left <= start):
+                continue
+            other, until = found.get(start, ("", Lsn(0)))
+            if other and order.index(WalFile(other).timeline) > age:
+                continue
+            end = archive.tail_end(name)
+            if end is None or min(end, left or end) <= until:
+                continue
+            found[start] = (name, min(end, left or end))
+            tails -= {other}
+            tails.add(name)
+    return [found[start] for start in sorted(found)], frozenset(tails)
+
+
 class KnowledgeReader:
     """Reads along one path; keeps the last segment that it had to read whole."""
 
@@ -83,7 +118,7 @@ class KnowledgeReader:
             index = stored
             if index.knowledge is None:
                 index = later_index(self._archive, name) or stored
-            follows_gap = before is not None and index.start_lsn != before[1].segment_end
+            follows_gap = before is not None and index.start_lsn != untils[before[0]]
             if follows_gap:
                 before = carried = None
             knowledge = index.knowledge

@@ -19,7 +19,12 @@ from pgrecall.model.wal_files import WalFile
 from pgrecall.model.wal_index import WalIndex
 from pgrecall.repository import layout
 from pgrecall.repository.identity import Generation
-from pgrecall.repository.wal_objects import WalHeader, WalObjectReader, read_index
+from pgrecall.repository.wal_objects import (
+    WalHeader,
+    WalObjectReader,
+    read_header,
+    read_index,
+)
 from pgrecall.store.base import Store
 
 KIND = "tail"
@@ -67,6 +72,12 @@ def segments_with_tails(
     return [name.rstrip("/") for name in store.children(f"{prefix}{timeline:08X}/")]
 
 
+def timelines_with_tails(store: Store, server: str, generation: Generation) -> list[int]:
+    """Numbers of the timelines that have tails; their order means nothing."""
+    names = store.children(layout.tails_prefix(server, generation.number))
+    return sorted(WalFile(f"{name.rstrip('/')}.history").timeline for name in names)
+
+
 def tail_frames(
     store: Store, raw_key: bytes, whose: tuple[str, Generation], tail: StoredTail
 ) -> Iterator[bytes | memoryview]:
@@ -94,6 +105,18 @@ def tail_frames(
         piece = zeros[: min(left, len(zeros))]
         yield piece
         left -= len(piece)
+
+
+def read_tail_header(
+    store: Store, whose: tuple[str, Generation], segment: str, piece: tuple[int, int]
+) -> WalHeader:
+    """The verified header of one piece: size and digest of its bytes; raises as tail_frames."""
+    server, generation = whose
+    name = layout.tail_name(*piece)
+    key = layout.tail_key(server, generation.number, segment, name)
+    header = read_header(store, key)
+    _check(f"{key} in {store.name}", header, f"{segment}/{name}", generation)
+    return header
 
 
 def tail_index(store: Store, server: str, generation: Generation, tail: StoredTail) -> WalIndex:

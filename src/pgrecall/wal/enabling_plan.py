@@ -14,8 +14,8 @@ import msgspec
 from pgrecall.model.findings import Finding
 from pgrecall.postgres.configuration import quote_setting
 from pgrecall.postgres.parameters import Parameter, ParameterFacts
-from pgrecall.postgres.physical_slots import SlotFacts
 from pgrecall.postgres.roles import RoleChange, RoleFacts
+from pgrecall.postgres.slots import PHYSICAL, SlotState
 
 Doing = Literal["set", "keep", "by hand", "make", "grant", "show"]
 CommandKind = Literal["as wished", "ours", "none", "foreign"]
@@ -54,7 +54,7 @@ class EnableFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What the server said.
 
     ``command``: its archive_command is "as wished", runs pgrecall otherwise ("ours"), is not there
-    ("none"), or belongs to something else.
+    ("none"), or belongs to something else. ``slot``: the wished one, None if it is absent.
     """
 
     major: int
@@ -62,7 +62,7 @@ class EnableFacts(msgspec.Struct, frozen=True, kw_only=True):
     parameters: ParameterFacts
     command: CommandKind
     role: RoleFacts | None = None
-    slot: SlotFacts | None = None
+    slot: SlotState | None = None
 
 
 class EnableStep(msgspec.Struct, frozen=True):
@@ -122,16 +122,16 @@ def decide(facts: EnableFacts, wishes: EnableWishes) -> Decision:
     change = _role_change(facts.role)
     if facts.role is not None:
         steps += _role_steps(facts.role, change)
-    if facts.slot is not None:
-        steps.append(_slot_step(facts.slot))
+    if wishes.slot:
+        steps.append(_slot_step(wishes.slot, facts.slot))
     return Decision(
         steps=tuple(steps),
         settings=tuple(settings),
         by_hand=tuple(by_hand),
         restart_for=tuple(restart_for),
         role=change,
-        makes_slot=facts.slot is not None and not facts.slot.kind,
-        findings=(*findings, *_advice(facts)),
+        makes_slot=bool(wishes.slot) and facts.slot is None,
+        findings=(*findings, *_advice(facts, wishes)),
     )
 
 
@@ -271,10 +271,10 @@ def _obstacles(facts: EnableFacts, wishes: EnableWishes) -> list[Finding]:
                 "move the configuration file, or rename the server",
             )
         )
-    if facts.slot is not None and facts.slot.kind == "logical":
+    if facts.slot is not None and facts.slot.kind != PHYSICAL:
         found.append(
             _fail(
-                f"the replication slot {facts.slot.name!r} is a logical one",
+                f"the replication slot {facts.slot.name!r} is a {facts.slot.kind} one",
                 "choose another name in receive.slot",
             )
         )
@@ -327,15 +327,15 @@ def _role_steps(role: RoleFacts, change: RoleChange | None) -> list[EnableStep]:
     return steps
 
 
-def _slot_step(slot: SlotFacts) -> EnableStep:
-    what = f"slot {slot.name!r}"
-    if slot.kind:
+def _slot_step(name: str, slot: SlotState | None) -> EnableStep:
+    what = f"slot {name!r}"
+    if slot is not None:
         return EnableStep(what, "keep", slot.kind, slot.kind, "", "is there already")
     why = "for wal receive; it keeps no WAL until a receiver has connected"
     return EnableStep(what, "make", "absent", "physical", "at once", why)
 
 
-def _advice(facts: EnableFacts) -> list[Finding]:
+def _advice(facts: EnableFacts, wishes: EnableWishes) -> list[Finding]:
     found = []
     by_name = facts.parameters.by_name
     if not facts.parameters.allows_alter:
@@ -351,7 +351,7 @@ def _advice(facts: EnableFacts) -> list[Finding]:
             )
         )
     slots = by_name.get("max_slot_wal_keep_size")
-    if facts.slot is not None and slots is not None and slots.value == "-1":
+    if wishes.slot and slots is not None and slots.value == "-1":
         found.append(
             _warn(
                 "slot-unbounded",

@@ -122,7 +122,7 @@ class Moments:
         """Each segment behind those that leave a record unfinished towards it."""
         window: Window = []
         for name, index in self._archive.indexes(name for name, _ in self._segments):
-            if window and index.start_lsn != window[-1][1].segment_end:
+            if window and index.start_lsn != self._untils[window[-1][0]]:
                 window.clear()
             window.append((name, index))
             yield window

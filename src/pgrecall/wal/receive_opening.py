@@ -17,6 +17,7 @@ from pgrecall.postgres.connection import Connection
 from pgrecall.postgres.replication import ReplicationSession, SystemFacts
 from pgrecall.postgres.slots import (
     LOST,
+    PHYSICAL,
     UNRESERVED,
     SlotState,
     commit_levels,
@@ -64,7 +65,7 @@ def ready_slot(
         session.create_slot(name)
         _log.info("made the replication slot %r", name)
         found = slot_state(connection, name)
-    if found is None or found.kind != "physical":
+    if found is None or found.kind != PHYSICAL:
         raise SlotError(
             f"the replication slot {name!r} of {connection.where} is not a physical one",
             hint="choose another name: receive.slot",

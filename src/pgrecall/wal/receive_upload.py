@@ -46,6 +46,7 @@ from pgrecall.settings.collection import Settings
 from pgrecall.settings.sections import RepositorySettings, ServerSettings
 from pgrecall.system.faults import reached
 from pgrecall.wal.archives import Archive, first_of
+from pgrecall.wal.leftover_tails import drop_covered_tails
 from pgrecall.wal.push import required_repositories
 from pgrecall.wal.receive_spool import TAIL_SUFFIX
 from pgrecall.wal.source import Origin, check_source, opened
@@ -118,6 +119,15 @@ class Landing:
     def drop_tails(self, segment: str) -> None:
         """Remove the tails of a segment that is stored whole."""
         self._each(lambda target: _drop_all(target, segment))
+
+    def drop_covered_tails(self) -> list[str]:
+        """Remove tails that an earlier end left beside their whole segments.
+
+        Returns why others stay that seem to be such. Raises as ``store``.
+        """
+        kept: list[str] = []
+        self._each(lambda target: kept.extend(drop_covered_tails(target)))
+        return kept
 
     def record_gap(self, gap: Gap) -> None:
         """Write down, for good, that these bytes were never received."""

@@ -29,6 +29,9 @@ _log = logging.getLogger(__name__)
 _FATAL = (WalConflictError, IdentityError, WalFormatError, SettingsError)
 _FIRST_WAIT_SECONDS = 0.5
 _LONGEST_WAIT_SECONDS = 30.0
+#: How often leftover tails are looked for, and when again if a repository could not be asked.
+_SWEEP_SECONDS = 3600.0
+_SWEEP_AGAIN_SECONDS = 60.0
 
 
 class Uploader:
@@ -36,6 +39,7 @@ class Uploader:
 
     ``failure`` is set when going on would be wrong; ``problem`` says what fails now.
     ``stored_to``: where the WAL that every required repository holds ends.
+    ``kept_tails``: why tails stay although their segment is whole.
     """
 
     def __init__(
@@ -50,12 +54,14 @@ class Uploader:
         self.stored_to = Lsn(0)
         self.segments_stored = 0
         self.tails_stored = 0
+        self.kept_tails: list[str] = []
         self._spool = spool
         self._context = (settings, server, environment)
         self._tail_seconds = settings.receive.tail_seconds
         self._landing: Landing | None = None
         self._last_tail = ("", Lsn(0))
         self._next_tail = time.monotonic() + self._tail_seconds
+        self._next_sweep = time.monotonic()
         self._wait_seconds = 0.0
         self._wake = threading.Event()
         self._ending = threading.Event()
@@ -115,6 +121,7 @@ class Uploader:
                 self._failed(error)
             else:
                 self.problem, self._wait_seconds = "", 0.0
+                self._sweep()
             if is_last:
                 return
             self._pause()
@@ -149,6 +156,24 @@ class Uploader:
         self.stored_to = max(self.stored_to, unfinished.end)
         self.tails_stored += 1
 
+    def _sweep(self) -> None:
+        """Remove tails that are left over; nothing that is received waits for its success."""
+        if time.monotonic() < self._next_sweep:
+            return
+        assert self._landing is not None
+        wait_seconds = _SWEEP_SECONDS
+        try:
+            kept = self._landing.drop_covered_tails()
+        except (PgrecallError, OSError) as error:
+            _log.warning("leftover tails were not looked for: %s", error)
+            wait_seconds = _SWEEP_AGAIN_SECONDS
+        else:
+            for said in kept:
+                if said not in self.kept_tails:
+                    _log.warning("%s", said)
+            self.kept_tails = kept
+        self._next_sweep = time.monotonic() + wait_seconds
+
     def _failed(self, error: PgrecallError | OSError) -> None:
         said = str(error)
         if said != self.problem:
@@ -163,5 +188,5 @@ class Uploader:
             # New files do not make a store that fails work again: only the end is heard.
             self._ending.wait(self._wait_seconds)
             return
-        due = self._next_tail - time.monotonic() if self._tail_seconds else None
-        self._wake.wait(None if due is None else max(0.0, due))
+        due = min(self._next_tail, self._next_sweep) if self._tail_seconds else self._next_sweep
+        self._wake.wait(max(0.0, due - time.monotonic()))
