@@ -368,6 +368,13 @@ class CheckFailedError(PgrecallError):
     exit_status = 60
 
 
+class VerifyFailedError(PgrecallError):
+    """At least one finding of a verification is a failure."""
+
+    code = "verify-failed"
+    exit_status = 43
+
+
 class ConfirmationError(PgrecallError):
     """Something that needs confirmation was not confirmed; nothing was changed."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from typing import Literal
 
 import msgspec
 
@@ -34,6 +35,13 @@ class CheckRequest(msgspec.Struct, frozen=True, kw_only=True):
     """``check``: probe server, archive and repository; ``switch_wal`` False: change nothing."""
 
     switch_wal: bool = True
+
+
+class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``verify``. ``backup_id`` empty: all. ``depth``: presence, stored bytes, or all of it."""
+
+    backup_id: str = ""
+    depth: Literal["fast", "stored", "full"] = "stored"
 
 
 class BackupRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -30,6 +30,7 @@ from pgrecall.app.restoring import RestoreResult
 from pgrecall.app.status import StatusResult
 from pgrecall.app.switching import RestorePointResult, SwitchResult
 from pgrecall.app.upgrading import UpgradeResult
+from pgrecall.app.verifying import VerifyResult
 from pgrecall.app.wal_status import WalStatus
 from pgrecall.cli.commands.completion import CompletionResult
 from pgrecall.cli.commands.version import VersionResult
@@ -77,6 +78,7 @@ class ErrorResult(msgspec.Struct, frozen=True, kw_only=True):
 SCHEMAS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "init/1": ("init", InitResult),
     "check/1": ("check", CheckResult),
+    "verify/1": ("verify", VerifyResult),
     "backup/1": ("backup", BackupResult),
     "backups-list/1": ("backups list", BackupList),
     "backups-show/1": ("backups show", BackupDetails),

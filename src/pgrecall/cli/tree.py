@@ -49,6 +49,7 @@ COMMANDS: dict[str, LazyCommand | LazyGroup] = {
     "status": LazyCommand("status", "command", "What could be restored now; runs, agent, targets."),
     "check": LazyCommand("check", "command", "Prove that server, archive and repository work."),
     "backup": LazyCommand("backup", "command", "Back a server up."),
+    "verify": LazyCommand("verify", "command", "Prove that what is stored is whole."),
     "backups": LazyGroup("backups", table=_BACKUPS, help="List backups, or show one."),
     "wal": LazyGroup("wal", table=_WAL, help="Archive WAL and fetch it back."),
     "restore": LazyCommand("restore", "command", "Bring a server back to any moment."),

@@ -13,6 +13,7 @@ from pgrecall.settings.sections import (
     ScheduleSettings,
     ServerSettings,
     TargetSettings,
+    VerifySettings,
     WalSettings,
 )
 
@@ -27,6 +28,7 @@ __all__ = [
     "ServerSettings",
     "Settings",
     "TargetSettings",
+    "VerifySettings",
     "WalSettings",
     "load_settings",
     "resolve_secret",

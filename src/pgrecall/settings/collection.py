@@ -17,6 +17,7 @@ from pgrecall.settings.sections import (
     ScheduleSettings,
     ServerSettings,
     TargetSettings,
+    VerifySettings,
     WalSettings,
 )
 
@@ -31,7 +32,7 @@ class Settings:
 
     __slots__ = (
         "agent", "backup", "log", "path", "receive", "repositories", "restore", "schedule",
-        "servers", "targets", "wal",
+        "servers", "targets", "verify", "wal",
     )  # fmt: skip
 
     def __init__(
@@ -44,6 +45,7 @@ class Settings:
         self.servers: dict[str, ServerSettings] = dict(servers or {})
         self.repositories: dict[str, RepositorySettings] = dict(repositories or {})
         self.backup = _section(sections.pop("backup", None), BackupSettings)
+        self.verify = _section(sections.pop("verify", None), VerifySettings)
         self.wal = _section(sections.pop("wal", None), WalSettings)
         self.agent = _section(sections.pop("agent", None), AgentSettings)
         self.receive = _section(sections.pop("receive", None), ReceiveSettings)

@@ -173,6 +173,20 @@ class WalSettings(Section):
     )
 
 
+class VerifySettings(Section):
+    """How what is stored is verified: ``[verify]``."""
+
+    workers: int = setting(
+        default=0, bounds=(0, 256), doc="Threads that read and check. 0: two for each core."
+    )
+    bytes_per_second: int = setting(
+        default=0,
+        unit="bytes",
+        bounds=(0, 1 << 50),
+        doc="How much is read in a second at most, from one repository. 0: as fast as it goes.",
+    )
+
+
 class AgentSettings(Section):
     """The process that stays beside a server: ``[agent]``."""
 
@@ -315,6 +329,7 @@ class LogSettings(Section):
 #: Tables that exist once.
 SINGLE_SECTIONS: dict[str, type[Section]] = {
     "backup": BackupSettings,
+    "verify": VerifySettings,
     "wal": WalSettings,
     "agent": AgentSettings,
     "receive": ReceiveSettings,
