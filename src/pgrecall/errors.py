@@ -204,6 +204,13 @@ class NotOwnerError(IdentityError):
     exit_status = 31
 
 
+class FormerPrimaryError(IdentityError):
+    """A primary tried to archive WAL beyond the point where a newer timeline left its own."""
+
+    code = "former-primary"
+    exit_status = 38
+
+
 class WalConflictError(PgrecallError):
     """The archive already holds other content under the same name."""
 
@@ -269,6 +276,13 @@ class NotArchivedError(PgrecallError):
     code = "not-archived"
     exit_status = 35
     retryable = True
+
+
+class BranchNotLeftError(PgrecallError):
+    """No newer timeline has left the one that is to go on: there is nothing to allow."""
+
+    code = "branch-not-left"
+    exit_status = 39
 
 
 class RestorePointTakenError(PgrecallError):
