@@ -166,8 +166,8 @@ def test_what_is_archived_while_the_promotion_is_told_is_a_second_at_most(
     with Writers(old, 2):
         failover.fill(3)
         failover.promote()
-        while not old.sql("SELECT 1 FROM pg_stat_archiver WHERE failed_count > 0"):
-            failover.fill(1)
+        failed = "SELECT 1 FROM pg_stat_archiver WHERE failed_count > 0"
+        old.wait_until(lambda: failover.fill(1) and old.sql(failed), "it is refused")
         seen = failover.beyond()
         failover.fill(3)
         time.sleep(2)
