@@ -212,6 +212,13 @@ class NotOwnerError(IdentityError):
     exit_status = 31
 
 
+class FormerPrimaryError(IdentityError):
+    """A primary tried to archive WAL beyond the point where a newer timeline left its own."""
+
+    code = "former-primary"
+    exit_status = 38
+
+
 class WalConflictError(PgrecallError):
     """The archive already holds other content under the same name."""
 
@@ -279,6 +286,13 @@ class NotArchivedError(PgrecallError):
     retryable = True
 
 
+class BranchNotLeftError(PgrecallError):
+    """No newer timeline has left the one that is to go on: there is nothing to allow."""
+
+    code = "branch-not-left"
+    exit_status = 39
+
+
 class RestorePointTakenError(PgrecallError):
     """A restore point of this name exists already; recovery by name would stop at either."""
 
@@ -297,7 +311,7 @@ class ServerBeingChangedError(PgrecallError):
     """Somebody else turns archiving of the server on or off at this moment."""
 
     code = "server-being-changed"
-    exit_status = 38
+    exit_status = 27
     retryable = True
 
 

@@ -73,6 +73,14 @@ class RestoreRequest(msgspec.Struct, frozen=True, kw_only=True):
     dry_run: bool = False
 
 
+class AllowBranchRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``wal allow-branch``: ``timeline`` may go on beyond where newer ones have left it."""
+
+    timeline: int
+    reason: str = ""
+    dry_run: bool = False
+
+
 class RecoveryRequest(msgspec.Struct, frozen=True, kw_only=True):
     """``recovery status|resume|promote`` of the instance in ``target_dir``.
 

@@ -73,7 +73,8 @@ def run_verify(context: RunContext, request: VerifyRequest) -> VerifyResult:
         context.progress.done()
     if not proofs and missing:
         raise missing[0]
-    read = [one.stored_bytes for proof in proofs for one in (*proof.backups, *proof.wal)]
+    read = [one.stored_bytes for proof in proofs for one in proof.backups]
+    read += [one.stored_bytes for proof in proofs for one in proof.wal]
     return VerifyResult(
         server=context.server.name,
         depth=request.depth,

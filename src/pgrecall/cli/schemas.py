@@ -13,6 +13,7 @@ import msgspec
 
 from pgrecall.app.agent import AgentResult
 from pgrecall.app.backing_up import BackupResult
+from pgrecall.app.branching import AllowBranchResult
 from pgrecall.app.catalog import BackupDetails, BackupList
 from pgrecall.app.checking import CheckResult
 from pgrecall.app.client_install import ClientResult
@@ -90,6 +91,7 @@ SCHEMAS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "wal-client/1": ("wal client", ClientResult),
     "wal-enable/1": ("wal enable", EnableResult),
     "wal-enable-undo/1": ("wal enable --undo", UndoResult),
+    "wal-allow-branch/1": ("wal allow-branch", AllowBranchResult),
     "find/1": ("find", FindResult),
     "wal-index/1": ("wal index", WalIndexResult),
     "restore/1": ("restore", RestoreResult),

@@ -33,6 +33,9 @@ _WAL = {
     "status": LazyCommand("wal_status", "status_command", "Show what is archived and what waits."),
     "client": LazyCommand("wal_client", "client_command", "The client for images without Python."),
     "enable": LazyCommand("wal_enable", "enable_command", "Turn archiving on, or back off."),
+    "allow-branch": LazyCommand(
+        "wal_branch", "allow_branch_command", "Let a timeline that was left go on."
+    ),
     "index": LazyCommand("find", "wal_index_command", "Index segments that older versions stored."),
 }
 _RECOVERY = {

@@ -130,6 +130,17 @@ class ControlData:
         return self.state in {"shut down", "shut down in recovery"}
 
     @property
+    def primary_timeline(self) -> int | None:
+        """The timeline that the server writes, running, crashed or stopped; None on a standby.
+
+        Between a promotion and the first checkpoint after it only the end of recovery
+        names the new timeline, in ``min_recovery_timeline``.
+        """
+        if self.state in {"in archive recovery", "shut down in recovery"}:
+            return None
+        return max(self.timeline, self.min_recovery_timeline)
+
+    @property
     def majors(self) -> tuple[int, int]:
         """First and last major version that write this control version."""
         return CATALOG_MAJORS[self.version]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from datetime import datetime
 
 from pgrecall.codec.digests import plain_raw_key
@@ -186,9 +187,20 @@ def generations(store: Store, server: str) -> list[Generation]:
     return [read_generation(store, server, number) for number in numbers]
 
 
-def generation_of(store: Store, server: str, system_identifier: int) -> Generation | None:
-    """The newest generation with this system identifier; None when there is none."""
-    for number in reversed(_numbers(store, layout.generations_prefix(server))):
+def generation_numbers(store: Store, server: str) -> list[int]:
+    """Numbers of all generations of a server, ascending; empty when it was never introduced."""
+    return _numbers(store, layout.generations_prefix(server))
+
+
+def generation_of(
+    store: Store, server: str, system_identifier: int, numbers: Sequence[int] | None = None
+) -> Generation | None:
+    """The newest generation with this system identifier; None when there is none.
+
+    ``numbers``: what generation_numbers said, where that was asked just now.
+    """
+    listed = generation_numbers(store, server) if numbers is None else numbers
+    for number in reversed(listed):
         generation = read_generation(store, server, number)
         if generation.system_identifier == system_identifier:
             return generation
@@ -196,13 +208,17 @@ def generation_of(store: Store, server: str, system_identifier: int) -> Generati
 
 
 def require_generation(
-    store: Store, server: str, system_identifier: int, found_in: str
+    store: Store,
+    server: str,
+    system_identifier: int,
+    found_in: str,
+    numbers: Sequence[int] | None = None,
 ) -> Generation:
     """As generation_of, but a system that is strange to the server is an IdentityError.
 
     ``found_in`` says where the identifier comes from, for the message.
     """
-    generation = generation_of(store, server, system_identifier)
+    generation = generation_of(store, server, system_identifier, numbers)
     if generation is not None:
         return generation
     latest = latest_generation(store, server)

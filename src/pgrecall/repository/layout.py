@@ -103,6 +103,16 @@ def enablement_key(server: str, number: int) -> str:
     return f"{enablements_prefix(server)}{_number(number)}.json"
 
 
+def branches_prefix(server: str, generation: int) -> str:
+    """Prefix of the records of branches that may go on beyond a fork."""
+    return f"{server_prefix(server)}branches/{_number(generation)}/"
+
+
+def branch_key(server: str, generation: int, number: int) -> str:
+    """Key of branch record ``number`` (1 and up)."""
+    return f"{branches_prefix(server, generation)}{_number(number)}.json"
+
+
 def record_number(name: str) -> int:
     """The number of a record named ``NNNN.json``; raises RepositoryError for any other name."""
     stem, dot, suffix = name.partition(".")
@@ -291,6 +301,14 @@ def gap_key(server: str, generation: int, timeline: int, start: int, end: int) -
     """Key of the record of a gap: bytes from ``start`` to ``end`` were never received."""
     name = f"{timeline:08X}-{tail_name(start, end)}.json"
     return gaps_prefix(server, generation) + name
+
+
+def timeline_of_directory(name: str) -> int | None:
+    """The timeline of a directory right below a generation; None: it is no timeline's."""
+    stem = name.removesuffix("/")
+    if stem == name or len(stem) != 8 or not _UPPER_HEX.issuperset(stem):
+        return None
+    return int(stem, 16)
 
 
 def parse_wal_key(key: str) -> tuple[str, int, WalFile]:

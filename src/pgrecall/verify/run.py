@@ -74,8 +74,8 @@ class VerifyRun:
         backups = [verifier.verify(backup, self._progress.advance) for backup in chosen]
         self._progress.phase("WAL")
         wal = [self._wal(number, chosen) for number in self._generations(chosen)]
-        for proof in (*backups, *wal):
-            findings += proof.findings
+        findings += [finding for proof in backups for finding in proof.findings]
+        findings += [finding for proof in wal for finding in proof.findings]
         return VerifyProof(backups=tuple(backups), wal=tuple(wal), findings=tuple(findings))
 
     def _generations(self, chosen: Sequence[Completion]) -> list[int]:

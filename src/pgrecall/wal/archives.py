@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Generic, TypeVar
 
 from pgrecall.errors import PgrecallError
@@ -120,9 +121,16 @@ def archived_history(
 
     Raises ObjectMissingError when it is proven absent, CorruptObjectError, StoreError.
     """
+    return dated_history(archive, server, generation, timeline)[0]
+
+
+def dated_history(
+    archive: Archive, server: str, generation: int, timeline: int
+) -> tuple[TimelineHistory, datetime | None]:
+    """As archived_history, and when it was pushed, if that is known."""
     key = layout.wal_key(server, generation, WalFile(history_name(timeline)))
     with WalObjectReader(archive.store, key, archive.identity.raw_key()) as stored:
-        return parse_history(timeline, stored.read())
+        return parse_history(timeline, stored.read()), stored.header.pushed_at
 
 
 def first_of(errors: Sequence[PgrecallError]) -> PgrecallError:

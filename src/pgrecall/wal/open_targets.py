@@ -11,10 +11,7 @@ from pgrecall.settings.collection import Settings
 from pgrecall.settings.sections import RepositorySettings, ServerSettings
 from pgrecall.wal.push import required_repositories
 from pgrecall.wal.source import Source
-from pgrecall.wal.targets import Target, open_target, target_store
-
-PROOF_SECONDS = 1.0
-"""No write begins later than so long after the last proof of who owns the archive (fact 2)."""
+from pgrecall.wal.targets import PROOF_SECONDS, Target, open_target, target_store
 
 
 class _Entry:
@@ -31,8 +28,9 @@ class OpenTargets:
     """Opens each repository when it is first needed. Thread-safe.
 
     What is kept: the connection, repository.json (with it the key of raw digests)
-    and the generation; they never change. Who owns the archive does: it is asked
-    again when the last answer is older than PROOF_SECONDS, or after ``doubt``.
+    and the generation; they never change. Who owns the archive does, and where the
+    server's timeline was left: both are asked again when the last answer is older
+    than PROOF_SECONDS, or after ``doubt``.
     """
 
     def __init__(
@@ -59,12 +57,14 @@ class OpenTargets:
             now = time.monotonic()
             if target is None or target.generation.system_identifier != system_identifier:
                 store = target_store(self._settings, entry.repository, self._environment)
-                entry.target = target = open_target(name, store, self._server.name, source)
+                entry.target = target = open_target(
+                    entry.repository, store, self._server.name, source
+                )
                 entry.proven_at = now
             elif now - entry.proven_at > PROOF_SECONDS:
                 # A repository that was made anew is opened anew by the next attempt.
                 entry.target = None
-                target.prove(source.pgdata)
+                target.prove(source)
                 entry.target = target
                 entry.proven_at = now
             return target

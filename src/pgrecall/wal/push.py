@@ -9,10 +9,12 @@ pushes of one file end with one that created it and one that found it.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 from pgrecall.codec.compression import make_frame_encoder
-from pgrecall.errors import PgrecallError, SettingsError
+from pgrecall.errors import FormerPrimaryError, PgrecallError, SettingsError
 from pgrecall.model.wal_files import WalFile
 from pgrecall.settings.collection import Settings
 from pgrecall.settings.sections import RepositorySettings, ServerSettings
@@ -22,7 +24,7 @@ from pgrecall.wal.archives import control_of, data_directory_of, first_of
 from pgrecall.wal.outcomes import ALREADY_STORED, CREATED, DROPPED, PushOutcome, PushResult
 from pgrecall.wal.owed import note_owed
 from pgrecall.wal.source import Origin, Source, check_source, opened
-from pgrecall.wal.targets import open_target, target_store
+from pgrecall.wal.targets import PROOF_SECONDS, Target, open_target, target_store
 
 __all__ = [
     "ALREADY_STORED",
@@ -54,8 +56,9 @@ def push_file(
     before an error stays: pushing again is always right.
 
     Raises WalFormatError (no WAL), IdentityError (another server's),
-    NotOwnerError (a restored copy), WalConflictError (other content under this
-    name), CorruptObjectError (a damaged object under this name), StoreError,
+    NotOwnerError (a restored copy), FormerPrimaryError (a newer timeline has left
+    the server's: nothing is stored anywhere), WalConflictError (other content under
+    this name), CorruptObjectError (a damaged object under this name), StoreError,
     RepositoryError, SettingsError, DataDirectoryError.
     """
     file = WalFile(os.path.basename(path))
@@ -66,22 +69,55 @@ def push_file(
         source = check_source(file, path, raw, whose, origin)
         reached("push.checked")
         result = result_of(source)
-        failures: list[PgrecallError] = []
-        for repository in repositories:
+        encode = make_frame_encoder(settings.wal.compression, settings.wal.level)
+
+        def opens(repository: RepositorySettings) -> Target:
+            store = target_store(settings, repository, environment)
+            return open_target(repository, store, server.name, source)
+
+        began = time.monotonic()
+        required = [one for one in repositories if one.role == "required"]
+        targets, failures = admitted(source, [partial(opens, one) for one in required])
+        for target in targets:
             try:
-                store = target_store(settings, repository, environment)
-                target = open_target(repository.name, store, server.name, source)
-                encode = make_frame_encoder(settings.wal.compression, settings.wal.level)
+                if len(targets) > 1 and time.monotonic() - began > PROOF_SECONDS:
+                    target.prove(source)  # the others took long
                 result.outcomes.append(target.put(source, encode))
             except PgrecallError as error:
-                if repository.role == "required":
-                    failures.append(error)
-                else:
-                    owed = _owe(settings, server, repository.name, source)
-                    result.warnings.append(f"repository {repository.name!r}{owed}: {error.message}")
+                failures.append(error)
+        for repository in repositories[len(required) :]:
+            try:
+                result.outcomes.append(opens(repository).put(source, encode))
+            except PgrecallError as error:
+                owed = _owe(settings, server, repository.name, source)
+                result.warnings.append(f"repository {repository.name!r}{owed}: {error.message}")
     if failures:
         raise first_of(failures)
     return result
+
+
+def admitted(
+    source: Source, openings: Iterable[Callable[[], Target]]
+) -> tuple[list[Target], list[PgrecallError]]:
+    """The required repositories that take the file, opened, and the errors of those that failed.
+
+    Raises FormerPrimaryError when one of them refuses: then none is written to.
+    """
+    targets: list[Target] = []
+    failures: list[PgrecallError] = []
+    refusals: list[PgrecallError] = []
+    for opens in openings:
+        try:
+            target = opens()
+            target.goes_beyond_fork(source)
+            targets.append(target)
+        except FormerPrimaryError as error:
+            refusals.append(error)
+        except PgrecallError as error:
+            failures.append(error)
+    if refusals:
+        raise first_of([*refusals, *failures])
+    return targets, failures
 
 
 def _owe(settings: Settings, server: ServerSettings, repository: str, source: Source) -> str:

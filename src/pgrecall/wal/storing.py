@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 
 from pgrecall.codec.compression import FrameEncoder, make_frame_encoder
 from pgrecall.errors import DataDirectoryError, PgrecallError, StoreError
@@ -20,7 +21,7 @@ from pgrecall.wal.archives import first_of
 from pgrecall.wal.debts import Debts
 from pgrecall.wal.open_targets import OpenTargets
 from pgrecall.wal.outcomes import PushResult
-from pgrecall.wal.push import result_of
+from pgrecall.wal.push import admitted, result_of
 from pgrecall.wal.ready import FileIdentity, identity_of
 from pgrecall.wal.source import Source, check_source, opened
 
@@ -32,6 +33,7 @@ class Storing:
         self._settings = settings
         self._pgdata = pgdata
         self._targets = targets
+        self._required = targets.required
         self._debts = debts
         self._own = threading.local()
         self._control: tuple[tuple[int, int], ControlData] | None = None
@@ -47,10 +49,12 @@ class Storing:
             source = check_source(file, path, raw, (self._pgdata, self.control()))
             reached("pusher.checked")
             result = result_of(source)
-            failures: list[PgrecallError] = []
-            for name in self._targets.required:
+            openings = [partial(self._targets.target, name, source) for name in self._required]
+            targets, failures = admitted(source, openings)
+            for target in targets:
                 try:
-                    self._put(name, source, result, turn)
+                    # Proven again, if the repository before it took long.
+                    self._put(target.archive.name, source, result, turn)
                 except PgrecallError as error:
                     failures.append(error)
             if failures:
@@ -72,7 +76,7 @@ class Storing:
         """
         return all(
             target.archive.store.reads_whole or target.holds(file)
-            for target in self._targets.opened(self._targets.required)
+            for target in self._targets.opened(self._required)
         )
 
     def _put(self, name: str, source: Source, result: PushResult, turn: Callable[[], None]) -> None:

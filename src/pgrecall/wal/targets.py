@@ -22,11 +22,12 @@ from pgrecall.errors import (
 from pgrecall.model.timelines import TimelineHistory
 from pgrecall.model.wal_files import WalFile, history_name
 from pgrecall.repository import layout
+from pgrecall.repository.branches import archived_timelines
 from pgrecall.repository.identity import (
     Generation,
+    generation_numbers,
     open_repository,
     require_generation,
-    require_owner,
 )
 from pgrecall.repository.records import format_time
 from pgrecall.repository.wal_objects import (
@@ -40,8 +41,13 @@ from pgrecall.settings.sections import RepositorySettings
 from pgrecall.store.base import Store
 from pgrecall.system.faults import reached
 from pgrecall.wal.archives import Archive, Question, archive_store, archived_history, parse_history
+from pgrecall.wal.former_primary import Forks, judged_timeline
 from pgrecall.wal.outcomes import ALREADY_STORED, CREATED, PushOutcome
 from pgrecall.wal.source import LARGEST_SMALL_FILE, Source, unreadable
+
+PROOF_SECONDS = 1.0
+"""No write begins later than so long after the last proof: of who owns the archive (fact 2), and
+of where the server's timeline was left."""
 
 
 class Target:
@@ -49,9 +55,10 @@ class Target:
 
     ``generation`` is the system's; ``writer`` the restore id of the copy that
     pushes, None for the original server: it owned the archive when it was proven.
+    ``forks`` None: a former primary is not looked for (streamed WAL, best effort).
     """
 
-    __slots__ = ("archive", "generation", "server", "writer")
+    __slots__ = ("archive", "forks", "generation", "server", "writer")
 
     def __init__(
         self, archive: Archive, server: str, generation: Generation, writer: str | None
@@ -60,15 +67,18 @@ class Target:
         self.server = server
         self.generation = generation
         self.writer = writer
+        self.forks: Forks | None = None
 
-    def prove(self, pgdata: str) -> None:
-        """Ask again whether this is the same repository and ``pgdata`` owns the archive (fact 2).
+    def prove(self, source: Source) -> None:
+        """Ask again what may have changed since the repository was opened.
 
-        Raises NotOwnerError, RepositoryError (another repository lies there now),
-        StoreError.
+        Whether it is the same one, whether the server of ``source`` owns the archive
+        (fact 2), and where its timeline was left. Raises NotOwnerError, RepositoryError
+        (another repository lies there now), CorruptObjectError, StoreError.
         """
         store = self.archive.store
-        owned = Question(store, lambda: require_owner(store, self.server, pgdata))
+        owned = Question(store, lambda: source.require_owner(store, self.server))
+        left = Question(store, lambda: self._ask_forks(source))
         found = open_repository(store)
         self.writer = owned.answer()
         if found.repository_id != self.archive.identity.repository_id:
@@ -76,11 +86,28 @@ class Target:
                 f"{store.name} holds another repository than it did when it was opened",
                 hint="was it made anew, or something else mounted? What was pushed lies elsewhere",
             )
+        left.answer()
+
+    def _ask_forks(self, source: Source) -> None:
+        if self.forks is not None:
+            self.forks.ask(source.control.primary_timeline if source.control is not None else None)
 
     def holds(self, file: WalFile) -> bool:
         """Whether a file of this name is stored; raises StoreError when that cannot be told."""
         key = layout.wal_key(self.server, self.generation.number, file)
         return self.archive.store.head(key) is not None
+
+    def goes_beyond_fork(self, source: Source) -> bool:
+        """Whether a primary has written the file beyond a fork: then it can only be found stored.
+
+        Raises FormerPrimaryError when it is not stored; StoreError, CorruptObjectError.
+        """
+        fork = self.forks.passed_by(source) if self.forks is not None else None
+        if self.forks is None or fork is None:
+            return False
+        if not self.holds(source.file):
+            raise self.forks.refusal(source, fork)
+        return True
 
     def put(
         self,
@@ -91,10 +118,12 @@ class Target:
         """Store the file, or find it stored; durable when this returns.
 
         ``before_commit`` as in WalObjectWriter.write. Raises IdentityError,
-        WalConflictError, CorruptObjectError, StoreError, DataDirectoryError.
+        FormerPrimaryError, WalConflictError, CorruptObjectError, StoreError,
+        DataDirectoryError.
         """
         archive, file = self.archive, source.file
         _check_generation(self, source)
+        may_be_stored = not self.goes_beyond_fork(source)
         header = WalHeader(file.name, file.kind)
         header.system_identifier = self.generation.system_identifier
         header.segment_bytes = self.generation.segment_bytes
@@ -104,11 +133,12 @@ class Target:
         content = WalContent(source.raw, index, archive.identity.raw_key())
         key = layout.wal_key(self.server, self.generation.number, file)
         writer = WalObjectWriter(header, content, encode)
-        reached("push.put")
-        is_created = writer.write(archive.store, key, before_commit)
-        reached("push.stored")
-        if is_created:
-            return PushOutcome(archive.name, CREATED, writer.stored_bytes)
+        if may_be_stored:
+            reached("push.put")
+            is_created = writer.write(archive.store, key, before_commit)
+            reached("push.stored")
+            if is_created:
+                return PushOutcome(archive.name, CREATED, writer.stored_bytes)
         compare_stored(archive, key, header)
         return PushOutcome(archive.name, ALREADY_STORED)
 
@@ -125,19 +155,60 @@ def target_store(
     return archive_store(settings, repository, environment, is_anchored=is_local)
 
 
-def open_target(name: str, store: Store, server: str, source: Source) -> Target:
+def open_target(
+    repository: RepositorySettings, store: Store, server: str, source: Source
+) -> Target:
     """Open a repository for the system of ``source`` and prove that it may write there.
 
-    Raises IdentityError (a strange system), NotOwnerError, RepositoryError, StoreError.
+    A required one is asked as well where the server's timeline was left. Raises
+    IdentityError (a strange system), NotOwnerError, RepositoryError, CorruptObjectError,
+    StoreError.
     """
-    system_identifier, found_in = source.system()
-    known = Question(store, lambda: require_generation(store, server, system_identifier, found_in))
+    is_required = repository.role == "required"
+    asking = _Asking(store, server, source, judged_timeline(source) if is_required else None)
+    known = Question(store, asking.generation)
     owned = Question(store, lambda: source.require_owner(store, server))
-    archive = Archive(name, store, open_repository(store))
+    archive = Archive(repository.name, store, open_repository(store))
     # What is no file of this system is told so before whose the archive is.
     generation = known.answer()
     check_segment_bytes(archive, server, generation, source)
-    return Target(archive, server, generation, owned.answer())
+    target = Target(archive, server, generation, owned.answer())
+    if is_required:
+        target.forks = Forks(archive, server, generation.number)
+        if asking.timeline is not None:
+            target.forks.ask(asking.timeline, asking.timelines_of(generation))
+    return target
+
+
+class _Asking:
+    """Asks for the generation, and for its timelines while its record is still being read.
+
+    So no push waits longer for the question after forks: the newest generation is nearly
+    always the one. ``timeline`` None: forks do not matter.
+    """
+
+    def __init__(self, store: Store, server: str, source: Source, timeline: int | None) -> None:
+        self.timeline = timeline
+        self._store = store
+        self._server = server
+        self._system = source.system()
+        self._newest = 0
+        self._listed: Question[list[int]] | None = None
+
+    def generation(self) -> Generation:
+        """The generation of the source's system; raises IdentityError, StoreError."""
+        store, server = self._store, self._server
+        numbers = generation_numbers(store, server)
+        if numbers and self.timeline is not None:
+            newest = self._newest = numbers[-1]
+            self._listed = Question(store, lambda: archived_timelines(store, server, newest))
+        return require_generation(store, server, *self._system, numbers)
+
+    def timelines_of(self, generation: Generation) -> list[int] | None:
+        """The timelines of ``generation``; None when those of another one were listed."""
+        if self._listed is None or generation.number != self._newest:
+            return None
+        return self._listed.answer()
 
 
 def check_segment_bytes(

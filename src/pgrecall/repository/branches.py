@@ -1,0 +1,103 @@
+"""Branches: timelines that are archived, and those that may go on beyond a fork.
+
+A server that writes a timeline which a newer one has left is refused, unless the
+operator has recorded that this branch is the right one. One numbered record
+(records.py) for each fork, never changed; a fork that comes later is not covered. Light.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pgrecall.errors import CorruptObjectError, RepositoryError, UsageError
+from pgrecall.model.forks import Fork
+from pgrecall.model.lsn import Lsn
+from pgrecall.repository import layout
+from pgrecall.repository.records import (
+    Record,
+    decode_record,
+    encode_record,
+    format_time,
+    parse_time,
+)
+from pgrecall.store.base import Store
+
+_MAXIMUM_TRIES = 100
+
+
+class AllowedBranch:
+    """The timeline of ``fork`` may go on beyond it; ``allowed_at`` is aware."""
+
+    __slots__ = ("allowed_at", "fork", "number", "reason")
+
+    def __init__(self, number: int, fields: Record) -> None:
+        """``fields`` as they are stored; raises KeyError, TypeError, ValueError otherwise."""
+        self.number = number
+        self.fork = Fork(
+            int(fields["timeline"]), int(fields["left_by"]), Lsn.parse(str(fields["left_at"]))
+        )
+        self.reason = str(fields["reason"])
+        self.allowed_at = parse_time(fields["allowed_at"])
+
+
+def archived_timelines(store: Store, server: str, generation: int) -> list[int]:
+    """Numbers of all timelines that have a directory in the archive: one listing."""
+    names = store.children(layout.wal_prefix(server, generation))
+    found = (layout.timeline_of_directory(name) for name in names)
+    return sorted(timeline for timeline in found if timeline is not None)
+
+
+def branch_numbers(store: Store, server: str, generation: int) -> list[int]:
+    """Numbers of all branch records of a generation, ascending: one listing."""
+    names = store.children(layout.branches_prefix(server, generation))
+    return sorted(layout.record_number(name) for name in names)
+
+
+def read_branch(store: Store, server: str, generation: int, number: int) -> AllowedBranch:
+    """Branch record ``number``; raises ObjectMissingError, CorruptObjectError, StoreError."""
+    key = layout.branch_key(server, generation, number)
+    where = f"{key} in {store.name}"
+    fields = decode_record(store.read(key), where)
+    if fields.get("number") != number:
+        raise CorruptObjectError(f"{where} says that its number is {fields.get('number')!r}")
+    try:
+        return AllowedBranch(number, fields)
+    except (KeyError, TypeError, ValueError, UsageError) as error:
+        raise CorruptObjectError(f"{where} lacks or garbles a field: {error}") from error
+
+
+def allowed_branches(store: Store, server: str, generation: int) -> list[AllowedBranch]:
+    """All branch records of a generation, oldest first."""
+    numbers = branch_numbers(store, server, generation)
+    return [read_branch(store, server, generation, number) for number in numbers]
+
+
+def allow_branch(
+    store: Store, server: str, generation: int, fork: Fork, said: tuple[str, datetime]
+) -> AllowedBranch:
+    """Record that the timeline of ``fork`` may go on beyond it; durable when it returns.
+
+    ``said`` is the reason, and when. A fork that is recorded already stays as it is.
+    """
+    reason, now = said
+    for _ in range(_MAXIMUM_TRIES):
+        known = allowed_branches(store, server, generation)
+        for branch in known:
+            if branch.fork == fork:
+                return branch
+        number = known[-1].number + 1 if known else 1
+        fields = {
+            "number": number,
+            "timeline": fork.timeline,
+            "left_by": fork.left_by,
+            "left_at": str(fork.at),
+            "reason": reason,
+            "allowed_at": format_time(now),
+        }
+        if store.put(layout.branch_key(server, generation, number), [encode_record(fields)]):
+            return AllowedBranch(number, fields)
+    raise RepositoryError(
+        f"no number below {layout.branches_prefix(server, generation)} in {store.name} could be "
+        "taken",
+        hint="others write there all the time, or the store does not list what it holds",
+    )
