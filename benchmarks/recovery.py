@@ -22,7 +22,8 @@ from benchmarks.dataset import Cluster, DatasetError
 from benchmarks.entry import free_port, parser, programs_of, run_in
 from benchmarks.peers import PgBackRest, Pgrecall, Tool
 from pgrecall.app.invocation_path import pgrecall_command
-from pgrecall.wal.commands import restore_command
+from pgrecall.app.restore_commands import restore_command_of
+from pgrecall.settings import load_settings
 
 WAYS = ("cp", "pgrecall", "agent", "pgbackrest")
 
@@ -119,7 +120,8 @@ def _ways(
         # The recovering copy has no marker of a restored copy: it is the server's own base.
         text = config.read_text().replace(str(wal.parent), str(work / "run"))
         config.write_text(text, encoding="utf-8")
-        command = restore_command(pgrecall_command(), str(config), "main", standby=False)
+        settings = load_settings(str(config), {}, {})
+        command = restore_command_of(settings, settings.server("main"), standby=False)
         if "pgrecall" in wanted:
             yield Way("pgrecall, no agent", command)
         if "agent" in wanted:

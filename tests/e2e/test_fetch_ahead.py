@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pgrecall.agent.protocol import AHEAD_DIRECTORY, AHEAD_SOCKET
-from pgrecall.app import restoring
+from pgrecall.app import restore_commands
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.targets import ToLsn
 from tests.support.listener_scene import wait_until
@@ -69,7 +69,7 @@ def test_it_comes_with_the_recovery_and_goes_with_it(
     product: Product, tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if way == "Python alone":
-        monkeypatch.setattr(restoring, "client_path", lambda: None)
+        monkeypatch.setattr(restore_commands, "client_path", lambda: None)
     copy = tmp_path / "copy"
     target = ToLsn(Lsn.parse(str(product.server.value("SELECT pg_current_wal_insert_lsn()"))))
     product.server.sql("INSERT INTO kept VALUES (0)")

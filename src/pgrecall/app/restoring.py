@@ -8,13 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
-from pgrecall.agent.client_file import client_path
-from pgrecall.agent.protocol import AHEAD_SOCKET
 from pgrecall.app.context import RunContext
 from pgrecall.app.copy_place import CopyPlace, choose_place
-from pgrecall.app.invocation_path import pgrecall_command
 from pgrecall.app.opened import OpenedRepository, main_repository
 from pgrecall.app.requests import RestoreRequest
+from pgrecall.app.restore_commands import restore_command_of
 from pgrecall.app.starting import Started, start_restored
 from pgrecall.app.taking_over import record_owner
 from pgrecall.errors import (
@@ -51,11 +49,8 @@ from pgrecall.restore.recovery_settings import (
     recovery_settings,
 )
 from pgrecall.restore.run import RestoreJob, RestoreRun
-from pgrecall.settings import ServerSettings, Settings
 from pgrecall.system.clock import SystemClock
 from pgrecall.system.memory import keep_freed_memory
-from pgrecall.wal.agent_places import socket_path
-from pgrecall.wal.commands import client_restore_command, restore_command
 
 _WAL_READERS = 4
 
@@ -259,7 +254,7 @@ class _Preparation:
 
     def _settings(self, place: CopyPlace | None) -> dict[str, str]:
         request, settings = self.request, self.context.settings
-        command = _restore_command(settings, self.context.server, standby=request.standby)
+        command = restore_command_of(settings, self.context.server, standby=request.standby)
         chosen: dict[str, str] = {}
         if place is not None:
             chosen.update(isolation_settings(self.root.server.settings))
@@ -294,17 +289,6 @@ class _Preparation:
 
     def _read_segment(self, name: str) -> None:
         self.archive.read(name)
-
-
-def _restore_command(settings: Settings, server: ServerSettings, *, standby: bool) -> str:
-    """Through the client where it was built: it asks what fetches ahead, then the agent."""
-    pgrecall, config = pgrecall_command(), os.path.abspath(settings.path)
-    client = client_path()
-    if client is None or not os.access(client, os.X_OK) or len(pgrecall) > 1:
-        return restore_command(pgrecall, config, server.name, standby=standby)
-    sockets = (AHEAD_SOCKET, socket_path(settings, server))
-    fallback = (*pgrecall, config)
-    return client_restore_command(client, sockets, server.name, fallback, standby=standby)
 
 
 def _refuse_contradictions(request: RestoreRequest) -> None:
