@@ -18,26 +18,40 @@ from pgrecall.settings import RepositorySettings
 from pgrecall.system.clock import SystemClock
 from pgrecall.system.throttle import Throttle
 from pgrecall.verify.backups import BackupProof
-from pgrecall.verify.plan import Depth
+from pgrecall.verify.plan import ALL, Depth
 from pgrecall.verify.run import VerifyProof, VerifyRun, VerifyTask
 from pgrecall.verify.wal import WalProof
 
 
-class RepositoryProof(msgspec.Struct, frozen=True, kw_only=True):
-    """One repository: what was proven there."""
+class VerifiedBackup(msgspec.Struct, frozen=True, kw_only=True):
+    """One backup in one repository; ``raw_bytes`` and ``pages_checked`` only at full depth."""
 
     repository: str
-    role: str
-    backups: tuple[BackupProof, ...]
-    wal: tuple[WalProof, ...]
+    backup_id: str
     result: Severity
-    findings: tuple[Finding, ...]
+    packs: int
+    files: int
+    stored_bytes: int
+    raw_bytes: int
+    pages_checked: int
+
+
+class VerifiedWal(msgspec.Struct, frozen=True, kw_only=True):
+    """The WAL of one generation in one repository."""
+
+    repository: str
+    generation: int
+    result: Severity
+    files: int
+    stored_bytes: int
 
 
 class VerifyResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``verify`` found; ``result`` is the gravest severity of all repositories.
+    """What ``verify`` found; ``result`` is the gravest severity.
 
-    ``stored_bytes`` were read and held to their digests (at fast depth: only asked for).
+    ``stored_bytes`` were read and held to their digests (at fast depth: only asked for);
+    ``records`` are the other objects that were read. The subject of a finding begins
+    with its repository.
     """
 
     server: str
@@ -45,8 +59,11 @@ class VerifyResult(msgspec.Struct, frozen=True, kw_only=True):
     verified_at: datetime
     duration_seconds: float
     stored_bytes: int
+    records: int
     result: Severity
-    repositories: tuple[RepositoryProof, ...]
+    backups: tuple[VerifiedBackup, ...] = ()
+    wal: tuple[VerifiedWal, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
     def run_facts(self) -> RunFacts:
         """What the journal keeps of it."""
@@ -63,26 +80,35 @@ def run_verify(context: RunContext, request: VerifyRequest) -> VerifyResult:
     clock = SystemClock()
     began, verified_at = clock.monotonic(), clock.now()
     missing: list[PgrecallError] = []
-    proofs = []
+    proofs: dict[str, VerifyProof] = {}
     try:
         for settings in context.repositories:
             proof = _verify(context, request, settings, missing)
             if proof is not None:
-                proofs.append(proof)
+                proofs[settings.name] = proof
     finally:
         context.progress.done()
     if not proofs and missing:
         raise missing[0]
-    read = [one.stored_bytes for proof in proofs for one in proof.backups]
-    read += [one.stored_bytes for proof in proofs for one in proof.wal]
+    backups = tuple(_backup(name, one) for name, proof in proofs.items() for one in proof.backups)
+    wal = tuple(_wal(name, one) for name, proof in proofs.items() for one in proof.wal)
+    findings = tuple(
+        msgspec.structs.replace(finding, subject=f"{name}: {finding.subject}")
+        for name, proof in proofs.items()
+        for finding in proof.findings
+    )
     return VerifyResult(
         server=context.server.name,
         depth=request.depth,
         verified_at=verified_at,
         duration_seconds=round(clock.monotonic() - began, 3),
-        stored_bytes=sum(read),
-        result=worst([finding for proof in proofs for finding in proof.findings]),
-        repositories=tuple(proofs),
+        stored_bytes=sum(one.stored_bytes for one in backups)
+        + sum(one.stored_bytes for one in wal),
+        records=sum(proof.records for proof in proofs.values()),
+        result=worst(list(findings)),
+        backups=backups,
+        wal=wal,
+        findings=findings,
     )
 
 
@@ -91,19 +117,19 @@ def _verify(
     request: VerifyRequest,
     settings: RepositorySettings,
     missing: list[PgrecallError],
-) -> RepositoryProof | None:
+) -> VerifyProof | None:
     verify = context.settings.verify
     try:
         opened = OpenedRepository(settings, context.environment)
         generation = latest_generation(opened.store, context.server.name)
         task = VerifyTask(
             server=context.server.name,
-            wanted=request.backup_id or "all",
+            wanted=request.backup_id or ALL,
             depth=request.depth,
             workers=verify.workers or 2 * (os.cpu_count() or 1),
             generation=generation.number if generation is not None else None,
         )
-        found = VerifyRun(
+        return VerifyRun(
             task,
             opened.store,
             opened.identity,
@@ -114,14 +140,29 @@ def _verify(
         missing.append(error)  # backups go to the first required repository only
         return None
     except PgrecallError as error:
-        found = VerifyProof(backups=(), wal=(), findings=(_unknown(settings, error),))
-    return RepositoryProof(
-        repository=settings.name,
-        role=settings.role,
-        backups=found.backups,
-        wal=found.wal,
-        result=worst(list(found.findings)),
-        findings=found.findings,
+        return VerifyProof(backups=(), wal=(), findings=(_unknown(settings, error),))
+
+
+def _backup(repository: str, proof: BackupProof) -> VerifiedBackup:
+    return VerifiedBackup(
+        repository=repository,
+        backup_id=proof.backup_id,
+        result=worst(list(proof.findings)),
+        packs=proof.packs,
+        files=proof.files,
+        stored_bytes=proof.stored_bytes,
+        raw_bytes=proof.raw_bytes,
+        pages_checked=proof.pages_checked,
+    )
+
+
+def _wal(repository: str, proof: WalProof) -> VerifiedWal:
+    return VerifiedWal(
+        repository=repository,
+        generation=proof.generation,
+        result=worst(list(proof.findings)),
+        files=proof.files,
+        stored_bytes=proof.stored_bytes,
     )
 
 
@@ -129,7 +170,7 @@ def _unknown(settings: RepositorySettings, error: PgrecallError) -> Finding:
     return Finding(
         severity="fail" if settings.role == "required" else "warn",
         code=error.code,
-        subject=settings.name,
+        subject="the repository",
         message=f"not verified: {error.message}",
         hint=error.hint or "mend what keeps it from being read, and verify again",
     )

@@ -321,9 +321,9 @@ class WalObjectReader:
             raise _damage(where, "its frames do not fill the space between header and table")
 
     def check_stored(self) -> None:
-        """Check the digest of every stored frame, and decompress none; raises CorruptObjectError.
+        """Check the digests of all stored frames and of the WAL index, and decompress nothing.
 
-        The WAL index is checked by ``read_index``.
+        Raises CorruptObjectError.
         """
         at = self._trailer.frames_at
         for number, (stored_bytes, _, _, kind, _, digest) in enumerate(self._table):
@@ -334,6 +334,7 @@ class WalObjectReader:
                 which = f"frame {number + 1} of {len(self._table)}"
                 raise _damage(self._where, f"the digest of {which} does not match")
             at += stored_bytes
+        self._check_index()
 
     def frames(self) -> Iterator[bytes | memoryview]:
         """The raw bytes in order, frame by frame, each verified before it is given.
@@ -368,6 +369,9 @@ class WalObjectReader:
         """Read everything, the WAL index too, and keep nothing; raises as ``frames``."""
         for _ in self.frames():
             pass
+        self._check_index()
+
+    def _check_index(self) -> None:
         length = self._trailer.index_bytes
         if length:
             index = self._source.read(self._trailer.index_at(self._where), length)

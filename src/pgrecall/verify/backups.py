@@ -96,7 +96,7 @@ class BackupVerifier:
 
 def _damaged_files(contents: Contents, proofs: Sequence[PackProof]) -> list[int]:
     """Files whose bytes together are not those that the manifest has the checksum of."""
-    pieces = np.concatenate([np.frombuffer(proof.pieces, _PIECES) for proof in proofs])
+    pieces = np.frombuffer(b"".join(proof.pieces for proof in proofs), _PIECES)
     pieces = pieces[np.lexsort((pieces["offset"], pieces["file"]))]
     crcs = array("I", bytes(4 * len(contents.table)))
     ends = array("Q", bytes(8 * len(contents.table)))

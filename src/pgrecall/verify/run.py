@@ -16,6 +16,7 @@ from pgrecall.system.progress import Progress
 from pgrecall.system.throttle import Throttle
 from pgrecall.verify.backups import BackupProof, BackupVerifier
 from pgrecall.verify.plan import ALL, Depth, chosen_backups
+from pgrecall.verify.records import damaged_records
 from pgrecall.verify.wal import WalProof, WalVerifier
 
 
@@ -30,10 +31,14 @@ class VerifyTask(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VerifyProof(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of it. ``findings`` are those of the catalog, then of backups and WAL."""
+    """What became of it. ``records``: objects besides backups and WAL that were read.
+
+    ``findings``: of the catalog, then of records, backups and WAL.
+    """
 
     backups: tuple[BackupProof, ...]
     wal: tuple[WalProof, ...]
+    records: int = 0
     findings: tuple[Finding, ...]
 
 
@@ -68,6 +73,13 @@ class VerifyRun:
         wants_all = task.wanted == ALL
         chosen = chosen_backups(complete, task.wanted)
         findings = list(damaged) if wants_all else []
+        records = 0
+        if wants_all:
+            self._progress.phase("records")
+            records, problems = damaged_records(
+                self._store, task.server, self._identity, task.workers
+            )
+            findings += problems
         self._progress.phase("backups")
         self._progress.start(sum(backup.totals.stored_bytes for backup in chosen))
         verifier = BackupVerifier(catalog, task.depth, self._throttle, task.workers)
@@ -76,7 +88,9 @@ class VerifyRun:
         wal = [self._wal(number, chosen) for number in self._generations(chosen)]
         findings += [finding for proof in backups for finding in proof.findings]
         findings += [finding for proof in wal for finding in proof.findings]
-        return VerifyProof(backups=tuple(backups), wal=tuple(wal), findings=tuple(findings))
+        return VerifyProof(
+            backups=tuple(backups), wal=tuple(wal), records=records, findings=tuple(findings)
+        )
 
     def _generations(self, chosen: Sequence[Completion]) -> list[int]:
         """Those of the backups; where there are none, the one that is archived to now."""
@@ -91,4 +105,5 @@ class VerifyRun:
         archive = WalArchive(self._store, task.server, generation)
         verifier = WalVerifier(archive, self._identity, task.depth, self._throttle, task.workers)
         backups = [backup for backup in chosen if backup.generation == number]
-        return verifier.verify(backups, self._progress.advance)
+        is_whole = task.wanted == ALL
+        return verifier.verify(backups, self._progress.advance, is_whole=is_whole)

@@ -7,25 +7,25 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
-from pgrecall.errors import CorruptObjectError, ObjectMissingError
+from pgrecall.errors import CorruptObjectError, ObjectMissingError, WalMissingError
 from pgrecall.model.findings import Finding, Severity
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.manifest import Completion
 from pgrecall.model.timelines import TimelineHistory
-from pgrecall.model.wal_files import WalFile, history_name
+from pgrecall.model.wal_files import PARTIAL, SEGMENT, WalFile, history_name
 from pgrecall.repository import layout
 from pgrecall.repository.identity import RepositoryIdentity
 from pgrecall.repository.wal_archive import StoredSegment, WalArchive
-from pgrecall.repository.wal_objects import WalObjectReader, read_index
+from pgrecall.repository.wal_objects import WalObjectReader
 from pgrecall.system.throttle import Throttle
 from pgrecall.verify.plan import FAST, FULL, Depth
 
 
 class WalProof(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of the WAL of one generation: segments looked at, bytes read, what is wrong."""
+    """What became of the WAL of one generation: files and bytes looked at, what is wrong."""
 
     generation: int
-    segments: int = 0
+    files: int = 0
     stored_bytes: int = 0
     findings: tuple[Finding, ...] = ()
 
@@ -47,15 +47,23 @@ class WalVerifier:
         self._throttle = throttle
         self._workers = workers
 
-    def verify(self, backups: Sequence[Completion], advance: Callable[[int], None]) -> WalProof:
+    def verify(
+        self,
+        backups: Sequence[Completion],
+        advance: Callable[[int], None],
+        *,
+        is_whole: bool = False,
+    ) -> WalProof:
         """Prove it from the start of the oldest backup on; ``advance`` as in BackupVerifier.
 
+        ``is_whole``: older segments are read, too, which no backup needs.
         Raises StoreError: what cannot be listed or read is not called whole.
         """
         findings: list[Finding] = []
         histories = self._histories(backups, findings)
-        oldest = min((Lsn.parse(backup.start_lsn) for backup in backups), default=Lsn(0))
-        segments = list(self._segments(histories, oldest))
+        starts = [] if is_whole else [Lsn.parse(backup.start_lsn) for backup in backups]
+        oldest = min(starts, default=Lsn(0))
+        files = list(self._files(histories, oldest))
         newest = max(
             (timeline for timeline in histories if self._archive.newest(timeline)), default=None
         )
@@ -63,12 +71,12 @@ class WalVerifier:
             findings += self._continuity(backups, histories, histories[newest])
         if self._depth != FAST:
             with ThreadPoolExecutor(self._workers, thread_name_prefix="verify-wal") as pool:
-                for finding in pool.map(lambda one: self._prove(one, advance), segments):
+                for finding in pool.map(lambda one: self._prove(one, advance), files):
                     findings += [finding] if finding is not None else []
         return WalProof(
             generation=self._archive.generation.number,
-            segments=len(segments),
-            stored_bytes=sum(one.stored_bytes for one in segments),
+            files=len(files),
+            stored_bytes=sum(one.stored_bytes for one in files),
             findings=tuple(findings),
         )
 
@@ -81,7 +89,7 @@ class WalVerifier:
         for timeline in sorted(used):
             try:
                 found[timeline] = self._archive.history(timeline)
-            except (ObjectMissingError, CorruptObjectError) as error:
+            except (WalMissingError, CorruptObjectError) as error:
                 findings.append(
                     _fail("history-missing", f"timeline {timeline}", error.message,
                           f"push pg_wal/{history_name(timeline)} of a server that has it:"
@@ -89,14 +97,16 @@ class WalVerifier:
                 )  # fmt: skip
         return found
 
-    def _segments(
-        self, histories: dict[int, TimelineHistory], oldest: Lsn
-    ) -> Iterator[StoredSegment]:
-        size = self._archive.segment_bytes
+    def _files(self, histories: dict[int, TimelineHistory], oldest: Lsn) -> Iterator[StoredSegment]:
+        """What is to be read: segments from ``oldest`` on, and the small files beside them."""
+        archive = self._archive
+        size = archive.segment_bytes
         for timeline in histories:
-            for segment in self._archive.segments(timeline):
-                if WalFile(segment.name).start(size) + size > oldest:
-                    yield segment
+            prefix = layout.wal_prefix(archive.server, archive.generation.number, timeline)
+            for info in archive.store.list(prefix):
+                file = layout.parse_wal_key(info.key)[2]
+                if file.kind not in (SEGMENT, PARTIAL) or file.start(size) + size > oldest:
+                    yield StoredSegment(file.name, info.size)
 
     # --- continuity ----------------------------------------------------------------
 
@@ -106,8 +116,9 @@ class WalVerifier:
         histories: dict[int, TimelineHistory],
         newest: TimelineHistory,
     ) -> Iterator[Finding]:
+        """Each backup up to where it is consistent; those on the newest path on to its end."""
+        looked_to = self._end_of(newest)
         latest = max(backups, key=lambda backup: backup.stopped_at, default=None)
-        seen: set[str] = set()
         for backup in sorted(backups, key=lambda each: each.stopped_at, reverse=True):
             history = histories.get(backup.timeline)
             if history is None:
@@ -121,16 +132,12 @@ class WalVerifier:
                     f"{gap} is not archived, and the backup is not consistent without it",
                     "push it if the server still has it; otherwise this backup is lost",
                 )
-                continue
-            end = self._end_of(newest)
-            follows = newest.is_ancestor_or_self(backup.timeline)
-            left = newest.end_of(backup.timeline) if follows else None
-            if not follows or (left is not None and left < stop):
-                continue  # another branch: its own newest moment is not this one
-            gap = self._archive.first_gap(newest, stop, end) if end > stop else None
-            if gap is not None and gap not in seen:
-                seen.add(gap)
-                yield _gap(gap, backup.backup_id, "fail" if backup is latest else "warn")
+            elif _leads_to(newest, backup, stop) and stop < looked_to:
+                # What lies behind was looked through for a younger one.
+                gap = self._archive.first_gap(newest, stop, looked_to)
+                looked_to = stop
+                if gap is not None:
+                    yield _gap(gap, backup.backup_id, "fail" if backup is latest else "warn")
 
     def _end_of(self, history: TimelineHistory) -> Lsn:
         newest = self._archive.newest(history.timeline)
@@ -139,32 +146,38 @@ class WalVerifier:
 
     # --- bytes ---------------------------------------------------------------------
 
-    def _prove(self, segment: StoredSegment, advance: Callable[[int], None]) -> Finding | None:
+    def _prove(self, one: StoredSegment, advance: Callable[[int], None]) -> Finding | None:
         archive = self._archive
-        key = layout.wal_key(archive.server, archive.generation.number, WalFile(segment.name))
-        self._throttle.take(segment.stored_bytes)
+        key = layout.wal_key(archive.server, archive.generation.number, WalFile(one.name))
+        self._throttle.take(one.stored_bytes)
+        message, code = "", "wal-damaged"
+        hint = (
+            "recovery stops in front of it: take a backup now, and look for the segment in"
+            " another repository"
+        )
         try:
-            read_index(archive.store, key, segment.stored_bytes)
             with WalObjectReader(archive.store, key, self._identity.raw_key()) as stored:
                 if self._depth == FULL:
-                    for _ in stored.frames():
-                        pass  # each is verified, and the whole behind the last
+                    stored.verify()
                 else:
                     stored.check_stored()
-                name = stored.header.name
+                if stored.header.name != one.name:
+                    message = f"{key} holds {stored.header.name}: the object was moved"
         except ObjectMissingError:
-            return _fail("wal-missing", segment.name, f"{key} is gone since it was listed",
-                         "something else deletes in this repository")  # fmt: skip
+            message, code = f"{key} is gone since it was listed", "wal-missing"
+            hint = "something else deletes in this repository"
         except CorruptObjectError as error:
-            return _fail("wal-damaged", segment.name, error.message,
-                         "recovery stops in front of it: take a backup now, and look for the"
-                         " segment in another repository")  # fmt: skip
-        finally:
-            advance(segment.stored_bytes)
-        if name != segment.name:
-            return _fail("wal-damaged", segment.name, f"{key} holds {name}",
-                         "the object was moved; look for the right one")  # fmt: skip
-        return None
+            message = error.message
+        advance(one.stored_bytes)
+        return _fail(code, one.name, message, hint) if message else None
+
+
+def _leads_to(newest: TimelineHistory, backup: Completion, stop: Lsn) -> bool:
+    """Whether a backup lies on the path of the newest timeline, not on a branch that was left."""
+    if not newest.is_ancestor_or_self(backup.timeline):
+        return False
+    left = newest.end_of(backup.timeline)
+    return left is None or stop <= left
 
 
 def _gap(gap: str, backup_id: str, severity: Severity) -> Finding:
