@@ -35,7 +35,7 @@ demo: $(VENV)/.product ## Watch a real server lose a table and come back to the 
 
 # --- tests: one target for each tier ------------------------------------------
 
-test: $(VENV)/.dev ## Run every test that needs only Python and pip (under 10 minutes).
+test: $(VENV)/.dev ## Run every test that needs only Python and pip (a quarter of an hour).
 	$(LAUNCH) pytest $(PARALLEL) -m "not matrix and not azure and not slow and not soak" $(PYTEST_OPTIONS)
 
 test-matrix: $(VENV)/.dev ## Install PostgreSQL 13 to 17 beside 18 and run the tests of all versions.

@@ -37,7 +37,7 @@ def test_a_server_whose_log_is_somebody_elses(pg_factory: ServerFactory) -> None
     os.close(writer)
     try:
         pgdata = str(server.pgdata)
-        server.wait_until((server.pgdata / "postmaster.pid").exists, "it has begun")
+        server.wait_until((server.pgdata / "postmaster.opts").exists, "it has begun")
         assert "systemd" in restart_problem(pgdata, has_collector=False)
         assert restart_problem(pgdata, has_collector=True) == ""
     finally:
