@@ -13,7 +13,8 @@ import pytest
 
 from pgrecall.app import opened
 from pgrecall.backup import run as backup_run
-from pgrecall.errors import StoreError, StoreRefusedError
+from pgrecall.errors import StoreError, StoreRefusedError, VerifyFailedError
+from pgrecall.repository import layout
 from pgrecall.repository.identity import latest_generation
 from pgrecall.repository.wal_archive import WalArchive
 from pgrecall.settings import RepositorySettings
@@ -166,6 +167,10 @@ def test_the_main_job_over_tls(
     server.sql("DROP TABLE rows")
     product.switch()
     before = product.objects()
+    for depth in ("--fast", "--full"):
+        verified = product.cli("verify", depth, "--json")
+        assert verified.returncode == 0, verified
+    assert json.loads(verified.stdout)["backups"][0]["pages_checked"] > 0
     words = ("--to-name", "before the accident", "--target-dir", str(copy), "--start", "--yes")
     restored = product.cli("restore", *words, "--json")
     assert restored.returncode == 0, restored
@@ -175,6 +180,24 @@ def test_the_main_job_over_tls(
     assert product.objects() == before
     auto = (copy / "postgresql.auto.conf").read_text()
     assert product.is_secret_kept(backed_up.stderr, restored.stderr, restored.stdout, auto)
+
+
+def test_damage_in_s3_is_found(product_in: MakeProduct, s3_settings: S3Settings) -> None:
+    product = product_in(s3_settings())
+    backup = product.backup()
+    store = open_store(product.repository, {}, is_anchored=False)
+    key = layout.pack_key(SERVER, backup.backup_id, 0)
+    content = bytearray(store.read(key))
+    store.delete(key)
+    missing = product.cli("verify", "--fast", "--json")
+    content[len(content) // 2] ^= 1
+    store.put(key, [bytes(content)])
+    damaged = product.cli("verify", "--json")
+    for said, code in ((missing, "pack-missing"), (damaged, "pack-damaged")):
+        assert said.returncode == VerifyFailedError.exit_status, said
+        (found,) = json.loads(said.stdout)["findings"]
+        assert (found["code"], key in found["message"]) == (code, True)
+    assert product.cli("verify", "--fast").returncode == 0  # it is there, and as long as it was
 
 
 def test_wrong_credentials_change_nothing(product_in: MakeProduct, s3_settings: S3Settings) -> None:
