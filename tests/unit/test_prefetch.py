@@ -273,3 +273,15 @@ def test_who_is_to_keep_trying_does_so_himself(scene: FetchScene) -> None:
     (scene.pgdata / "standby.signal").touch()
     with pytest.raises(StoreError):
         scene.ask(first)
+
+
+def test_the_last_room_on_the_disk_is_left_to_postgresql(
+    scene: FetchScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segments = list(scene.store_segments(6))
+    size = scene.segment_bytes
+    for free, ahead in ((8 * size, 0), (10 * size + 1, 2), (100 * size, 4)):
+        monkeypatch.setattr(prefetch, "free_bytes", lambda _, free=free: free)
+        assert scene.ask(segments[0]) is not None
+        scene.settle()
+        assert scene.cached() == segments[1 : 1 + ahead]

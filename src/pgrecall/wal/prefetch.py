@@ -13,7 +13,9 @@ that is under way; anything else goes the whole way of fetch_file. So:
 - a request for another timeline, for a history file or out of order drops what
   lies ahead of the old place.
 
-Disk: at most ``agent.prefetch_segments`` for each of two systems. Memory: a frame
+Disk: at most ``agent.prefetch_segments`` for each of two systems, and never the last
+room for eight segments: it may be pg_wal's own file system, and PostgreSQL needs some
+to go on. Memory: a frame
 of 1 MiB and its compressed form for each thread (on object stores the compressed
 segment).
 """
@@ -44,6 +46,7 @@ from pgrecall.settings.collection import Settings
 from pgrecall.settings.sections import RepositorySettings, ServerSettings
 from pgrecall.system.durable import write_all
 from pgrecall.system.faults import reached
+from pgrecall.system.filesystems import free_bytes
 from pgrecall.system.memory import keep_freed_memory
 from pgrecall.wal.agent_places import DIRECTORY_MODE, prefetch_directory
 from pgrecall.wal.archives import Archive, archive_store, control_of, data_directory_of
@@ -57,6 +60,7 @@ _SYSTEMS = 2
 _IDLE_SECONDS = 60.0
 _PAUSE_SECONDS = 5.0
 _COPY_BYTES = 1 << 20
+_SPARED_SEGMENTS = 8
 
 Fact = str | int | float | bool | None
 
@@ -245,12 +249,24 @@ class Fetcher:
                 self._discard(stream, name, stream.ahead.pop(name))
             if stream.is_over or time.monotonic() < stream.resume_at:
                 return
+            room = self._room(segment_bytes)
+            room -= sum(not future.done() for future in stream.ahead.values())
             for name in wanted:
                 future = stream.ahead.get(name)
                 if future is not None and _was_absent(future):
                     future = None  # it may be there by now
                 if future is None:
+                    if room <= 0:
+                        break
+                    room -= 1
                     stream.ahead[name] = pool.submit(self._fetch_ahead, stream, WalFile(name))
+
+    def _room(self, segment_bytes: int) -> int:
+        """How many segments more the disk may hold; none where that cannot be told."""
+        try:
+            return free_bytes(self._directory) // segment_bytes - _SPARED_SEGMENTS
+        except OSError:
+            return 0
 
     def _fetch_ahead(self, stream: _Stream, file: WalFile) -> int | None:
         """In a thread: have the segment ready; its size, None when it is not there now."""
