@@ -6,10 +6,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from pgrecall.agent.process import AgentSnapshot
 from pgrecall.app.status_rules import (
     AgentSight,
     Loss,
     agent_findings,
+    ill_components,
     loss_now,
     run_findings,
     target_findings,
@@ -105,3 +107,22 @@ def test_an_agent_is_missed_only_where_it_has_something_to_do() -> None:
     assert missing.code == "agent-not-running"
     (ill,) = agent_findings(AgentSight(7, (("pusher", "waiting"),)), is_expected=True)
     assert (ill.code, ill.subject) == ("component-ill", "pusher")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "is_silent"), [(5, False), (-5, False), (90, True), (-90, True)]
+)
+def test_an_agent_that_says_nothing_is_seen_whichever_way_the_clock_jumped(
+    seconds: int, is_silent: bool
+) -> None:
+    said = AgentSnapshot(
+        pid=1,
+        server="main",
+        tool_version="0",
+        started_at=HOUR_AGO,
+        written_at=NOW - timedelta(seconds=seconds),
+        components=(),
+    )
+    assert ill_components(said, NOW) == (
+        (("process", "it has said nothing for 90 s"),) if is_silent else ()
+    )

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 import msgspec
 
 from pgrecall.agent.lock import running_agent
-from pgrecall.agent.process import AgentSnapshot, read_snapshot
+from pgrecall.agent.process import read_snapshot
 from pgrecall.agent.schedule import Timetable
 from pgrecall.app.context import RunContext
 from pgrecall.app.opened import OpenedRepository, main_repository
@@ -22,6 +22,7 @@ from pgrecall.app.status_rules import (
     Loss,
     agent_findings,
     failed_count,
+    ill_components,
     loss_now,
     run_findings,
     target_findings,
@@ -46,7 +47,6 @@ _USUAL_HISTORY = timedelta(days=7)
 # A restore that was measured this long ago says little of today's size.
 _RTO_HISTORY = timedelta(days=90)
 # It writes its state every two seconds.
-_SILENT_SECONDS = 60.0
 
 
 class RunLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -273,7 +273,9 @@ class _Look:
         except AgentPlaceError as error:
             return f"cannot be told: {error.message}"
         snapshot = read_snapshot(state_directory(settings, self._server)) if pid else None
-        ill = _ill(snapshot, self._now) if snapshot is not None and snapshot.pid == pid else ()
+        if snapshot is not None and snapshot.pid != pid:
+            snapshot = None  # an earlier agent's
+        ill = ill_components(snapshot, self._now) if snapshot is not None else ()
         schedule = Timetable(settings.schedule).expressions
         is_expected = bool(schedule) or settings.receive.is_enabled
         self._findings += agent_findings(AgentSight(pid, ill), is_expected=is_expected)
@@ -288,19 +290,6 @@ class _Look:
 def _for_server(context: RunContext, name: str) -> RunContext:
     return RunContext(
         context.settings, context, server_name=name, repository_name=context.repository_name
-    )
-
-
-def _ill(snapshot: AgentSnapshot, now: datetime) -> tuple[tuple[str, str], ...]:
-    """Components that are not at work, and the agent itself when it says nothing any more."""
-    # What it said "in the future" was said before the clock was set back.
-    silent_seconds = abs((now - snapshot.written_at).total_seconds())
-    if silent_seconds > _SILENT_SECONDS:
-        return (("process", f"it has said nothing for {silent_seconds:.0f} s"),)
-    return tuple(
-        (one.name, f"{one.state} {one.last_error}".strip())
-        for one in snapshot.components
-        if one.state != "running"
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
+from pgrecall.agent.process import AgentSnapshot
 from pgrecall.model.findings import Finding
 from pgrecall.model.manifest import Completion
 from pgrecall.model.runs import RunRecord
@@ -18,6 +19,7 @@ _LEAST_CHANGE_BYTES = 96
 _LONG_HEADER_BYTES = 40
 # Clocks of two hosts differ; by more than this, the difference says nothing any more.
 _CLOCK_TOLERANCE_SECONDS = 60.0
+_SILENT_SECONDS = 60.0
 _FAILED = frozenset({"fail", "interrupted"})
 
 
@@ -181,3 +183,16 @@ def _warn(code: str, message: str, hint: str, subject: str = "") -> Finding:
 
 def _fail(code: str, message: str, hint: str, subject: str = "") -> Finding:
     return Finding(severity="fail", code=code, message=message, hint=hint, subject=subject)
+
+
+def ill_components(snapshot: AgentSnapshot, now: datetime) -> tuple[tuple[str, str], ...]:
+    """Components that are not at work, and the agent itself when it says nothing any more."""
+    # What it said "in the future" was said before the clock was set back.
+    silent_seconds = abs((now - snapshot.written_at).total_seconds())
+    if silent_seconds > _SILENT_SECONDS:
+        return (("process", f"it has said nothing for {silent_seconds:.0f} s"),)
+    return tuple(
+        (one.name, f"{one.state} {one.last_error}".strip())
+        for one in snapshot.components
+        if one.state != "running"
+    )
