@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from pgrecall.errors import InterruptedRunError
 from pgrecall.system.processes import processes_under
 from tests.soak.writers import Writer, prepare
 from tests.support.postgresql import PostgresServer
@@ -143,7 +144,9 @@ class Storm:
         self.agent.start(wait=self._waits_for_agent and self.random.random() < 0.5)
 
     def _end_agent(self) -> None:
-        assert self.agent.end(signal.SIGTERM) in (0, -signal.SIGTERM)
+        # One that is still starting says so, or has not got so far as to hear it.
+        is_starting = (InterruptedRunError.exit_status, -signal.SIGTERM)
+        assert self.agent.end(signal.SIGTERM) in (0, *is_starting)
         self.agent.start(wait=self._waits_for_agent)
 
     def _hold_agent(self) -> None:

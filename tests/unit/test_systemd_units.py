@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pgrecall.cli.tree import root
-from pgrecall.errors import AgentRunningError, SettingsError
+from pgrecall.errors import AgentRunningError, InterruptedRunError, SettingsError
 
 UNITS = Path(__file__).parents[2] / "packaging" / "systemd"
 
@@ -34,6 +34,7 @@ def test_the_agent_is_not_restarted_for_nothing() -> None:
     service = unit("pgrecall-agent@.service")["Service"]
     statuses = {int(word) for word in service["RestartPreventExitStatus"].split()}
     assert statuses == {SettingsError.exit_status, AgentRunningError.exit_status}
+    assert service["SuccessExitStatus"] == str(InterruptedRunError.exit_status)
     assert (service["Type"], service["NotifyAccess"]) == ("notify", "main")
 
 
