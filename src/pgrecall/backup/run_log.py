@@ -6,7 +6,7 @@ import struct
 from array import array
 from collections.abc import Iterator, Sequence
 
-from pgrecall.codec.crc import crc32c_combine
+from pgrecall.codec.crc import crc32c_combine, crc32c_of_zeros
 from pgrecall.model.file_table import FILE, FileTable
 from pgrecall.model.manifest import FileEntry, Run
 
@@ -88,16 +88,11 @@ class RunIndex:
         crc = size = 0
         for _, pack, frame, frame_offset, file_offset, length, run_crc in found:
             if file_offset > size:
-                crc = crc32c_combine(crc, _zeros_crc(file_offset - size), file_offset - size)
+                crc = crc32c_combine(crc, crc32c_of_zeros(file_offset - size), file_offset - size)
             crc = crc32c_combine(crc, run_crc, length) if file_offset else run_crc
             size = file_offset + length
             runs.append(Run(pack, frame, frame_offset, file_offset, length))
         return runs, size, crc
-
-
-def _zeros_crc(length: int) -> int:
-    """CRC-32C of ``length`` zero bytes: the register's start value sent through, and inverted."""
-    return crc32c_combine(0xFFFFFFFF, 0, length) ^ 0xFFFFFFFF
 
 
 def file_entries(

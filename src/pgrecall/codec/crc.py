@@ -31,6 +31,11 @@ def crc32c(data: Buffer, crc: int = 0) -> int:
     return _crc32c(data, crc)
 
 
+def crc32c_of_zeros(length: int) -> int:
+    """The CRC of ``length`` zero bytes: the register's start value sent through, and inverted."""
+    return crc32c_combine(0xFFFFFFFF, 0, length) ^ 0xFFFFFFFF
+
+
 def crc32c_combine(crc1: int, crc2: int, length2: int) -> int:
     """The CRC of two pieces joined, from ``crc1``, ``crc2`` and the second's length in bytes."""
     return _multiply(_shift_operator(length2), crc1) ^ crc2

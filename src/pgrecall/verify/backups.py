@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 import numpy as np
 
-from pgrecall.codec.crc import crc32c_combine
+from pgrecall.codec.crc import crc32c_combine, crc32c_of_zeros
 from pgrecall.errors import CorruptObjectError, ObjectMissingError, RepositoryError
 from pgrecall.model.findings import Finding
 from pgrecall.model.manifest import Completion
@@ -118,8 +118,7 @@ def _damaged_files(contents: Contents, proofs: Sequence[PackProof]) -> list[int]
 def _with_zeros(crc: int, count: int) -> int:
     if count <= 0:
         return crc
-    zeros = crc32c_combine(0xFFFFFFFF, 0, count) ^ 0xFFFFFFFF
-    return crc32c_combine(crc, zeros, count)
+    return crc32c_combine(crc, crc32c_of_zeros(count), count)
 
 
 def _named(contents: Contents, files: Sequence[int], backup_id: str) -> list[Finding]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from pgrecall.errors import CorruptObjectError, ObjectMissingError, RepositoryError
@@ -81,8 +81,7 @@ def _tails(store: Store, server: str) -> Iterator[str]:
         yield from (info.key for info in store.list(layout.tails_prefix(server, number)))
 
 
-def _finding(key: str, check: object) -> Finding | None:
-    assert callable(check)
+def _finding(key: str, check: Callable[[], None]) -> Finding | None:
     try:
         check()
     except ObjectMissingError:

@@ -71,8 +71,8 @@ _LOCK_TIMEOUT = "1s"
 _WAIT_SECONDS = 0.2
 _BATCH_BYTES = 4 << 20
 _PROMPT_BATCH_BYTES = 1 << 20
-# A busy server sends a few kB a hundred times a second. Who makes nobody wait lets them gather:
-# that takes a third of the work off, and nothing is flushed later for it.
+# A busy server sends a few kB a hundred times a second. Who makes nobody wait lets them gather;
+# nothing is flushed later for it.
 _FEW_BYTES = 256 << 10
 _GATHER_SECONDS = 0.01
 _FIRST_RETRY_SECONDS = 0.2
