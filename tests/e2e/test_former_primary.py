@@ -173,7 +173,7 @@ def test_what_is_archived_while_the_promotion_is_told_is_a_second_at_most(
         old.wait_until(lambda: failover.fill(1) and old.sql(failed), "it is refused")
         seen = failover.beyond()
         failover.fill(3)
-        time.sleep(2)
+        time.sleep(2)  # longer than a proof lasts: what must not happen cannot be awaited
         product.switch(failover.new)
     assert failover.beyond() == seen
 
