@@ -100,7 +100,7 @@ def test_the_agent_archives_receives_and_schedules(
         assert len(backups(product)) == made
     components = agent.snapshot.components if agent.snapshot else []
     assert [(one.name, one.restarts) for one in components if one.restarts] == []
-    assert agent.facts("pusher")["failures_total"] == 0
+    assert agent.facts("pusher")["failures_total"] == 0, agent.log
     assert len(agent.log.splitlines()) < 100, agent.log
     status = product.cli("wal", "status", "--json")
     assert status.returncode == 0, status

@@ -82,7 +82,7 @@ def test_temporary_files_are_named_and_removed_after_a_day(repository: Repositor
     (finding,) = repository.findings()
     assert finding.code == "temporary-files"
     assert old.name in finding.message and "4 bytes" in finding.message
-    assert remove_abandoned_files(repository.settings, NOW) == 1
+    assert remove_abandoned_files(repository.settings) == 1
     assert (new.exists(), old.exists()) == (True, False)
     assert repository.findings() == []
 
@@ -91,9 +91,9 @@ def test_removing_them_is_no_reason_to_fail(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     gone = RepositorySettings(name="main", path=str(tmp_path / "gone"))
-    assert remove_abandoned_files(gone, NOW) == 0
+    assert remove_abandoned_files(gone) == 0
     assert "stay" in caplog.text
-    assert remove_abandoned_files(RepositorySettings(name="main", store="s3"), NOW) == 0
+    assert remove_abandoned_files(RepositorySettings(name="main", store="s3")) == 0
 
 
 def branch(

@@ -72,7 +72,7 @@ def run_backup(context: RunContext, request: BackupRequest) -> BackupResult:
     )
     run = BackupRun(task, tools)
     completion = run.run()
-    remove_abandoned_files(opened.settings, SystemClock().now())
+    remove_abandoned_files(opened.settings)
     return BackupResult(plan=task.plan, backup=completion, findings=run.findings)
 
 

@@ -22,7 +22,7 @@ def remains(
     not among them. Raises StoreError.
     """
     yield from judge_unfinished(Catalog(store, server).unfinished(), settings, server, now)
-    yield from judge_abandoned(abandoned_files(settings, now), settings)
+    yield from judge_abandoned(abandoned_files(settings), settings)
 
 
 def judge_unfinished(

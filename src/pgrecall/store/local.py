@@ -152,6 +152,23 @@ class LocalStore:
         """
         yield from self._leftovers("")
 
+    def clock(self) -> datetime:
+        """What the file system takes for the present: ``stored_at`` is of the same clock.
+
+        That of an NFS server may differ from this host's, and a host's clock may
+        jump. Writes an empty temporary file in the root. Raises StoreError.
+        """
+        name = f".clock.{os.getpid()}-{os.urandom(6).hex()}"
+        try:
+            temporary, descriptor = self._create(self.root, name + TEMPORARY_SUFFIX)
+            try:
+                return _info(name, os.fstat(descriptor)).stored_at
+            finally:
+                os.close(descriptor)
+                os.unlink(temporary)
+        except OSError as error:
+            raise write_failure(error, self.root) from error
+
     def remove_leftover(self, leftover: ObjectInfo) -> None:
         """Remove one of ``leftovers()``; one that is gone already is success."""
         name = leftover.key.rpartition("/")[2]

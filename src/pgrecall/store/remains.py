@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from pgrecall.errors import StoreError
 from pgrecall.settings.sections import RepositorySettings
@@ -16,22 +16,24 @@ log = logging.getLogger(__name__)
 ABANDONED_AFTER = timedelta(days=1)
 
 
-def abandoned_files(settings: RepositorySettings, now: datetime) -> list[ObjectInfo]:
+def abandoned_files(settings: RepositorySettings) -> list[ObjectInfo]:
     """Temporary files that nobody has written to for a day; none but in a directory store.
 
-    Reads every directory of the store. ``key`` is the path below its root. Raises StoreError.
+    A day by the clock of its file system: this host's may have jumped. Reads every directory
+    of the store. ``key`` is the path below its root. Raises StoreError.
     """
     if settings.store != "local":
         return []
-    oldest = now - ABANDONED_AFTER
-    return [info for info in LocalStore(settings.path).leftovers() if info.stored_at < oldest]
+    store = LocalStore(settings.path)
+    oldest = store.clock() - ABANDONED_AFTER
+    return [info for info in store.leftovers() if info.stored_at < oldest]
 
 
-def remove_abandoned_files(settings: RepositorySettings, now: datetime) -> int:
+def remove_abandoned_files(settings: RepositorySettings) -> int:
     """Remove abandoned_files(); returns how many. Best effort: what stays is said in the log."""
     removed = 0
     try:
-        for info in abandoned_files(settings, now):
+        for info in abandoned_files(settings):
             LocalStore(settings.path).remove_leftover(info)
             removed += 1
     except StoreError as error:
