@@ -36,12 +36,14 @@ from pgrecall.backup.worker import CopySource, WorkerResult
 from pgrecall.errors import PgrecallError
 from pgrecall.model.ids import BACKUP, new_id
 from pgrecall.model.manifest import ManifestRoot, PackEntry, ServerFactsRecord, WalRange
+from pgrecall.repository.block_digests import DigestSink, DigestStore
 from pgrecall.repository.contents import Contents
 from pgrecall.repository.manifests import ManifestReader, ManifestWriter
 from pgrecall.repository.pack_source import PackSource
 from pgrecall.repository.packs import FRAME_BYTES, PackHeader
 from pgrecall.restore.writer import FileWriter, make_directories
 from pgrecall.store.local import LocalStore
+from pgrecall.store.memory import MemoryStore
 from pgrecall.system.progress import NoProgress
 from pgrecall.system.signals import signals_as_errors
 
@@ -111,6 +113,7 @@ class _Steps:
         entries = file_entries(
             scan.table,
             results.runs(),
+            results.digests(),
             vanished=results.vanished,
             bad_blocks=results.bad_blocks(),
             owners=(owners, groups),
@@ -159,14 +162,24 @@ class _Steps:
         self, scan: Scan, units: list[Unit], backup_id: str, results: CopyResults
     ) -> list[PackEntry]:
         source = CopySource(
-            os.fsencode(self._root), scan.table, None, page_bytes=8192, relation_blocks=131_072
+            os.fsencode(self._root),
+            scan.table,
+            None,
+            page_bytes=8192,
+            relation_blocks=131_072,
+            seed=1,
         )
         header = PackHeader(
             repository_id=_REPOSITORY_ID, server=_SERVER, backup_id=backup_id, number=0
         )
         factory = PackFactory(self._store, header, codec="zstd", level=1, committers=2)
         pool = CopyPool(
-            source, factory, workers=_WORKERS, progress=NoProgress(), watch=lambda: None
+            source,
+            factory,
+            self._digests(backup_id),
+            workers=_WORKERS,
+            progress=NoProgress(),
+            watch=lambda: None,
         )
         try:
             for result in pool.run(units):
@@ -174,6 +187,9 @@ class _Steps:
             return factory.finish()
         finally:
             factory.close()
+
+    def _digests(self, backup_id: str) -> DigestStore:
+        return DigestStore(self._store, _SERVER, backup_id, _REPOSITORY_ID)
 
     def _did(self, name: str) -> None:
         now = time.perf_counter()
@@ -184,7 +200,8 @@ class _Steps:
 def _noted(units: list[Unit], results: CopyResults) -> list[PackEntry]:
     """What workers note of small files, as if they had copied them; the packs they would fill."""
     files_a_frame = FRAME_BYTES // _FILE_BYTES - 1
-    noted = [WorkerResult() for _ in range(_WORKERS)]
+    digests = DigestStore(MemoryStore(), _SERVER, "b-0", _REPOSITORY_ID)
+    noted = [WorkerResult(DigestSink(digests)) for _ in range(_WORKERS)]
     packs = 0
     for worker, result in enumerate(noted):
         for done, index in enumerate(_files_of(units[worker::_WORKERS])):

@@ -21,6 +21,7 @@ from pgrecall.errors import (
 from pgrecall.model.file_table import FILE, FileTable
 from pgrecall.model.lsn import Lsn
 from pgrecall.repository import layout
+from pgrecall.repository.block_digests import DigestStore
 from pgrecall.repository.packs import FRAME_BYTES, PackHeader, PackReader
 from pgrecall.store.faulty import Fault, FaultyStore
 from pgrecall.store.memory import MemoryStore
@@ -41,9 +42,15 @@ class Copy:
         header = PackHeader(repository_id="r", server="main", backup_id="b-1", number=0)
         self.factory = PackFactory(self.store, header, codec="zstd", level=1, committers=1)
         self.source = CopySource(
-            os.fsencode(root), self.table, inspector, page_bytes=PAGE, relation_blocks=131072
+            os.fsencode(root),
+            self.table,
+            inspector,
+            page_bytes=PAGE,
+            relation_blocks=131072,
+            seed=7,
         )
-        self.worker = CopyWorker(self.source, PackSink(self.factory))
+        self.digests = DigestStore(self.store, "main", "b-1", "r")
+        self.worker = CopyWorker(self.source, PackSink(self.factory), self.digests)
 
     def run(self) -> dict[str, bytes]:
         try:

@@ -7,6 +7,7 @@ from array import array
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pgrecall.backup.digest_log import DigestIndex
 from pgrecall.backup.run_log import RunIndex, RunLog, file_entries
 from pgrecall.backup.units import BATCH_BYTES, BATCH_FILES, PIECE_BYTES, cut_into_units
 from pgrecall.codec.crc import crc32c
@@ -134,6 +135,7 @@ def test_entries_leave_out_what_vanished() -> None:
         file_entries(
             table,
             RunIndex([], 3),
+            DigestIndex([], 3),
             vanished={1},
             bad_blocks={2: [7, 3]},
             owners=({5: 0}, {6: 1}),

@@ -62,16 +62,17 @@ def manifest_root(
     taken: Taken,
     *,
     parts: tuple[PartEntry, ...],
-    owners: tuple[str, ...],
-    groups: tuple[str, ...],
+    names: tuple[tuple[str, ...], tuple[str, ...]],
     external: tuple[ExternalFile, ...],
+    block_digest: str,
 ) -> ManifestRoot:
-    """The manifest's root."""
+    """The manifest's root; ``names`` are those of owners and groups."""
     label = taken.stop.label
     return ManifestRoot(
         backup_id=taken.backup_id,
         repository_id=task.identity.repository_id,
         digest="blake3",
+        block_digest=block_digest,
         kind="full",
         source="local",
         system_identifier=str(task.facts.system_identifier),
@@ -84,8 +85,8 @@ def manifest_root(
             for space in task.facts.tablespaces
         ),
         external_files=external,
-        owners=owners,
-        groups=groups,
+        owners=names[0],
+        groups=names[1],
         findings=taken.findings,
         parts=parts,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from pgrecall.backup.digest_log import DigestIndex, DigestLog
 from pgrecall.backup.page_check import BadPage
 from pgrecall.backup.run_log import RunIndex, RunLog
 from pgrecall.backup.worker import WorkerResult
@@ -24,12 +25,14 @@ class CopyResults:
         self.packs: list[PackEntry] = []
         self._table = table
         self._logs: list[RunLog] = []
+        self._digests: list[DigestLog] = []
         self._bad: dict[int, list[BadPage]] = {}
         self._odd_sizes: set[int] = set()
 
     def add(self, result: WorkerResult) -> None:
         """Add what one worker did."""
         self._logs.append(result.runs)
+        self._digests.append(result.digests)
         self.vanished |= result.vanished
         self.bytes += result.bytes
         self.pages_checked += result.pages_checked
@@ -40,6 +43,10 @@ class CopyResults:
     def runs(self) -> RunIndex:
         """The runs of every file; a file that vanished before its end keeps none."""
         return RunIndex(self._logs, len(self._table))
+
+    def digests(self) -> DigestIndex:
+        """The block digests of every file."""
+        return DigestIndex(self._digests, len(self._table))
 
     def bad_blocks(self) -> dict[int, list[int]]:
         """Blocks that stay bad, by file."""

@@ -25,6 +25,7 @@ from pgrecall.backup.selection import CONTROL_FILE
 from pgrecall.backup.units import cut_into_units
 from pgrecall.backup.wal import add_wal_files, await_segments, needed_segments
 from pgrecall.backup.worker import CopySource, CopyWorker
+from pgrecall.codec.block_digests import KIND as DIGEST_KIND
 from pgrecall.errors import BackupError
 from pgrecall.model.findings import Finding
 from pgrecall.model.ids import BACKUP, new_id
@@ -35,6 +36,7 @@ from pgrecall.postgres.backup_session import BackupSession, BackupStart, BackupS
 from pgrecall.postgres.connection import Connection
 from pgrecall.postgres.control import read_control_bytes
 from pgrecall.repository import layout
+from pgrecall.repository.block_digests import DigestStore
 from pgrecall.repository.catalog import Catalog
 from pgrecall.repository.manifests import ManifestWriter, StoredManifest
 from pgrecall.repository.packs import FRAME_BYTES, PackHeader
@@ -75,6 +77,10 @@ class BackupRun:
         self._findings: list[Finding] = list(task.plan.findings)
         self._factory: PackFactory | None = None
         self._manifest: ManifestWriter | None = None
+        self._digests = DigestStore(
+            tools.store, task.plan.server, self.backup_id, task.identity.repository_id
+        )
+        self._seed = int.from_bytes(os.urandom(8))
         self._may_exist = False
 
     def run(self) -> Completion:
@@ -119,7 +125,7 @@ class BackupRun:
         record = completion(
             self._task,
             taken,
-            totals=results.totals(stored.all_bytes, len(segments)),
+            totals=results.totals(stored.all_bytes + self._digests.stored_bytes, len(segments)),
             manifest=(stored.root_bytes, stored.root_digest),
             completed_at=self._tools.clock.now(),
             duration_seconds=self._tools.clock.monotonic() - began,
@@ -175,11 +181,12 @@ class BackupRun:
         pool = CopyPool(
             source,
             factory,
+            self._digests,
             workers=plan.workers,
             progress=self._tools.progress,
             watch=session.alive,
         )
-        last = CopyWorker(source, PackSink(factory))
+        last = CopyWorker(source, PackSink(factory), self._digests)
         try:
             control = None
             files = array("I")
@@ -248,18 +255,25 @@ class BackupRun:
         uids, owners = _names(scan.table.uids, lambda uid: pwd.getpwuid(uid).pw_name)
         gids, groups = _names(scan.table.gids, lambda gid: grp.getgrgid(gid).gr_name)
         manifest.add_packs(results.packs)
+        manifest.add_digests(self._digests.entries())
         reached("backup.manifest")
         manifest.add_files(
             file_entries(
                 scan.table,
                 results.runs(),
+                results.digests(),
                 vanished=results.vanished,
                 bad_blocks=results.bad_blocks(),
                 owners=(uids, gids),
             )
         )
         root = manifest_root(
-            task, taken, parts=manifest.parts, owners=owners, groups=groups, external=external
+            task,
+            taken,
+            parts=manifest.parts,
+            names=(owners, groups),
+            external=external,
+            block_digest=f"{DIGEST_KIND}:{self._seed:016x}",
         )
         stored = manifest.finish(root)
         reached("backup.manifest-stored")
@@ -273,6 +287,8 @@ class BackupRun:
         wanted = dict(stored.sizes)
         for pack in results.packs:
             wanted[layout.pack_key(server, self.backup_id, pack.number)] = pack.stored_bytes
+        for entry in self._digests.entries():
+            wanted[layout.digests_key(server, self.backup_id, entry.number)] = entry.stored_bytes
         for key, size in wanted.items():
             if found.get(key) != size:
                 seen = f"has {found[key]} bytes there" if key in found else "is not there"
@@ -287,7 +303,7 @@ class BackupRun:
             return
         keys = self._manifest.keys if self._manifest is not None else ()
         packs = self._factory.created_keys if self._factory is not None else ()
-        remove_own_objects(self._tools.store, (*keys, *packs))
+        remove_own_objects(self._tools.store, (*keys, *packs, *self._digests.created_keys))
 
     # --- parts -------------------------------------------------------------------
 
@@ -315,6 +331,7 @@ class BackupRun:
             inspector,
             page_bytes=facts.block_bytes,
             relation_blocks=facts.relation_segment_blocks,
+            seed=self._seed,
         )
 
     def _pack_factory(self) -> PackFactory:

@@ -6,6 +6,7 @@ import struct
 from array import array
 from collections.abc import Iterator, Sequence
 
+from pgrecall.backup.digest_log import DigestIndex
 from pgrecall.codec.crc import crc32c_combine, crc32c_of_zeros
 from pgrecall.model.file_table import FILE, FileTable
 from pgrecall.model.manifest import FileEntry, Run
@@ -98,6 +99,7 @@ class RunIndex:
 def file_entries(
     table: FileTable,
     runs: RunIndex,
+    digests: DigestIndex,
     *,
     vanished: set[int],
     bad_blocks: dict[int, list[int]],
@@ -123,6 +125,7 @@ def file_entries(
             runs=tuple(found),
             bad_blocks=tuple(sorted(bad_blocks.get(index, ()))),
             raw_path=raw_path,
+            digests=digests.of(index, size) if size else (),
         )
 
 

@@ -10,21 +10,24 @@ import mmap
 import os
 import threading
 
+from pgrecall.backup.digest_log import DigestLog
 from pgrecall.backup.pack_sink import PackSink
 from pgrecall.backup.page_check import BadPage, PageInspector
 from pgrecall.backup.run_log import RunLog
 from pgrecall.backup.units import Unit
-from pgrecall.codec.crc import crc32c
+from pgrecall.codec.block_digests import block_records
 from pgrecall.errors import DataDirectoryError, PostgresRightsError
 from pgrecall.model.file_table import FileTable
 from pgrecall.model.relation_files import first_block
+from pgrecall.repository.block_digests import DigestSink, DigestStore
 from pgrecall.repository.packs import FRAME_BYTES
 
 
 class CopySource:
     """What the workers copy from. ``relation_blocks``: blocks in a whole relation file (1 GiB).
 
-    ``stopped`` is set when the copy has failed: workers then end at the next frame.
+    ``seed``: of the block digests. ``stopped`` is set when the copy has failed: workers then
+    end at the next frame.
     """
 
     def __init__(
@@ -35,8 +38,10 @@ class CopySource:
         *,
         page_bytes: int,
         relation_blocks: int,
+        seed: int,
     ) -> None:
         self.stopped = threading.Event()
+        self.seed = seed
         self.root = root
         self.table = table
         self.inspector = inspector
@@ -45,10 +50,11 @@ class CopySource:
 
 
 class WorkerResult:
-    """What one worker did: runs, files that were gone, pages checked, and pages that stay bad."""
+    """What one worker did: runs, digests, files that were gone, pages checked and those bad."""
 
-    def __init__(self) -> None:
+    def __init__(self, digests: DigestSink) -> None:
         self.runs = RunLog()
+        self.digests = DigestLog(digests)
         self.vanished: set[int] = set()
         self.bad: dict[int, list[BadPage]] = {}
         self.odd_sizes: set[int] = set()
@@ -59,8 +65,8 @@ class WorkerResult:
 class CopyWorker:
     """Copies units into packs; for one thread. ``close`` must be called at the end."""
 
-    def __init__(self, source: CopySource, sink: PackSink) -> None:
-        self.result = WorkerResult()
+    def __init__(self, source: CopySource, sink: PackSink, digests: DigestStore) -> None:
+        self.result = WorkerResult(DigestSink(digests))
         self._source = source
         self._sink = sink
         self._buffer = memoryview(mmap.mmap(-1, FRAME_BYTES))
@@ -86,9 +92,10 @@ class CopyWorker:
         self.result.bytes += len(content)
 
     def finish(self) -> None:
-        """Write what is still in the buffer, and hand the last pack over."""
+        """Write what is still in the buffer, and hand the last pack and the digests over."""
         self._flush()
         self._sink.finish_pack()
+        self.result.digests.finish()
 
     def close(self) -> None:
         """Drop an unfinished pack. The buffer goes when nothing looks at it any more.
@@ -199,7 +206,8 @@ class CopyWorker:
         pack, frame = self._sink.add(raw, slices)
         place = 0
         for index, offset, length in self._slices:
-            crc = crc32c(raw[place : place + length])
+            records, crc = block_records(raw[place : place + length], self._source.seed)
+            self.result.digests.add(index, offset, length, records, crc)
             self.result.runs.add(index, offset, length, crc, place=(pack, frame, place))
             place += length
         self._used = 0

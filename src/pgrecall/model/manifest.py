@@ -48,6 +48,32 @@ class Run(msgspec.Struct, frozen=True, array_like=True):
     length: int
 
 
+class DigestsEntry(msgspec.Struct, frozen=True, array_like=True):
+    """One object of block digests: number, stored bytes, its digest (hex), and how many records.
+
+    ``owner`` as of a pack: the older backup under which it lies; empty means this one.
+    """
+
+    number: int
+    stored_bytes: int
+    digest: str
+    records: int
+    owner: str = ""
+
+
+class DigestSpan(msgspec.Struct, frozen=True, array_like=True):
+    """The digests of ``count`` blocks of a file that follow each other, and their CRC-32C.
+
+    They begin at record ``first`` of the object at index ``source`` of the
+    manifest's list of digest objects.
+    """
+
+    source: int
+    first: int
+    count: int
+    crc32c: int
+
+
 class FileEntry(msgspec.Struct, frozen=True, array_like=True):
     """A file or directory, ``path`` relative to PGDATA with ``/`` (tablespaces: pg_tblspc/OID/...).
 
@@ -56,7 +82,8 @@ class FileEntry(msgspec.Struct, frozen=True, array_like=True):
     "d"; ``mode`` the permission bits; ``owner`` and ``group`` index into the
     root's owners and groups; ``modified_at`` seconds since 1970 UTC;
     ``crc32c`` that of the whole file (the server manifest's checksum);
-    ``bad_blocks`` the blocks that failed their page checksum.
+    ``bad_blocks`` the blocks that failed their page checksum; ``digests`` those of
+    all blocks of the file in order, or none at all.
     """
 
     path: str
@@ -70,6 +97,7 @@ class FileEntry(msgspec.Struct, frozen=True, array_like=True):
     runs: tuple[Run, ...] = ()
     bad_blocks: tuple[int, ...] = ()
     raw_path: str = ""
+    digests: tuple[DigestSpan, ...] = ()
 
     def path_bytes(self) -> bytes:
         """The path as the file system has it."""
@@ -80,7 +108,7 @@ class PartEntry(msgspec.Struct, frozen=True, array_like=True):
     """One part of a manifest: number, what it lists, entries, stored bytes and digest (hex)."""
 
     number: int
-    kind: Literal["files", "packs"]
+    kind: Literal["files", "packs", "digests"]
     entries: int
     stored_bytes: int
     digest: str
@@ -137,12 +165,17 @@ class WalRange(msgspec.Struct, frozen=True):
 
 
 class ManifestRoot(msgspec.Struct, frozen=True, kw_only=True):
-    """The small head of a manifest; ``parts`` hold the packs and the files."""
+    """The small head of a manifest; ``parts`` hold the packs, the digest objects and the files.
+
+    ``block_digest``: kind of the blocks' digests and its seed (16 hexadecimal digits)
+    with a colon between; empty where there are none.
+    """
 
     format: int = FORMAT_VERSION
     backup_id: str
     repository_id: str
     digest: str
+    block_digest: str = ""
     suite: str = "none"
     kind: BackupKind
     source: BackupSource

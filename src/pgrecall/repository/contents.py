@@ -7,9 +7,10 @@ from array import array
 from collections.abc import Iterable
 
 from pgrecall.model.file_table import DIRECTORY, FILE, FileTable
-from pgrecall.model.manifest import FileEntry
+from pgrecall.model.manifest import DigestSpan, FileEntry
 
 _RECORD = struct.Struct("<IIIQQ")
+_SPAN = struct.Struct("<IIII")
 _NONE = 0xFFFFFFFF
 
 
@@ -41,6 +42,8 @@ class Contents:
         self._records = bytearray()
         self._first = array("I", [_NONE]) * pack_count
         self._next = array("I")
+        self._spans = bytearray()
+        self._span_ends = array("Q")
 
     def read(self, entries: Iterable[FileEntry]) -> None:
         """Take in the manifest's entries."""
@@ -52,6 +55,9 @@ class Contents:
             self.bytes += entry.size
             if entry.bad_blocks:
                 self.bad_blocks[index] = frozenset(entry.bad_blocks)
+            for span in entry.digests:
+                self._spans += _SPAN.pack(span.source, span.first, span.count, span.crc32c)
+            self._span_ends.append(len(self._spans))
             for run in entry.runs:
                 number = len(self._next)
                 self._records += _RECORD.pack(
@@ -63,6 +69,12 @@ class Contents:
     def packs(self) -> list[int]:
         """Indexes of the packs that are needed."""
         return [pack for pack, first in enumerate(self._first) if first != _NONE]
+
+    def digests(self, file: int) -> list[DigestSpan]:
+        """Where the digests of all blocks of a file are, in order; empty when there are none."""
+        start = self._span_ends[file - 1] if file else 0
+        spans = self._spans[start : self._span_ends[file]]
+        return [DigestSpan(*fields) for fields in _SPAN.iter_unpack(spans)]
 
     def runs_of(self, pack: int) -> list[PackRun]:
         """The runs of a pack in the order of its frames."""
