@@ -27,12 +27,12 @@ from pathlib import Path
 
 import pgrecall
 from pgrecall.backup.copy import CopyPool
+from pgrecall.backup.entries import EntryWriter
 from pgrecall.backup.pack_sink import PackFactory
 from pgrecall.backup.results import CopyResults
-from pgrecall.backup.run_log import file_entries
 from pgrecall.backup.scan import Scan, scan_data_directory
 from pgrecall.backup.units import Unit, cut_into_units
-from pgrecall.backup.worker import CopySource, WorkerResult
+from pgrecall.backup.worker import CopySource, PageShape, WorkerResult
 from pgrecall.errors import PgrecallError
 from pgrecall.model.ids import BACKUP, new_id
 from pgrecall.model.manifest import ManifestRoot, PackEntry, ServerFactsRecord, WalRange
@@ -107,18 +107,11 @@ class _Steps:
             results.packs = _noted(units, results)
             self._did("note runs")
         writer = ManifestWriter(self._store, _SERVER, backup_id, _REPOSITORY_ID)
-        writer.add_packs(results.packs)
         owners = dict.fromkeys(scan.table.uids, 0)
         groups = dict.fromkeys(scan.table.gids, 0)
-        entries = file_entries(
-            scan.table,
-            results.runs(),
-            results.digests(),
-            vanished=results.vanished,
-            bad_blocks=results.bad_blocks(),
-            owners=(owners, groups),
-        )
-        writer.add_files(entries)
+        entries = EntryWriter(results.copied(), results.packs, [], base=None, page_bytes=8192)
+        writer.add_files(entries.entries((owners, groups)))
+        writer.add_packs(entries.packs)
         stored = writer.finish(_root(backup_id, writer))
         self._did("manifest")
         note = {"backup_id": backup_id, "digest": stored.root_digest, "bytes": stored.all_bytes}
@@ -131,7 +124,7 @@ class _Steps:
         self._did("start")
         manifest = ManifestReader(self._store, _SERVER, note["backup_id"], note["digest"])
         packs = manifest.packs()
-        contents = Contents(len(packs))
+        contents = Contents(len(packs), manifest.root.server.block_bytes)
         contents.read(manifest.files())
         self._did("read manifest")
         table = contents.table
@@ -165,8 +158,7 @@ class _Steps:
             os.fsencode(self._root),
             scan.table,
             None,
-            page_bytes=8192,
-            relation_blocks=131_072,
+            PageShape(8192, 131_072),
             seed=1,
         )
         header = PackHeader(
@@ -201,7 +193,7 @@ def _noted(units: list[Unit], results: CopyResults) -> list[PackEntry]:
     """What workers note of small files, as if they had copied them; the packs they would fill."""
     files_a_frame = FRAME_BYTES // _FILE_BYTES - 1
     digests = DigestStore(MemoryStore(), _SERVER, "b-0", _REPOSITORY_ID)
-    noted = [WorkerResult(DigestSink(digests)) for _ in range(_WORKERS)]
+    noted = [WorkerResult(DigestSink(digests), 8192) for _ in range(_WORKERS)]
     packs = 0
     for worker, result in enumerate(noted):
         for done, index in enumerate(_files_of(units[worker::_WORKERS])):
@@ -209,7 +201,7 @@ def _noted(units: list[Unit], results: CopyResults) -> list[PackEntry]:
             if done % _FILES_A_PACK == 0:
                 packs += 1
             position = (packs - 1, frame, place * _FILE_BYTES)
-            result.runs.add(index, 0, _FILE_BYTES, _CRC, place=position)
+            result.runs.add(index, 0, _FILE_BYTES, place=position)
         results.add(result)
     return [PackEntry(number, 128 << 20, "0" * 64) for number in range(packs)]
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from pgrecall.backup.digest_log import DigestIndex
 from pgrecall.backup.pack_sink import PackFactory, PackSink
 from pgrecall.backup.page_check import PageInspector
 from pgrecall.backup.run_log import RunIndex
 from pgrecall.backup.units import PIECE_BYTES, cut_into_units
-from pgrecall.backup.worker import CopySource, CopyWorker
+from pgrecall.backup.worker import CopySource, CopyWorker, PageShape
 from pgrecall.codec.crc import crc32c
 from pgrecall.codec.pages import page_checksum
 from pgrecall.errors import (
@@ -45,8 +46,7 @@ class Copy:
             os.fsencode(root),
             self.table,
             inspector,
-            page_bytes=PAGE,
-            relation_blocks=131072,
+            PageShape(PAGE, 131072),
             seed=7,
         )
         self.digests = DigestStore(self.store, "main", "b-1", "r")
@@ -62,13 +62,14 @@ class Copy:
             self.worker.close()
             self.factory.close()
         index = RunIndex([self.worker.result.runs], len(self.table))
+        digests = DigestIndex([self.worker.result.digests], len(self.table))
         found = {}
         for file in self.table.files():
             if file in self.worker.result.vanished:
                 continue
-            runs, size, crc = index.of(file)
+            size, crc, _ = digests.of(file)
             content = bytearray(size)
-            for run in runs:
+            for run in index.of(file):
                 key = layout.pack_key("main", "b-1", run.pack)
                 reader = PackReader(key, self.store.reader(key))
                 at, frame, start = run.file_offset, run.frame, run.frame_offset

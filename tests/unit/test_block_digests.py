@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pgrecall.backup.base import BasePiece
 from pgrecall.backup.digest_log import DigestIndex, DigestLog
 from pgrecall.codec.block_digests import (
     BLOCK_BYTES,
@@ -18,7 +19,7 @@ from pgrecall.codec.block_digests import (
     combined_crc,
 )
 from pgrecall.codec.crc import crc32c
-from pgrecall.errors import CorruptObjectError
+from pgrecall.errors import BackupError, CorruptObjectError
 from pgrecall.model.manifest import DigestsEntry, DigestSpan
 from pgrecall.repository import block_digests, layout
 from pgrecall.repository.block_digests import DigestReader, DigestSink, DigestStore
@@ -52,37 +53,57 @@ def stored() -> tuple[MemoryStore, DigestStore]:
     return store, DigestStore(store, "main", "b-1", "r")
 
 
+def piece_of(content: bytes, log: DigestLog, file: int, offset: int, length: int) -> None:
+    """Read a piece as a worker does, a MiB at a time."""
+    log.begin(file, offset, None)
+    for start in range(offset, offset + length, MEBIBYTE):
+        data = memoryview(content)[start : min(start + MEBIBYTE, offset + length)]
+        records, crc = block_records(data, SEED)
+        log.add(len(data), records, crc, is_same=False)
+
+
 def test_the_digests_of_a_file_in_pieces_of_several_workers() -> None:
     store, digests = stored()
     content = os.urandom(66 * MEBIBYTE + 5)
     logs = [DigestLog(DigestSink(digests)) for _ in range(2)]
-    for offset in range(0, len(content), MEBIBYTE):
-        piece = memoryview(content)[offset : offset + MEBIBYTE]
-        records, crc = block_records(piece, SEED)
-        logs[offset // (64 * MEBIBYTE)].add(3, offset, len(piece), records, crc)
+    piece_of(content, logs[0], 3, 0, 64 * MEBIBYTE)
+    piece_of(content, logs[1], 3, 64 * MEBIBYTE, 2 * MEBIBYTE + 5)
     for log in logs:
         log.finish()
-    index = DigestIndex(logs, 4)
-    spans = index.of(3, len(content))
-    assert [(span.first, span.count) for span in spans] == [(0, 1024), (0, 33)]
-    assert spans[0].crc32c == crc32c(content[: 64 * MEBIBYTE])
+    size, crc, spans = DigestIndex(logs, 4).of(3)
+    assert (size, crc) == (len(content), crc32c(content))
+    assert [(span.first, span.count, is_lent) for span, is_lent in spans] == [
+        (0, 1024, False),
+        (0, 33, False),
+    ]
+    assert spans[0][0].crc32c == crc32c(content[: 64 * MEBIBYTE])
     reader = DigestReader(store, "main", "b-1", digests.entries())
-    found = b"".join(reader.span(span.source, span.first, span.count).tobytes() for span in spans)
+    found = b"".join(
+        reader.span(span.source, span.first, span.count).tobytes() for span, _ in spans
+    )
     assert found == bytes(block_records(memoryview(content), SEED)[0])
-    assert index.of(2, 0) == ()
-    # It has grown since, or was cut: digests of half a file are none.
-    assert index.of(3, len(content) + BLOCK_BYTES) == ()
+    assert DigestIndex(logs, 4).of(2) == (0, 0, ())
 
 
-def test_a_hole_leaves_a_file_without_digests() -> None:
+def test_a_piece_as_the_base_has_it_is_referred_to() -> None:
+    _, digests = stored()
+    span = DigestSpan(5, 70, 16, 99)
+    for same, length, lent in ((True, MEBIBYTE, True), (False, MEBIBYTE, False), (True, 5, False)):
+        log = DigestLog(DigestSink(digests))
+        log.begin(0, 0, BasePiece(span, MEBIBYTE, as_records(b"")))
+        log.add(length, bytes(20 * block_count(length)), 99, is_same=same)
+        log.finish()
+        ((found, is_lent),) = DigestIndex([log], 1).of(0).spans
+        assert (is_lent, found == span) == (lent, lent)
+
+
+def test_a_gap_between_pieces_is_no_file() -> None:
     _, digests = stored()
     log = DigestLog(DigestSink(digests))
-    for offset in (0, 3 * MEBIBYTE):
-        data = memoryview(os.urandom(MEBIBYTE))
-        records, crc = block_records(data, SEED)
-        log.add(0, offset, len(data), records, crc)
+    piece_of(bytes(4 * MEBIBYTE), log, 0, 3 * MEBIBYTE, MEBIBYTE)
     log.finish()
-    assert DigestIndex([log], 1).of(0, 4 * MEBIBYTE) == ()
+    with pytest.raises(BackupError, match="with a gap"):
+        DigestIndex([log], 1).of(0)
 
 
 def test_objects_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:

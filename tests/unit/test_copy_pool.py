@@ -16,7 +16,7 @@ import pytest
 from pgrecall.backup.copy import CopyPool
 from pgrecall.backup.pack_sink import PackFactory, PackSink
 from pgrecall.backup.units import cut_into_units
-from pgrecall.backup.worker import CopySource
+from pgrecall.backup.worker import CopySource, PageShape
 from pgrecall.errors import InterruptedRunError
 from pgrecall.model.file_table import FILE, FileTable
 from pgrecall.repository.block_digests import DigestStore
@@ -38,9 +38,7 @@ class Scene:
         for number in range(FILES):
             (root / str(number)).write_bytes(os.urandom(FRAME_BYTES))
             table.add(str(number).encode(), FILE, FRAME_BYTES, (0o600, 0, 0, 0))
-        self.source = CopySource(
-            os.fsencode(root), table, None, page_bytes=8192, relation_blocks=131072, seed=7
-        )
+        self.source = CopySource(os.fsencode(root), table, None, PageShape(8192, 131072), seed=7)
         header = PackHeader(repository_id="r", server="main", backup_id="b-1", number=0)
         store = MemoryStore(pack_bytes=64 << 20)
         self.factory = PackFactory(store, header, codec="none", level=0, committers=1)

@@ -38,7 +38,11 @@ class Run(msgspec.Struct, frozen=True, array_like=True):
     They begin ``frame_offset`` bytes into the raw bytes of frame ``frame`` of
     the pack at index ``pack`` of the manifest's pack list, and go on through
     the following frames of that pack. Bytes of a file that no run covers are
-    zeros.
+    zeros; where runs overlap, the later one counts.
+
+    ``spread``: how the bytes lie in the file where they are not consecutive, in
+    pages of the server (block_bytes): so many pages from ``file_offset`` on,
+    so many left out, so many that follow, and so on.
     """
 
     pack: int
@@ -46,6 +50,7 @@ class Run(msgspec.Struct, frozen=True, array_like=True):
     frame_offset: int
     file_offset: int
     length: int
+    spread: tuple[int, ...] = ()
 
 
 class DigestsEntry(msgspec.Struct, frozen=True, array_like=True):
@@ -193,13 +198,18 @@ class ManifestRoot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True):
-    """Counts and bytes of a backup: raw ones of the files, stored ones of packs and manifest."""
+    """Counts and bytes of a backup: raw ones of the files, stored ones of packs and manifest.
+
+    ``new_bytes``: raw bytes that are in its own packs; the others lie in packs of older
+    backups. ``packs`` and ``stored_bytes`` count its own objects only.
+    """
 
     files: int
     directories: int
     raw_bytes: int
     stored_bytes: int
     packs: int
+    new_bytes: int = 0
     pages_checked: int = 0
     pages_failed: int = 0
     files_vanished: int = 0
@@ -210,6 +220,8 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     """The record that makes a backup exist; written last.
 
     LSNs are text; ``started_at`` and ``stopped_at`` are of the server's clock.
+    ``base_id``: the backup that an incremental one was compared with; ``references``: the ids
+    of all backups whose packs and digests it refers to, sorted.
     """
 
     format: int = FORMAT_VERSION
@@ -241,3 +253,5 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     tool_version: str = ""
     restore_id: str = ""
     annotations: dict[str, str] = {}
+    base_id: str = ""
+    references: tuple[str, ...] = ()

@@ -61,7 +61,7 @@ class BackupVerifier:
             manifest = self._catalog.manifest(backup)
             packs = manifest.packs()
             digests = manifest.digests()
-            contents = Contents(len(packs))
+            contents = Contents(len(packs), manifest.root.server.block_bytes)
             contents.read(manifest.files())
         except (CorruptObjectError, ObjectMissingError, RepositoryError) as error:
             finding = Finding(
