@@ -73,6 +73,7 @@ def test_a_server_at_work_is_backed_up_page_by_page(factory: ServerFactory, tmp_
     finally:
         load.terminate()
         load.wait()
+    scene.read_files(backup)  # and holds them to the checksums, made of blocks as they were
     copy = started(factory, scene.restored(backup, tmp_path / "copy", "--immediate"))
     balances = (
         "SELECT (SELECT sum(abalance) FROM pgbench_accounts) = (SELECT sum(delta) FROM"
