@@ -26,7 +26,7 @@ class InitRequest(msgspec.Struct, frozen=True, kw_only=True):
     server: str = "main"
     repository: str = "main"
     server_values: Mapping[str, str | int] = {}
-    repository_values: Mapping[str, str | bool] = {}
+    repository_values: Mapping[str, str | bool | tuple[str, ...]] = {}
     overwrite: bool = False
     dry_run: bool = False
 
