@@ -120,8 +120,7 @@ def read_envelope(store: Store, key_id: str, number: int, repository_id: str) ->
 def open_envelope(envelope: Envelope, wrapping: Wrapping) -> DataKey:
     """The key in an envelope.
 
-    Raises Unopened when the secret is another or the envelope was changed;
-    KeyRefusedError when the command of the wrapping fails.
+    Raises Unopened when the secret is another, or the envelope was changed.
     """
     if wrapping.method not in (envelope.method, "exported"):
         raise Unopened(f"it is wrapped by {envelope.method}")

@@ -78,12 +78,17 @@ class RepositoryKeys:
     def current(self) -> DataKey:
         """The key for new objects; raises KeyRefusedError, CorruptObjectError, StoreError."""
         with self._lock:
+            return self._open(self.current_id())
+
+    def current_id(self) -> str:
+        """The id of the key for new objects; opens only the first key. Raises as current."""
+        with self._lock:
             now = self._clock()
             if self._listed_at is None or now - self._listed_at >= LOOK_AGAIN_SECONDS:
                 self._list()
             if not self._current:
                 self._current = self._newest()
-            return self._open(self._current)
+            return self._current
 
     def find(self, key_id: str) -> DataKey | None:
         """The key of that id, None when the repository has none that counts; raises as current."""
@@ -95,6 +100,8 @@ class RepositoryKeys:
                 check_id(key_id, DATA_KEY)
             except UsageError:
                 return None
+            if key_id == self._root().key_id:
+                return self._open(key_id)  # never absent: without it nothing can be told
             if key_id not in self._numbers:
                 self._list()
             if key_id not in self._numbers or not self.envelopes(key_id):
@@ -128,19 +135,21 @@ class RepositoryKeys:
             except (CorruptObjectError, RepositoryError) as error:
                 damage.append(error)
                 continue
-            if self._counts(envelope):
+            if self.counts(envelope):
                 found.append(envelope)
         if damage and not found:
             raise damage[0]
         return found
 
-    # --- with the lock ---------------------------------------------------------------
+    def counts(self, envelope: Envelope) -> bool:
+        """Whether an envelope was made by somebody who has the first key; raises as current."""
+        with self._lock:
+            root = self._root()
+            if envelope.key_id == root.key_id:
+                return hmac.compare_digest(envelope.check, root.check)
+            return is_introduced(envelope, self._open(root.key_id))
 
-    def _counts(self, envelope: Envelope) -> bool:
-        root = self._root()
-        if envelope.key_id == root.key_id:
-            return hmac.compare_digest(envelope.check, root.check)
-        return is_introduced(envelope, self._open(root.key_id))
+    # --- with the lock ---------------------------------------------------------------
 
     def _root(self) -> RootKey:
         root = self._read_identity().root
@@ -219,5 +228,11 @@ def encrypted_store(
 
     Raises KeyMissingError when the secret is not where the settings say.
     """
-    keys = RepositoryKeys(settings.name, plain, open_wrapping(settings, environment))
-    return EncryptedStore(plain, keys)
+    return EncryptedStore(plain, repository_keys(settings, environment, plain))
+
+
+def repository_keys(
+    settings: RepositorySettings, environment: Mapping[str, str], plain: Store
+) -> RepositoryKeys:
+    """The keys of a repository in its plain store; as encrypted_store."""
+    return RepositoryKeys(settings.name, plain, open_wrapping(settings, environment))
