@@ -97,6 +97,11 @@ class EncryptedProduct(Product):
         return [word for word in words if any(word.encode() in content for content in contents)]
 
     def _make_repository(self) -> Store:
-        plain = open_plain_store(self.repository, {}, is_anchored=False)
-        create_encrypted_repository(self.repository, {}, plain, SystemClock().now())
-        return open_store(self.repository, {})
+        return make_encrypted(self.repository)
+
+
+def make_encrypted(settings: RepositorySettings) -> Store:
+    """Make an encrypted repository; its store."""
+    plain = open_plain_store(settings, {}, is_anchored=False)
+    create_encrypted_repository(settings, {}, plain, SystemClock().now())
+    return open_store(settings, {})

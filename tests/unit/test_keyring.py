@@ -429,7 +429,7 @@ def test_dry_runs_and_refusals_change_nothing(tmp_path: Path) -> None:
         rewrap_keys(place.context(refuse), KeyRewrapRequest(revoke_old=True))
     assert [info.key for info in place.plain.list("")] == before
     place.configure()
-    with pytest.raises(KeyMissingError):
+    with pytest.raises(KeyMissingError, match="no encryption is configured"):
         place.rotate()
 
 

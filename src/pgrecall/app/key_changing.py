@@ -9,7 +9,7 @@ import msgspec
 
 from pgrecall.app.context import RunContext
 from pgrecall.app.requests import KeyExportRequest, KeyRewrapRequest, KeyRotateRequest
-from pgrecall.errors import KeyMissingError, NotEncryptedError, SettingsError, UsageError
+from pgrecall.errors import NotEncryptedError, SettingsError, UsageError
 from pgrecall.model.findings import Finding
 from pgrecall.model.runs import RunFacts
 from pgrecall.repository.envelopes import remove_envelopes
@@ -99,16 +99,9 @@ def rotate_keys(context: RunContext, request: KeyRotateRequest) -> RotateResult:
     Durable when it returns. Raises KeyMissingError, KeyRefusedError, RepositoryError,
     StoreError, SettingsError.
     """
-    opened = {
-        settings.name: _keys(context, settings)
-        for settings in context.repositories
-        if settings.encryption or context.repository_name is not None
-    }
-    if not opened:
-        raise KeyMissingError(
-            f"no repository of server {context.server.name!r} is encrypted by its settings",
-            hint="a repository is encrypted from its beginning, by `pgrecall init --encryption`",
-        )
+    # Where none is encrypted by its settings, the first one says what is wrong.
+    chosen = [one for one in context.repositories if one.encryption] or context.repositories
+    opened = {settings.name: _keys(context, settings) for settings in chosen}
     plan = RotatePlan(
         repositories=tuple(
             RotatedKey(repository=name, before=keys.current().key_id)

@@ -97,7 +97,11 @@ class EncryptedStore:
 
     def read(self, key: str, start: int = 0, length: int | None = None) -> bytes:
         if is_plain(key):
-            return self._inner.read(key, start, length)
+            content = self._inner.read(key, start, length)
+            if key == _PLAIN_KEY:
+                # Whoever opens the repository learns at once whether its keys open.
+                self._ring.current()
+            return content
         if length is not None and length <= 0:
             return self._inner.read(key, 0, 0)  # whether it is there
         if start == 0 and length is None:
