@@ -32,6 +32,9 @@ class FixedRing:
     def current(self) -> DataKey:
         return self.keys[-1]
 
+    def root(self) -> DataKey:
+        return self.keys[0]
+
     def find(self, key_id: str) -> DataKey | None:
         return next((key for key in self.keys if key.key_id == key_id), None)
 

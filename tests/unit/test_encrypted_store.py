@@ -22,6 +22,7 @@ from pgrecall.codec.aead import (
     sealed_size,
 )
 from pgrecall.errors import CorruptObjectError, StoreError
+from pgrecall.repository.content_names import content_name
 from pgrecall.store.encrypted import EncryptedStore
 from pgrecall.store.faulty import Fault, FaultyStore
 from pgrecall.store.memory import MemoryStore
@@ -223,6 +224,16 @@ def test_equal_contents_are_stored_differently() -> None:
     first, second = memory.objects["one"][0], memory.objects["two"][0]
     assert first[40:72] != second[40:72]
     assert first[HEADER_BYTES:] != second[HEADER_BYTES:]
+
+
+def test_names_of_contents_are_keyed_and_stay() -> None:
+    ring = one_key_ring()
+    digest = "0f" * 32
+    name = content_name(EncryptedStore(MemoryStore(), ring), digest)
+    assert name not in (digest, content_name(EncryptedStore(MemoryStore(), one_key_ring()), digest))
+    rotated = FixedRing([*ring.keys, DataKey("k-new", os.urandom(32))])
+    assert content_name(EncryptedStore(MemoryStore(), rotated), digest) == name
+    assert content_name(MemoryStore(), digest) == digest
 
 
 def test_a_put_whose_answer_was_lost_is_our_success() -> None:

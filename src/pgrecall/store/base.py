@@ -171,3 +171,11 @@ class Store(Protocol):
     def delete(self, key: str) -> None:
         """Remove an object; one that is absent already is success."""
         ...
+
+
+class NamingStore(Store, Protocol):
+    """A store whose ``suite`` is not SUITE_NONE."""
+
+    def name_key(self) -> bytes:
+        """32 secret bytes for names that are made of contents; the same for all time."""
+        ...

@@ -20,12 +20,14 @@ from typing import Protocol, Self
 from pgrecall.codec.aead import (
     CHUNK_BYTES,
     HEADER_BYTES,
+    KEY_BYTES,
     SEALED_CHUNK_BYTES,
     TAG_BYTES,
     DataKey,
     ObjectCipher,
     cipher_of,
     corrupt,
+    hkdf,
     key_id_of,
     new_cipher,
     object_context,
@@ -42,6 +44,7 @@ from pgrecall.store.base import (
 )
 from pgrecall.store.keys import check_key
 
+_NAME_INFO = b"pgrecall names 1"
 _PLAIN_KEY = "repository.json"
 _PLAIN_PREFIXES = ("keys/", "probe-")
 # Chunks that are sealed before they are handed on together: 1 MiB.
@@ -59,6 +62,10 @@ class KeyRing(Protocol):
 
     def current(self) -> DataKey:
         """The key for new objects."""
+        ...
+
+    def root(self) -> DataKey:
+        """The first key of the repository."""
         ...
 
     def find(self, key_id: str) -> DataKey | None:
@@ -133,6 +140,10 @@ class EncryptedStore:
 
     def delete(self, key: str) -> None:
         self._inner.delete(key)
+
+    def name_key(self) -> bytes:
+        """See NamingStore."""
+        return hkdf(self._ring.root().secret, b"", _NAME_INFO, KEY_BYTES)
 
     def where(self, key: str) -> str:
         """How an object is named in messages."""
