@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,7 @@ import pytest
 
 from pgrecall.app.backing_up import run_backup
 from pgrecall.app.context import RunContext
+from pgrecall.app.invocation_path import pgrecall_command
 from pgrecall.app.key_changing import rewrap_keys, rotate_keys
 from pgrecall.app.requests import (
     BackupRequest,
@@ -268,6 +273,18 @@ def printed(cli: CommandLine, *words: str) -> dict[str, Any]:
     return outcome.document
 
 
+def killed(cli: CommandLine, point: str, *words: str) -> bool:
+    """Whether a process of the command line was killed at that point."""
+    words = ("--config", str(cli.config), "--server", "main", *words)
+    ended = subprocess.run(
+        [*pgrecall_command(), *words],
+        env={**os.environ, "PGRECALL_FAULT_KILL": point},
+        capture_output=True,
+        check=False,
+    )
+    return ended.returncode == -signal.SIGKILL
+
+
 def test_init_and_the_key_commands(pg: PostgresServer, cli: CommandLine, tmp_path: Path) -> None:
     secret = secret_file(tmp_path, "correct horse battery staple")
     words = ("--encryption", "passphrase", "--passphrase", f"file:{secret}")
@@ -275,6 +292,9 @@ def test_init_and_the_key_commands(pg: PostgresServer, cli: CommandLine, tmp_pat
     assert cli.init(pg, repository, *words, "--passphrase", "env:NOWHERE").status == 15
     assert not cli.config.exists()
     assert not repository.exists()
+    place = ("--port", str(pg.port), "--path", str(repository), "--repository", "main")
+    assert killed(cli, "init.first-key", "init", *place, *words)
+    assert [path.name for path in repository.iterdir()] == ["keys"]
     made = cli.init(pg, repository, *words, "--json")
     assert made.status == 0, made
     require_valid(made.document)
@@ -289,6 +309,13 @@ def test_init_and_the_key_commands(pg: PostgresServer, cli: CommandLine, tmp_pat
     assert cli("key", "rotate").status == NotEncryptedError.exit_status
     assert cli.init(pg, repository, *words, "--overwrite", "--yes").status == 0
 
+    warned = printed(cli, "key", "check")
+    assert [line["opens"] for line in warned["envelopes"]].count("yes") == 1
+    assert [one["code"] for one in warned["findings"]] == ["key-strange", "encryption"]
+    for path in repository.glob("keys/*"):
+        if path.name not in warned["current"]["main"]:
+            shutil.rmtree(path)  # what the init that was killed has left
+    assert killed(cli, "key.rotate", "key", "rotate")
     assert len(printed(cli, "key", "check")["envelopes"]) == 1
     rotated = printed(cli, "key", "rotate")["rotated"][0]["key_id"]
     assert printed(cli, "key", "check")["current"] == {"main": rotated}
@@ -303,7 +330,9 @@ def test_init_and_the_key_commands(pg: PostgresServer, cli: CommandLine, tmp_pat
     old = ("--old-exported-keys", f"file:{export}")
     assert cli("key", "rewrap", *old, "--old-passphrase", "env:X").status == 2
     assert printed(cli, "key", "rewrap", *old, "--dry-run")["added"] == 0
-    assert printed(cli, "key", "rewrap", *old)["added"] == 2
+    assert killed(cli, "key.rewrap:2", "key", "rewrap", *old)
+    assert cli("key", "check").status == 60
+    assert printed(cli, "key", "rewrap", *old)["added"] == 1
     assert cli("key", "rewrap", "--revoke-old").status == 61  # nobody said yes
     assert printed(cli, "key", "rewrap", "--revoke-old", "--yes")["removed"] == 2
     assert printed(cli, "key", "check")["result"] == "ok"

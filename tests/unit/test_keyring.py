@@ -369,6 +369,10 @@ def test_a_damaged_envelope_is_passed_over_and_told(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b'"method"', b'"methob"'))
     assert place.store.read(OBJECT) == OBJECT.encode()
     assert place.findings()["key-damaged"] == "fail"
+    junk = "keys/k-20990101T000000Z-abcd/0001.json"
+    place.plain.put(junk, [b"junk"])
+    assert place.put("servers/main/y") == key_id
+    place.plain.delete(junk)
     Path(place.settings.path, "keys", key_id, "0001.json").unlink()
     with pytest.raises(CorruptObjectError, match="digest"):
         place.store.read(OBJECT)

@@ -167,7 +167,7 @@ class _Check:
     def _envelope(self, keys: RepositoryKeys, key_id: str, number: int) -> EnvelopeLine:
         method, does_open = "", "damaged"
         try:
-            envelope = read_envelope(keys.store, key_id, number, keys.repository_id())
+            envelope = read_envelope(keys.store, key_id, number)
             method, does_open = envelope.method, self._opens(keys, envelope)
         except (CorruptObjectError, ObjectMissingError, RepositoryError) as error:
             if isinstance(error, KeyRefusedError):

@@ -93,8 +93,11 @@ def list_envelopes(store: Store) -> dict[str, list[int]]:
     return {key_id: sorted(numbers) for key_id, numbers in sorted(found.items())}
 
 
-def read_envelope(store: Store, key_id: str, number: int, repository_id: str) -> Envelope:
-    """One envelope; raises CorruptObjectError, RepositoryError (newer format), StoreError."""
+def read_envelope(store: Store, key_id: str, number: int) -> Envelope:
+    """One envelope, of whatever repository it says.
+
+    Raises CorruptObjectError, RepositoryError (newer format), StoreError.
+    """
     key = layout.envelope_key(key_id, number)
     where = f"{key} in {store.name}"
     fields = decode_record(store.read(key), where)
@@ -108,12 +111,8 @@ def read_envelope(store: Store, key_id: str, number: int, repository_id: str) ->
         envelope = Envelope(fields)
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptObjectError(f"{where} lacks or garbles a field: {error}") from error
-    said = (envelope.key_id, envelope.number, envelope.repository_id)
-    if said != (key_id, number, repository_id):
-        raise CorruptObjectError(
-            f"{where} is envelope {envelope.number} of key {envelope.key_id} of repository "
-            f"{envelope.repository_id}"
-        )
+    if (envelope.key_id, envelope.number) != (key_id, number):
+        raise CorruptObjectError(f"{where} is envelope {envelope.number} of key {envelope.key_id}")
     return envelope
 
 
@@ -160,7 +159,7 @@ def add_envelope(
             "wrapped": wrapped,
         }
         if store.put(layout.envelope_key(key.key_id, number), [encode_record(fields)]):
-            envelope = read_envelope(store, key.key_id, number, repository_id)
+            envelope = read_envelope(store, key.key_id, number)
             open_envelope(envelope, wrapping)
             return envelope
     raise RepositoryError(f"no number below {layout.envelopes_prefix(key.key_id)} stays free")

@@ -129,7 +129,7 @@ class RepositoryKeys:
         damage: list[PgrecallError] = []
         for number in reversed(self._numbers.get(key_id, [])):
             try:
-                envelope = read_envelope(self.store, key_id, number, self.repository_id())
+                envelope = read_envelope(self.store, key_id, number)
             except ObjectMissingError:
                 continue  # removed since it was listed
             except (CorruptObjectError, RepositoryError) as error:
@@ -145,6 +145,8 @@ class RepositoryKeys:
         """Whether an envelope was made by somebody who has the first key; raises as current."""
         with self._lock:
             root = self._root()
+            if envelope.repository_id != self.repository_id():
+                return False  # left by an init that did not end, or lost a race
             if envelope.key_id == root.key_id:
                 return hmac.compare_digest(envelope.check, root.check)
             return is_introduced(envelope, self._open(root.key_id))
@@ -187,11 +189,18 @@ class RepositoryKeys:
 
     def _newest(self) -> str:
         self._open(self._root().key_id)
-        return next(
-            key_id
-            for key_id in reversed(self._numbers)
-            if key_id in self._opened or self.envelopes(key_id)
-        )
+        return next(key_id for key_id in reversed(self._numbers) if self._is_usable(key_id))
+
+    def _is_usable(self, key_id: str) -> bool:
+        """Whether a key counts; one that is damaged does not keep others from being used.
+
+        ``key check`` and ``verify`` name it. Whoever can put objects could stop all backups
+        otherwise, and who can damage an envelope could as well delete it.
+        """
+        try:
+            return key_id in self._opened or bool(self.envelopes(key_id))
+        except CorruptObjectError:
+            return False
 
     def _open(self, key_id: str) -> DataKey:
         found = self._opened.get(key_id)
