@@ -143,7 +143,22 @@ def test_every_truncation_is_found(size: int, data: st.DataObject) -> None:
         with pytest.raises(CorruptObjectError):
             store.read("a/b", start, many)
     with pytest.raises(CorruptObjectError), store.reader("a/b") as reader:
+        reader.read(0, reader.size)
         reader.read(0, size or 1)
+
+
+def test_an_object_that_was_cut_down_to_nothing_is_not_empty() -> None:
+    ring = one_key_ring()
+    memory = stored(CONTENT[:CHUNK_BYTES], ring)
+    cut = memory.objects["a/b"][0][: HEADER_BYTES + TAG_BYTES]
+    store = damaged(memory, cut, ring)
+    found = store.head("a/b")
+    assert found is not None and found.size == 0
+    for start in (0, 1, CHUNK_BYTES, CHUNK_BYTES + 1):
+        with pytest.raises(CorruptObjectError):
+            store.read("a/b", start)
+    with pytest.raises(CorruptObjectError):
+        store.reader("a/b")
 
 
 def test_what_is_appended_is_found() -> None:

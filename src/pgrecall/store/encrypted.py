@@ -307,6 +307,8 @@ class EncryptedReader:
         self._cipher: ObjectCipher | None = None
         self._kept: dict[int, bytearray] = {}
         self._lock = threading.Lock()
+        if not size:
+            self._fetch(0, 0)  # nobody will read it: that it is empty must be proven here
 
     def read(self, start: int, length: int) -> Buffer:
         if start < 0 or length < 0 or start + length > self.size:
