@@ -117,6 +117,9 @@ def test_a_backup_outlives_rotation_and_another_secret(
         old={"encryption": "passphrase", "passphrase": old.passphrase}, revoke_old=True
     )
     rewrap_keys(product.context(), request)
+    incremental = product.backup()  # refers to packs under the first key
+    assert incremental.kind == "incremental"
+    assert product.key_of(layout.complete_key(SERVER, incremental.backup_id)) != first
     target = tmp_path / "copy"
     product.restore(target, start=True)
     assert counted(product, target) == 2010
