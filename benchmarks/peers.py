@@ -15,7 +15,10 @@ from benchmarks.measure import Service
 from benchmarks.places import LocalPlace, RepositoryPlace, bytes_below
 from pgrecall.postgres.control import read_control
 from pgrecall.repository.identity import System, add_generation, create_repository
-from pgrecall.store.opening import open_store, prepare_store
+from pgrecall.repository.key_changes import create_encrypted_repository
+from pgrecall.repository.opening import open_store
+from pgrecall.store.opening import open_store as open_plain_store
+from pgrecall.store.opening import prepare_store
 
 Commands = list[list[str]]
 
@@ -112,9 +115,13 @@ class Pgrecall(Tool):
             encoding="utf-8",
         )
         prepare_store(settings)
-        store = open_store(settings, os.environ, is_anchored=False)
         now = datetime.now(UTC)
-        create_repository(store, now)
+        plain = open_plain_store(settings, os.environ, is_anchored=False)
+        if settings.encryption:
+            create_encrypted_repository(settings, os.environ, plain, now)
+        else:
+            create_repository(plain, now)
+        store = open_store(settings, os.environ)
         control = read_control(data_directory)
         system = System(
             control.system_identifier, control.majors[0], control.segment_bytes, control.block_bytes

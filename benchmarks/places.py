@@ -79,6 +79,24 @@ class LocalPlace(RepositoryPlace):
         return bytes_below(self._directory / path)
 
 
+class EncryptedPlace(LocalPlace):
+    """A directory whose repository is encrypted, by a passphrase beside it."""
+
+    def renew(self) -> None:
+        super().renew()
+        secret = self._secret()
+        secret.write_text("of the benchmark\n", encoding="utf-8")
+        secret.chmod(0o600)
+
+    def settings(self) -> RepositorySettings:
+        return (
+            super().settings().replace(encryption="passphrase", passphrase=f"file:{self._secret()}")
+        )
+
+    def _secret(self) -> Path:
+        return self._directory.with_name("passphrase")
+
+
 class S3Place(RepositoryPlace):
     """A prefix in the bucket of a server; what a former prefix holds stays until the server ends.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.jobs import Job
 from benchmarks.measure import Measurement
-from benchmarks.peers import PGBACKREST, PGRECALL
+from benchmarks.peers import PGBACKREST, PGRECALL, Tool
 
 _MB = 1e6
 
@@ -54,7 +54,9 @@ def summary(jobs: Sequence[Job]) -> str:
 
 def best_of(job: Job, family: str) -> str | None:
     """The fastest configuration of a tool, by median wall time."""
-    names = [name for name in job.runs if name.startswith(family)]
+    names = [
+        name for name in job.runs if name.startswith(family) and not name.endswith("encrypted")
+    ]
     return min(names, key=lambda name: _wall(job, name)) if names else None
 
 
@@ -117,6 +119,26 @@ def table(job: Job) -> str:
             cells.append(percentiles(calls, digits=0))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def encryption_section(jobs: Sequence[Job], plain: Tool, encrypted: Tool) -> str:
+    """What encryption costs: the medians of one tool with and without, and their ratio."""
+    lines = [
+        "## Encryption",
+        "",
+        "| job | plain | encrypted | ratio | CPU ratio |",
+        "|---|---|---|---|---|",
+    ]
+    for job in jobs:
+        walls = [_wall(job, tool.name) for tool in (plain, encrypted)]
+        cpus = [
+            median(job.runs[tool.name], lambda run: run.cpu_seconds) for tool in (plain, encrypted)
+        ]
+        lines.append(
+            f"| {job.title} | {walls[0]:.2f} s | {walls[1]:.2f} s | {walls[1] / walls[0]:.3f} "
+            f"| {cpus[1] / cpus[0]:.3f} |"
+        )
+    return "\n".join([*lines, ""])
 
 
 def percentiles(seconds: Iterable[float], *, digits: int) -> str:

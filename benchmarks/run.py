@@ -31,7 +31,8 @@ from benchmarks.peers import (
     pgbackrest_tools,
 )
 from benchmarks.phases import phases_section
-from benchmarks.report import Facts, document, summary
+from benchmarks.places import EncryptedPlace
+from benchmarks.report import Facts, document, encryption_section, summary
 from benchmarks.stages import stages_section
 from pgrecall.errors import PgrecallError
 from pgrecall.system.signals import signals_as_errors
@@ -84,6 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scale", type=int, default=200, help="pgbench scale; 200: about 4 GB")
     parser.add_argument("--small-tables", type=int, default=_SMALL_TABLES, metavar="COUNT")
     parser.add_argument("--segments", type=int, default=150, help="WAL segments to push")
+    parser.add_argument(
+        "--encrypted", action="store_true", help="an encrypted repository as well, and the ratio"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--jobs", default="main,wal,small", help="which of main, wal, small; default: all"
@@ -102,6 +106,8 @@ def _command(options: argparse.Namespace) -> str:
     words = ["python -m benchmarks.run", f"--scale {options.scale}", f"--rounds {options.rounds}"]
     words += [f"--segments {options.segments}", f"--small-tables {options.small_tables}"]
     words += [f"--jobs {options.jobs}"]
+    if options.encrypted:
+        words.append("--encrypted")
     if options.pg_bin:
         words.append("--pg-bin DIRECTORY")
     if options.pgbackrest:
@@ -181,6 +187,10 @@ class _Session:
         count, size = directory_facts(cluster.data_directory)
         subject = f"{what}{count:,} files, {size / 1e9:.2f} GB"
         tools: list[Tool] = [Pgrecall("", self._work / "pgrecall", self._pgrecall)]
+        if self._options.encrypted:
+            place = self._work / "pgrecall-encrypted"
+            encrypted = EncryptedPlace(place / "repo")
+            tools.append(Pgrecall("encrypted", place, self._pgrecall, repository=encrypted))
         if self._options.pgbackrest:
             tools += pgbackrest_tools(self._options.pgbackrest, self._work)
         tools += base_backup_tools(self._programs, self._work)
@@ -188,6 +198,10 @@ class _Session:
         target = self._work / "restored"
         backups = back_up(cluster, tools, subject, rounds=rounds, say=self._say)
         restores = restore(tools, subject, target, rounds=rounds, say=self._say, expected=size)
+        if self._options.encrypted:
+            cost = encryption_section([backups, restores], tools[0], tools[1])
+            self.sections.append(cost)
+            self._say(cost)
         self.sections.append(phases_section(tools[0], cluster, target, f"{count:,} files"))
         if explains:
             self.sections.append(stages_section(cluster.data_directory, self._work))

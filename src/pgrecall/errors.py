@@ -142,6 +142,27 @@ class BackupNotFoundError(RepositoryError):
     exit_status = 12
 
 
+class KeyMissingError(RepositoryError):
+    """The repository is encrypted, and the settings have nothing that could open its keys."""
+
+    code = "key-missing"
+    exit_status = 15
+
+
+class KeyRefusedError(RepositoryError):
+    """The configured secret does not open the keys of the repository; nothing was written."""
+
+    code = "key-refused"
+    exit_status = 16
+
+
+class NotEncryptedError(RepositoryError):
+    """The settings say how the repository is encrypted, and it is not."""
+
+    code = "not-encrypted"
+    exit_status = 17
+
+
 # --- PostgreSQL --------------------------------------------------------------
 
 

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from pgrecall.store.base import Store
+from pgrecall.store.encrypted import EncryptedStore
 from pgrecall.store.faulty import FaultyStore
 from pgrecall.store.local import LocalStore
 from pgrecall.store.memory import MemoryStore
 from pgrecall.store.opening import open_store
 from pgrecall.store.retry import Backoff, RetryStore
+from tests.support.encryption import one_key_ring
 
 KINDS = [
     "memory",
@@ -20,6 +22,9 @@ KINDS = [
     "faulty-memory",
     "retry-faulty-memory",
     "retry-faulty-local",
+    "encrypted-memory",
+    "encrypted-local",
+    "encrypted-s3",
 ]
 
 
@@ -31,6 +36,13 @@ def pytest_configure(config: pytest.Config) -> None:
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """An empty store of each kind."""
     kind: str = request.param
+    if kind.startswith("encrypted-"):
+        inner = _plain(kind.removeprefix("encrypted-"), request, tmp_path)
+        return EncryptedStore(inner, one_key_ring())
+    return _plain(kind, request, tmp_path)
+
+
+def _plain(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if kind == "s3":
         settings = request.getfixturevalue("s3_settings")()
         environment = request.getfixturevalue("secret_environment")

@@ -80,11 +80,13 @@ def objects(repository: Path) -> list[str]:
 class Scene:
     """A server ``main`` that archives into ``repository`` by ``cli``'s configuration."""
 
-    def __init__(self, cli: CommandLine, server: PostgresServer, repository: Path) -> None:
+    def __init__(
+        self, cli: CommandLine, server: PostgresServer, repository: Path, *words: str
+    ) -> None:
         self.cli = cli
         self.server = server
         self.repository = repository
-        made = cli.init(server, repository, "--json")
+        made = cli.init(server, repository, "--json", *words)
         assert made.status == 0, made
         paste(server, made.document["steps"][0]["lines"])
 

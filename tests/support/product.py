@@ -37,9 +37,11 @@ from pgrecall.repository.identity import (
     create_repository,
     latest_generation,
 )
+from pgrecall.repository.opening import open_store
 from pgrecall.repository.wal_archive import WalArchive
 from pgrecall.settings import RepositorySettings, load_settings
-from pgrecall.store.opening import open_store, prepare_store
+from pgrecall.store.base import Store
+from pgrecall.store.opening import prepare_store
 from pgrecall.system.clock import SystemClock
 from pgrecall.system.processes import wait_until_gone
 from pgrecall.system.progress import NoProgress
@@ -105,8 +107,7 @@ class Product:
             encoding="utf-8",
         )
         prepare_store(self.repository)
-        store = open_store(self.repository, {}, is_anchored=False)
-        create_repository(store, SystemClock().now())
+        store = self._make_repository()
         control = read_control(server.pgdata)
         major = server.installation.major
         system = System(
@@ -116,6 +117,11 @@ class Product:
         server.configure(
             archive_command=archive_command(pgrecall_command(), str(self.config), SERVER)
         )
+
+    def _make_repository(self) -> Store:
+        store = open_store(self.repository, {}, is_anchored=False)
+        create_repository(store, SystemClock().now())
+        return store
 
     # --- the product --------------------------------------------------------------
 

@@ -26,6 +26,7 @@ LIGHT = (
 HEAVY = (
     "asyncio",
     "click",
+    "cryptography",
     "dataclasses",
     "inspect",
     "logging",
@@ -33,6 +34,7 @@ HEAVY = (
     "numpy",
     "obstore",
     "psycopg",
+    "pyrage",
     "rich",
     "subprocess",
 )

@@ -15,7 +15,7 @@ from pgrecall.check.run import CheckRun, CheckTools
 from pgrecall.model.findings import Finding, Severity, worst
 from pgrecall.model.runs import RunFacts
 from pgrecall.postgres.connection import connect
-from pgrecall.store.opening import open_store
+from pgrecall.repository.opening import open_store
 from pgrecall.system.clock import SystemClock
 from pgrecall.wal.commands import archive_command
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Literal
 
 import msgspec
@@ -15,12 +16,16 @@ from pgrecall.app.locating import LocatedServer, identify_server, locate_server
 from pgrecall.app.requests import InitRequest
 from pgrecall.errors import IdentityError, RepositoryError, SettingsError, StoreAbsentError
 from pgrecall.model.findings import Finding
+from pgrecall.repository import layout, opening
 from pgrecall.repository.identity import (
+    RepositoryIdentity,
     add_generation,
     create_repository,
     latest_generation,
     open_repository,
+    read_repository,
 )
+from pgrecall.repository.key_changes import create_encrypted_repository
 from pgrecall.settings import RepositorySettings, Settings, load_settings
 from pgrecall.settings.declare import Value
 from pgrecall.settings.template import render_template
@@ -53,6 +58,7 @@ class InitPlan(msgspec.Struct, frozen=True, kw_only=True):
     repository: str
     store: str
     repository_state: Doing
+    encryption: str = ""
     generation: int | None
     findings: tuple[Finding, ...] = ()
 
@@ -99,12 +105,15 @@ def run_init(surroundings: Surroundings, request: InitRequest) -> InitResult:
     store = open_store(prepared.repository, surroundings.environment, is_anchored=False)
     if plan.repository_state == "make":
         done += [f"proven: {sentence}" for sentence in probe_store(store, "")]
-        identity = create_repository(store, now)
+        identity = _create(prepared.repository, surroundings.environment, store, now)
         done.append(f"made the repository in {store.name}")
     else:
-        identity = open_repository(store)
+        identity = read_repository(store)
         done.append(f"kept the repository in {store.name}, which was there already")
-    generation = add_generation(store, plan.server, prepared.located.system, now)
+    if identity.root is not None:
+        done.append(f"the repository is encrypted, with the key {identity.root.key_id}")
+    opened = opening.open_store(prepared.repository, surroundings.environment)
+    generation = add_generation(opened, plan.server, prepared.located.system, now)
     done.append(
         f"introduced the server as generation {generation.number}"
         if plan.generation is None
@@ -145,7 +154,10 @@ def _prepare(environment: Mapping[str, str], request: InitRequest) -> _Prepared:
         _require_directory(config_path)
     _require_apart(repository, located)
     store = open_store(repository, environment, is_anchored=False)
-    state, generation = _repository_state(store, repository, located)
+    # A secret that is not where the settings say is told before anything is made.
+    opened = opening.open_store(repository, environment, is_anchored=False)
+    state = _repository_state(store, repository)
+    generation = _generation_of(opened, located) if state == "keep" else None
     found = located.settings
     plan = InitPlan(
         config_path=config_path,
@@ -161,6 +173,7 @@ def _prepare(environment: Mapping[str, str], request: InitRequest) -> _Prepared:
         repository=request.repository,
         store=f"{repository.store}: {store.name}",
         repository_state=state,
+        encryption=repository.encryption,
         generation=generation,
         findings=tuple(_findings(located, repository)),
     )
@@ -243,29 +256,42 @@ def _require_apart(repository: RepositorySettings, located: LocatedServer) -> No
         )
 
 
-def _repository_state(
-    store: Store, repository: RepositorySettings, located: LocatedServer
-) -> tuple[Doing, int | None]:
-    """Whether there is a repository, and the generation that the server has in it, if any."""
+def _create(
+    settings: RepositorySettings, environment: Mapping[str, str], store: Store, now: datetime
+) -> RepositoryIdentity:
+    if settings.encryption:
+        return create_encrypted_repository(settings, environment, store, now)
+    return create_repository(store, now)
+
+
+def _repository_state(store: Store, repository: RepositorySettings) -> Doing:
+    """Whether there is a repository; keys alone are what an init left that did not end."""
     try:
-        first = next(iter(store.list("")), None)
+        first = next(
+            (info for info in store.list("") if not info.key.startswith(layout.KEYS_PREFIX)), None
+        )
     except StoreAbsentError:
         if repository.store != "local":
             raise
-        return "make", None  # the directory is made
+        return "make"  # the directory is made
     if first is None:
-        return "make", None
-    if store.head("repository.json") is None:
+        return "make"
+    if store.head(layout.REPOSITORY_KEY) is None:
         raise RepositoryError(
             f"{store.name} holds other things ({first.key}) and no repository.json",
             hint="choose an empty directory or prefix; if it was a repository, bring its "
             "repository.json back",
         )
+    return "keep"
+
+
+def _generation_of(store: Store, located: LocatedServer) -> int | None:
+    """The generation that the server has in a repository that is there, if any."""
     open_repository(store)
     name, system = located.settings.name, located.system
     latest = latest_generation(store, name)
     if latest is None:
-        return "keep", None
+        return None
     if latest.record() != system.record():
         raise IdentityError(
             f"the server {name!r} in {store.name} is system {latest.system_identifier} of "
@@ -274,7 +300,7 @@ def _repository_state(
             hint="after pg_upgrade or a new initdb: pgrecall server upgrade. For another server, "
             "choose another name with --server",
         )
-    return "keep", latest.number
+    return latest.number
 
 
 def _findings(located: LocatedServer, repository: RepositorySettings) -> list[Finding]:

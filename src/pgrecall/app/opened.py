@@ -12,10 +12,10 @@ from pgrecall.repository.identity import (
     latest_generation,
     open_repository,
 )
+from pgrecall.repository.opening import open_store
 from pgrecall.repository.wal_archive import WalArchive
 from pgrecall.settings import RepositorySettings
 from pgrecall.store.base import Store
-from pgrecall.store.opening import open_store
 
 
 class OpenedRepository:

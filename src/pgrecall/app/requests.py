@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from pgrecall.model.targets import Action, Latest, RecoveryTarget
+from pgrecall.settings.declare import Value
 
 
 class InitRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,7 +27,7 @@ class InitRequest(msgspec.Struct, frozen=True, kw_only=True):
     server: str = "main"
     repository: str = "main"
     server_values: Mapping[str, str | int] = {}
-    repository_values: Mapping[str, str | bool] = {}
+    repository_values: Mapping[str, str | bool | tuple[str, ...]] = {}
     overwrite: bool = False
     dry_run: bool = False
 
@@ -190,6 +191,30 @@ class WalIndexRequest(msgspec.Struct, frozen=True, kw_only=True):
     last: str = ""
     timeline: int | None = None
     dry_run: bool = False
+
+
+class KeyRotateRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``key rotate``: a new data key for what is stored from now on."""
+
+    dry_run: bool = False
+
+
+class KeyRewrapRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``key rewrap``: ``old`` are settings of the repository that open its keys now.
+
+    Empty: the configured secret opens them. ``revoke_old``: remove what older
+    secrets open, when the configured one opens everything.
+    """
+
+    old: Mapping[str, Value] = {}
+    revoke_old: bool = False
+    dry_run: bool = False
+
+
+class KeyExportRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``key export`` into a new file ``path``; empty: printed."""
+
+    path: str = ""
 
 
 class UpgradeRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,6 +21,7 @@ from pgrecall.postgres.actions import archiver_facts
 from pgrecall.postgres.connection import Connection
 from pgrecall.postgres.control import read_control
 from pgrecall.postgres.facts import ServerFacts, server_facts, server_rights
+from pgrecall.repository.identity import RepositoryIdentity
 from pgrecall.settings import RepositorySettings, ServerSettings
 from pgrecall.store.base import Store
 from pgrecall.system.clock import Clock
@@ -283,3 +284,12 @@ def secret_findings(settings: RepositorySettings | ServerSettings) -> list[Findi
                 )
             )
     return found
+
+
+def encryption_finding(identity: RepositoryIdentity, settings: RepositorySettings) -> Finding:
+    """Whether what is stored is encrypted; that the keys open was proven by reading."""
+    if identity.root is None:
+        said = "what is stored there is not encrypted by pgrecall"
+    else:
+        said = f"what is stored there is encrypted ({identity.suite}, by {settings.encryption})"
+    return Finding(severity="ok", code="encryption", subject=settings.name, message=said)

@@ -135,6 +135,7 @@ class CheckRun:
         self.findings.append(
             _ok("repository", settings.name, f"{store.name} is repository {identity.repository_id}")
         )
+        self.findings.append(probes.encryption_finding(identity, settings))
         generation = self._identity(store, settings.name, severity)
         for sentence in probe_store(store, ""):
             self.findings.append(_ok("store", settings.name, sentence))

@@ -24,6 +24,8 @@ from pgrecall.app.fetching_ahead import AheadResult
 from pgrecall.app.finding import FindResult
 from pgrecall.app.indexing import WalIndexResult
 from pgrecall.app.initialize import InitResult
+from pgrecall.app.key_changing import ExportResult, RewrapResult, RotateResult
+from pgrecall.app.key_checking import KeyCheckResult
 from pgrecall.app.receiving import ReceiveResult, SlotsResult
 from pgrecall.app.recoverable_result import RecoverableResult
 from pgrecall.app.recovering import RecoveryResult, RecoveryStatus
@@ -102,6 +104,10 @@ SCHEMAS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "recovery-status/1": ("recovery status", RecoveryStatus),
     "recovery-resume/1": ("recovery resume", RecoveryResult),
     "recovery-promote/1": ("recovery promote", RecoveryResult),
+    "key-check/1": ("key check", KeyCheckResult),
+    "key-rotate/1": ("key rotate", RotateResult),
+    "key-rewrap/1": ("key rewrap", RewrapResult),
+    "key-export/1": ("key export", ExportResult),
     "server-upgrade/1": ("server upgrade", UpgradeResult),
     "agent/1": ("agent", AgentResult),
     "status/1": ("status", StatusResult),

@@ -43,6 +43,12 @@ _RECOVERY = {
     "resume": LazyCommand("recovery", "resume_command", "Go on after a pause."),
     "promote": LazyCommand("recovery", "promote_command", "End recovery where it is."),
 }
+_KEY = {
+    "check": LazyCommand("key", "check_command", "Show the keys, and open them."),
+    "rotate": LazyCommand("key", "rotate_command", "A new data key, from now on."),
+    "rewrap": LazyCommand("key", "rewrap_command", "A new secret, without rewriting data."),
+    "export": LazyCommand("key", "export_command", "The keys themselves, for the safe."),
+}
 _SERVER = {
     "upgrade": LazyCommand("server", "upgrade_command", "Open a new generation."),
 }
@@ -64,6 +70,7 @@ COMMANDS: dict[str, LazyCommand | LazyGroup] = {
         "wal_switch", "restore_point_command", "Name this moment, and see it archived."
     ),
     "recovery": LazyGroup("recovery", table=_RECOVERY, help="Follow, resume, promote a recovery."),
+    "key": LazyGroup("key", table=_KEY, help="Keys of an encrypted repository."),
     "server": LazyGroup("server", table=_SERVER, help="Follow a server through pg_upgrade."),
     "agent": LazyCommand("agent", "command", "Run beside a server: archive, schedule, metrics."),
     "demo": LazyCommand("demo", "command", "Watch a server lose a table and get it back."),

@@ -22,6 +22,8 @@ from pgrecall.errors import (
     CorruptObjectError,
     DataDirectoryError,
     IdentityError,
+    KeyMissingError,
+    NotEncryptedError,
     NotOwnerError,
     ObjectMissingError,
     RepositoryError,
@@ -36,30 +38,57 @@ from pgrecall.repository.records import (
     format_time,
     parse_time,
 )
-from pgrecall.store.base import Store
+from pgrecall.store.base import SUITE_AES, SUITE_NONE, Store
 
 FORMAT = 1
-SUITE_NONE = "none"
 COPY_MARKER = "pgrecall_copy.json"
 
 _MAXIMUM_MARKER_BYTES = 65536
 _MAXIMUM_TRIES = 100
 
 
+class RootKey:
+    """The first data key of an encrypted repository: its id, and what tells it from others."""
+
+    __slots__ = ("check", "key_id")
+
+    def __init__(self, key_id: str, check: bytes) -> None:
+        self.key_id = key_id
+        self.check = check
+
+
 class RepositoryIdentity:
-    """What ``repository.json`` says: ``repository_id`` is 32 hexadecimal digits."""
+    """What ``repository.json`` says: ``repository_id`` is 32 hexadecimal digits.
 
-    __slots__ = ("created_at", "format", "repository_id", "suite")
+    ``root`` None: the repository is not encrypted.
+    """
 
-    def __init__(self, repository_id: str, created_at: datetime) -> None:
+    __slots__ = ("created_at", "format", "repository_id", "root", "suite")
+
+    def __init__(
+        self, repository_id: str, created_at: datetime, root: RootKey | None = None
+    ) -> None:
         self.format = FORMAT
-        self.suite = SUITE_NONE
+        self.suite = SUITE_NONE if root is None else SUITE_AES
         self.repository_id = repository_id
         self.created_at = created_at
+        self.root = root
 
     def raw_key(self) -> bytes:
         """The 32 byte key of raw digests in this repository (fact 5)."""
         return plain_raw_key(self.repository_id)
+
+    def record(self) -> Record:
+        """The fields that are stored."""
+        root = self.root
+        keys = [] if root is None else [{"key_id": root.key_id, "check": root.check.hex()}]
+        return {
+            "format": FORMAT,
+            "repository_id": self.repository_id,
+            "created_at": format_time(self.created_at),
+            "suite": self.suite,
+            "keys": keys,
+        }
 
 
 class System:
@@ -119,24 +148,19 @@ class Owner:
 
 
 def create_repository(store: Store, now: datetime) -> RepositoryIdentity:
-    """Write ``repository.json``; durable when it returns.
+    """Write ``repository.json`` of one that is not encrypted; durable when it returns.
 
     ``store`` is opened without its anchor. Raises RepositoryError when there is
     a repository already: it is left as it is.
     """
-    identity = RepositoryIdentity(_new_uuid(), now)
-    record = encode_record(
-        {
-            "format": FORMAT,
-            "repository_id": identity.repository_id,
-            "created_at": format_time(now),
-            "suite": SUITE_NONE,
-            "keys": [],
-        }
-    )
-    if store.put(layout.REPOSITORY_KEY, [record]):
+    return found_repository(store, RepositoryIdentity(new_repository_id(), now))
+
+
+def found_repository(store: Store, identity: RepositoryIdentity) -> RepositoryIdentity:
+    """As create_repository, for an identity that was drawn before; ``store`` is the plain one."""
+    if store.put(layout.REPOSITORY_KEY, [encode_record(identity.record())]):
         return identity
-    found = open_repository(store)
+    found = read_repository(store)
     if found.repository_id != identity.repository_id:
         raise RepositoryError(
             f"{store.name} holds a repository already, made {format_time(found.created_at)}",
@@ -146,11 +170,26 @@ def create_repository(store: Store, now: datetime) -> RepositoryIdentity:
 
 
 def open_repository(store: Store) -> RepositoryIdentity:
-    """Read ``repository.json``.
+    """Read ``repository.json``, and see that the store encrypts as it says.
 
     Raises RepositoryError when there is none or when a newer pgrecall wrote it,
-    CorruptObjectError when it is damaged, StoreError when that cannot be told.
+    KeyMissingError and NotEncryptedError when the settings say otherwise than the
+    repository, CorruptObjectError when it is damaged, StoreError when that cannot be told.
     """
+    identity = read_repository(store)
+    if identity.suite == store.suite:
+        return identity
+    if identity.suite == SUITE_NONE:
+        raise not_encrypted(store)
+    raise KeyMissingError(
+        f"{store.name} is encrypted, and its settings do not say how to open its keys",
+        hint="set `encryption` and what it asks for in the table of the repository "
+        "(docs/encryption.md)",
+    )
+
+
+def read_repository(store: Store) -> RepositoryIdentity:
+    """Read ``repository.json``, which is never encrypted; raises as open_repository."""
     try:
         data = store.read(layout.REPOSITORY_KEY)
     except ObjectMissingError as error:
@@ -160,16 +199,32 @@ def open_repository(store: Store) -> RepositoryIdentity:
         ) from error
     where = f"{layout.REPOSITORY_KEY} in {store.name}"
     fields = decode_record(data, where)
-    if fields.get("format") != FORMAT or fields.get("suite") != SUITE_NONE:
+    suite = fields.get("suite")
+    if fields.get("format") != FORMAT or suite not in (SUITE_NONE, SUITE_AES):
         raise RepositoryError(
-            f"{where} has format {fields.get('format')!r}, encryption {fields.get('suite')!r}; "
-            f"this pgrecall knows format {FORMAT}, encryption {SUITE_NONE!r}",
+            f"{where} has format {fields.get('format')!r}, encryption {suite!r}; "
+            f"this pgrecall knows format {FORMAT}, encryption {SUITE_NONE!r} and {SUITE_AES!r}",
             hint="use the pgrecall that made it, or a newer one",
         )
     try:
-        return RepositoryIdentity(str(fields["repository_id"]), parse_time(fields["created_at"]))
-    except (KeyError, TypeError, ValueError) as error:
+        root = None
+        if suite == SUITE_AES:
+            first = fields["keys"][0]
+            root = RootKey(str(first["key_id"]), bytes.fromhex(first["check"]))
+        return RepositoryIdentity(
+            str(fields["repository_id"]), parse_time(fields["created_at"]), root
+        )
+    except (LookupError, TypeError, ValueError) as error:
         raise CorruptObjectError(f"{where} lacks or garbles a field: {error}") from error
+
+
+def not_encrypted(store: Store) -> NotEncryptedError:
+    """The error for settings with encryption of a repository that has none."""
+    return NotEncryptedError(
+        f"{store.name} is not encrypted, and its settings have `encryption`",
+        hint="a repository is encrypted from its beginning or never: take `encryption` out of its "
+        "table, or make a new repository with `pgrecall init` in another place",
+    )
 
 
 # --- generations ---------------------------------------------------------------------
@@ -420,7 +475,7 @@ def _bad_marker(path: str) -> DataDirectoryError:
     )
 
 
-def _new_uuid() -> str:
+def new_repository_id() -> str:
     """A random UUID (RFC 9562, version 4); the module uuid is slow to import."""
     raw = bytearray(os.urandom(16))
     raw[6] = raw[6] & 0x0F | 0x40

@@ -11,6 +11,7 @@ from pgrecall.errors import RepositoryError, UsageError
 from pgrecall.model.wal_files import HISTORY, WalFile
 
 REPOSITORY_KEY = "repository.json"
+KEYS_PREFIX = "keys/"
 SERVERS_PREFIX = "servers/"
 
 PACK = "pack"
@@ -68,6 +69,19 @@ def decode_server(part: str) -> str:
 def server_prefix(server: str) -> str:
     """Prefix of everything that belongs to one server, with its final slash."""
     return f"{SERVERS_PREFIX}{encode_server(server)}/"
+
+
+# --- keys ----------------------------------------------------------------------
+
+
+def envelopes_prefix(key_id: str) -> str:
+    """Prefix of the envelopes of a data key."""
+    return f"{KEYS_PREFIX}{key_id}/"
+
+
+def envelope_key(key_id: str, number: int) -> str:
+    """Key of envelope ``number`` (1 and up) of a data key."""
+    return f"{envelopes_prefix(key_id)}{_number(number)}.json"
 
 
 # --- numbered records ----------------------------------------------------------

@@ -17,6 +17,7 @@ from pgrecall.model.lsn import Lsn
 from pgrecall.model.name_maps import FORMAT_VERSION, DatabaseEntry, DatabaseNames, NameRecord
 from pgrecall.postgres.relation_names import FoundNames
 from pgrecall.repository import layout
+from pgrecall.repository.content_names import content_name
 from pgrecall.repository.documents import decode_document, encode_document, sealed, unsealed
 from pgrecall.repository.identity import Generation
 from pgrecall.store.base import Store
@@ -118,7 +119,8 @@ class NameMaps:
             raise CorruptObjectError(f"the object {key} does not parse: {error}") from error
 
     def _map_key(self, digest: str) -> str:
-        return layout.name_map_key(self.server, self.generation.number, digest)
+        name = content_name(self.store, digest)
+        return layout.name_map_key(self.server, self.generation.number, name)
 
 
 def _position(key: str, prefix: str) -> Lsn:

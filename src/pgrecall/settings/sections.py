@@ -97,6 +97,40 @@ class RepositorySettings(Section):
         doc="Server-side encryption to ask for (S3). Empty: what the bucket does by itself.",
     )
     sse_kms_key: str = setting(default="", doc="Identity of the KMS key, with sse = aws:kms.")
+    encryption: str = setting(
+        default="",
+        choices=("", "passphrase", "age", "command", "exported"),
+        doc="What opens the keys of an encrypted repository (docs/encryption.md). Fixed by init:"
+        " a repository is encrypted from its beginning or never. Empty: it is not.",
+    )
+    passphrase: str = setting(
+        default="",
+        is_secret=True,
+        doc="Where the passphrase is found, with encryption = passphrase.",
+    )
+    age_identity: str = setting(
+        default="",
+        is_secret=True,
+        doc="Where the age identity (AGE-SECRET-KEY-1...) is found, with encryption = age.",
+    )
+    age_recipients: tuple[str, ...] = setting(
+        default=(), doc="Who can open the keys (age1...). Empty: only the identity."
+    )
+    wrap_command: tuple[str, ...] = setting(
+        default=(),
+        doc="Program and arguments that wrap a key, with encryption = command: reads the key's 32"
+        " bytes from standard input and writes what is stored.",
+    )
+    unwrap_command: tuple[str, ...] = setting(
+        default=(),
+        doc="Program and arguments that turn what wrap_command wrote into the key again.",
+    )
+    exported_keys: str = setting(
+        default="",
+        is_secret=True,
+        doc="Where the output of key export is found, with encryption = exported: the way in when"
+        " the secret is lost.",
+    )
     timeout_seconds: float = setting(
         default=120.0,
         unit="seconds",

@@ -29,6 +29,7 @@ class AnchoredStore:
         self.name = inner.name
         self.pack_bytes = inner.pack_bytes
         self.reads_whole = inner.reads_whole
+        self.suite = inner.suite
         self._inner = inner
         self._anchor = anchor
         self._guards_writes = guards_writes

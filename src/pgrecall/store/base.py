@@ -20,6 +20,9 @@ from typing import Protocol, Self
 
 Buffer = bytes | bytearray | memoryview
 
+SUITE_NONE = "none"
+SUITE_AES = "aes-256-gcm"
+
 
 class ObjectInfo:
     """What a listing or a head tells.
@@ -110,12 +113,14 @@ class Store(Protocol):
     ``name`` says which store in messages (``/backup``, ``s3://bucket/prefix``),
     without secrets. ``pack_bytes`` is the size of pack to aim at: a writer may
     hold that much in memory. ``reads_whole`` is True where one large read is
-    much cheaper than several ranges (object storage).
+    much cheaper than several ranges (object storage). ``suite`` says how what
+    is put is encrypted on its way: SUITE_NONE or SUITE_AES.
     """
 
     name: str
     pack_bytes: int
     reads_whole: bool
+    suite: str
 
     def put(self, key: str, parts: Sequence[Buffer]) -> bool:
         """Store the parts as one object if the key is free.
@@ -165,4 +170,12 @@ class Store(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove an object; one that is absent already is success."""
+        ...
+
+
+class NamingStore(Store, Protocol):
+    """A store whose ``suite`` is not SUITE_NONE."""
+
+    def name_key(self) -> bytes:
+        """32 secret bytes for names that are made of contents; the same for all time."""
         ...

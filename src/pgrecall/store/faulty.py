@@ -69,6 +69,7 @@ class FaultyStore:
         self.name = inner.name
         self.pack_bytes = inner.pack_bytes
         self.reads_whole = inner.reads_whole
+        self.suite = inner.suite
         self.calls: list[tuple[str, str]] = []
         self.plan = list(plan)
         self._inner = inner

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 from pgrecall.errors import ObjectMissingError, StoreError
-from pgrecall.store.base import Buffer, ObjectInfo
+from pgrecall.store.base import SUITE_NONE, Buffer, ObjectInfo
 from pgrecall.store.keys import check_key, check_parent, check_prefix, is_key_part
 from pgrecall.store.local_files import (
     LocalReader,
@@ -53,6 +53,8 @@ class LocalStore:
     Files whose name begins with a dot or holds a character that no key has are
     not ours and not seen, neither is ``lost+found`` in the root.
     """
+
+    suite = SUITE_NONE
 
     def __init__(self, root: str, *, pack_bytes: int = PACK_BYTES) -> None:
         self.root = os.path.abspath(root)

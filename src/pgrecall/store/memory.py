@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from pgrecall.errors import CorruptObjectError, ObjectMissingError
-from pgrecall.store.base import Buffer, ObjectInfo
+from pgrecall.store.base import SUITE_NONE, Buffer, ObjectInfo
 from pgrecall.store.buffered import BufferedWriter
 from pgrecall.store.keys import check_key, check_parent, check_prefix
 
@@ -20,6 +20,8 @@ class MemoryStore:
     ``objects`` maps key to (bytes, stored_at) and is open to tests, which
     damage or age an object through it.
     """
+
+    suite = SUITE_NONE
 
     def __init__(self, name: str = "memory:", pack_bytes: int = 1 << 20) -> None:
         self.name = name

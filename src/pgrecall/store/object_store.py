@@ -23,7 +23,7 @@ from pgrecall.errors import (
     PutNotKeptError,
     StoreError,
 )
-from pgrecall.store.base import Buffer, ObjectInfo
+from pgrecall.store.base import SUITE_NONE, Buffer, ObjectInfo
 from pgrecall.store.buffered import BufferedWriter
 from pgrecall.store.entity_tags import EntityTags
 from pgrecall.store.keys import check_key, check_parent, check_prefix, is_key_part
@@ -48,6 +48,8 @@ class ObjectStore:
     its last page must not follow after half of it was believed. ``tags``: what
     the service's ETags are worth.
     """
+
+    suite = SUITE_NONE
 
     def __init__(
         self,

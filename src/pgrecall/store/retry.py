@@ -79,6 +79,7 @@ class RetryStore:
         self.name = inner.name
         self.pack_bytes = inner.pack_bytes
         self.reads_whole = inner.reads_whole
+        self.suite = inner.suite
         self._inner = inner
         self._backoff = backoff
 

@@ -59,3 +59,25 @@ def write_durable(path: str, chunks: Iterable[bytes], *, mode: int = 0o600) -> N
         if not is_placed:
             os.unlink(aside)
     fsync_directory(directory)
+
+
+def write_new(path: str, chunks: Iterable[bytes], *, mode: int = 0o600) -> None:
+    """Make a new file of a narrow mode; durable when it returns.
+
+    Raises OSError, FileExistsError when there is one; after an error nothing of it is left.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+    is_whole = False
+    try:
+        try:
+            os.fchmod(descriptor, mode)
+            for chunk in chunks:
+                write_all(descriptor, chunk)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        is_whole = True
+    finally:
+        if not is_whole:
+            os.unlink(path)
+    fsync_directory(os.path.dirname(os.path.abspath(path)))

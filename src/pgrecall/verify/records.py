@@ -74,6 +74,7 @@ def _keys(store: Store, server: str) -> Iterator[str]:
             yield from (info.key for info in store.list(prefix + child))
     for number in generation_numbers(store, server):
         yield from (info.key for info in store.list(layout.gaps_prefix(server, number)))
+    yield from (info.key for info in store.list(layout.KEYS_PREFIX))
 
 
 def _tails(store: Store, server: str) -> Iterator[str]:

@@ -14,11 +14,11 @@ from pgrecall.model.wal_files import WalFile, history_name
 from pgrecall.postgres.control import CONTROL_FILE, ControlData, read_control
 from pgrecall.repository import layout
 from pgrecall.repository.identity import RepositoryIdentity
+from pgrecall.repository.opening import open_store
 from pgrecall.repository.wal_objects import WalObjectReader
 from pgrecall.settings.collection import Settings
 from pgrecall.settings.sections import RepositorySettings
 from pgrecall.store.base import Store
-from pgrecall.store.opening import open_store
 
 T = TypeVar("T")
 

@@ -11,6 +11,7 @@ from pgrecall.app.initialize import run_init
 from pgrecall.app.requests import InitRequest
 from pgrecall.cli.frame import Example, framed_command
 from pgrecall.cli.invocation import Invocation
+from pgrecall.cli.words import command_words
 from pgrecall.errors import UsageError
 from pgrecall.settings.loading import CONFIG_VARIABLE
 from pgrecall.settings.sections import RepositorySettings
@@ -18,6 +19,7 @@ from pgrecall.settings.sections import RepositorySettings
 _SERVER_KEYS = (
     "data_directory", "host", "port", "user", "database", "password", "bin_directory",
 )  # fmt: skip
+_COMMAND_KEYS = ("wrap_command", "unwrap_command")
 
 
 @framed_command(
@@ -33,6 +35,11 @@ _SERVER_KEYS = (
             "pgrecall init --store s3 --bucket backups --endpoint https://s3.example.com "
             "--access-key env:S3_KEY --secret-key file:/etc/pgrecall/s3",
             "keep backups in S3; secrets are named, never written",
+        ),
+        Example(
+            "pgrecall init --path /backup/main --encryption passphrase "
+            "--passphrase file:/etc/pgrecall/passphrase",
+            "encrypt all that is stored; keep the file, and `pgrecall key export`, elsewhere too",
         ),
         Example("pgrecall init --path /backup/main --dry-run", "show what would be written"),
     ),
@@ -58,8 +65,20 @@ _SERVER_KEYS = (
 @click.option("--account", help="Storage account (Azure).")
 @click.option("--account-key", help="Where the account's key is: env:NAME or file:/path.")
 @click.option("--credentials-file", help="Where Google's JSON is: file:/path.")
+@click.option(
+    "--encryption",
+    type=click.Choice(RepositorySettings.fields["encryption"].choices[1:4]),
+    help="Encrypt the repository; what opens its keys. Cannot be changed to none later.",
+)
+@click.option("--passphrase", help="Where the passphrase is: env:NAME or file:/path.")
+@click.option("--age-identity", help="Where the age identity is: env:NAME or file:/path.")
+@click.option("--age-recipient", "age_recipients", multiple=True, help="Who can open the keys.")
+@click.option("--wrap-command", help="Program and arguments that wrap a key, as in a shell.")
+@click.option("--unwrap-command", help="Program and arguments that unwrap a key.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing configuration file.")
-def command(invocation: Invocation, *, overwrite: bool, **options: str | int | bool | None) -> None:
+def command(
+    invocation: Invocation, *, overwrite: bool, **options: str | int | bool | tuple[str, ...] | None
+) -> None:
     """Write a commented pgrecall.toml and make the repository.
 
     Asks nothing that it can find out: data directory, port, socket and version
@@ -68,14 +87,17 @@ def command(invocation: Invocation, *, overwrite: bool, **options: str | int | b
     get (main), --config is the file to write. The server is not changed: what is
     left to do there is printed, ready to paste. A second run keeps what there is.
     """
-    given = {name: value for name, value in options.items() if value not in {None, False}}
+    given = {name: value for name, value in options.items() if value not in (None, False, ())}
     server_values: dict[str, str | int] = {}
-    repository_values: dict[str, str | bool] = {}
+    repository_values: dict[str, str | bool | tuple[str, ...]] = {}
     for name, value in given.items():
         if name in _SERVER_KEYS:
             server_values[name] = value if isinstance(value, int) else str(value)
+        elif name in _COMMAND_KEYS:
+            repository_values[name] = command_words(name, str(value))
         else:
-            repository_values[name] = value if isinstance(value, bool) else str(value)
+            is_kept = isinstance(value, bool | tuple)
+            repository_values[name] = value if is_kept else str(value)  # type: ignore[assignment]
     if repository_values.get("store", "local") == "local" and "path" not in repository_values:
         raise UsageError(
             "where shall backups be kept?",
