@@ -12,7 +12,7 @@ from pgrecall.app.serving_recovery import serve_recovery
 
 
 class AheadResult(msgspec.Struct, frozen=True, kw_only=True):
-    """How it ended: ``ended_by`` is one of the sentences of serving_recovery."""
+    """How it ended: ``ended_by`` says why, in a sentence."""
 
     data_directory: str
     started_at: datetime
