@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from pgrecall.check import probes
 from pgrecall.errors import CheckFailedError, InterruptedRunError
+from pgrecall.postgres.ahead_place import AHEAD_DIRECTORY, take
 from pgrecall.repository.wal_archive import WalArchive
 from tests.e2e.command_line import CommandLine, Scene, objects
 from tests.support.postgresql import Installation, ServerFactory
@@ -45,6 +47,25 @@ def test_without_a_switch_nothing_is_archived(scene: Scene) -> None:
     before = objects(scene.repository)
     assert "archive-not-proven" not in scene.passes("--no-switch")
     assert objects(scene.repository) == before
+
+
+def test_what_a_killed_process_left_of_a_recovery_is_named_until_a_push_removes_it(
+    scene: Scene,
+) -> None:
+    scene.passes()
+    place = scene.server.pgdata / AHEAD_DIRECTORY
+    (place / "segments" / "one").mkdir(parents=True)
+    (place / "segments" / "one" / "000000010000000000000001").write_bytes(bytes(1 << 20))
+    lock = take(str(scene.server.pgdata))
+    assert lock is not None
+    assert "ahead-abandoned" not in scene.cli("check", "--json", "--no-switch").findings("warn")
+    scene.passes()  # with a push, that leaves alone what is in use
+    assert place.exists()
+    os.close(lock)
+    found = scene.cli("check", "--json", "--no-switch").findings("warn")
+    assert found["ahead-abandoned"]["subject"] == str(place)
+    scene.passes()
+    assert not place.exists()
 
 
 def test_archive_mode_is_off(scene: Scene) -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from pgrecall.agent.protocol import AHEAD_DIRECTORY, AHEAD_SOCKET
 from pgrecall.app import restore_commands
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.targets import ToLsn
+from pgrecall.postgres.ahead_place import AHEAD_DIRECTORY, AHEAD_SOCKET
+from pgrecall.system.processes import wait_until_gone
 from tests.support.listener_scene import wait_until
 from tests.support.postgresql import PostgresServer, ServerFactory
 from tests.support.product import Product
@@ -82,6 +83,23 @@ def test_it_comes_with_the_recovery_and_goes_with_it(
     product.promote(copy)
     wait_until(lambda: is_over(copy, pid), seconds=PATIENCE_SECONDS)
     assert product.connected(copy).value("SELECT max(n) FROM kept") == 6
+
+
+def test_what_it_leaves_when_it_is_killed_goes_with_the_next_push(
+    product: Product, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    target = ToLsn(Lsn.parse(str(product.server.value("SELECT pg_current_wal_insert_lsn()"))))
+    write(product, 2)
+    product.restore(copy, target, start=True, action="pause")
+    postmaster = int((copy / "postmaster.pid").read_text().split()[0])
+    for pid, how in ((helper_pid(copy), signal.SIGKILL), (postmaster, signal.SIGQUIT)):
+        os.kill(pid, how)
+        wait_until_gone(pid, PATIENCE_SECONDS)
+    assert (copy / AHEAD_DIRECTORY).exists()
+    segment = next(path for path in sorted((copy / "pg_wal").iterdir()) if len(path.name) == 24)
+    assert product.cli("wal", "push", str(segment)).returncode == 31, "it is a copy"
+    assert not (copy / AHEAD_DIRECTORY).exists()
 
 
 def standby(product: Product, copy: Path) -> PostgresServer:

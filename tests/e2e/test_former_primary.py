@@ -157,6 +157,11 @@ def test_a_former_primary_that_comes_back_is_refused_until_the_operator_decides(
     )
     assert archive.has(refused)
     assert product.switch(new) in failover.stored(2)
+    # The operator thinks better of it.
+    assert product.cli("wal", "allow-branch", "1", "--revoke", "--yes").returncode == 0
+    old.sql("SELECT pg_stat_reset_shared('archiver')")
+    failover.fill(2)
+    assert f"{failover.wait_refused()} goes beyond {failover.left_at}" in old.log
 
 
 def test_what_is_archived_while_the_promotion_is_told_is_a_second_at_most(

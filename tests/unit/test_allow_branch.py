@@ -22,10 +22,11 @@ from pgrecall.model.lsn import Lsn
 from pgrecall.model.wal_files import history_name
 from pgrecall.repository import layout
 from pgrecall.repository.branches import (
-    allow_branch,
-    allowed_branches,
+    allowed_forks,
     archived_timelines,
+    branch_records,
     read_branch,
+    record_branch,
 )
 from pgrecall.repository.records import encode_record
 from pgrecall.store.memory import MemoryStore
@@ -39,11 +40,39 @@ def test_records_of_branches_come_back_and_are_written_once() -> None:
     store = MemoryStore()
     forks = [Fork(1, 2, AT), Fork(1, 4, Lsn(AT + 8))]
     for fork in (*forks, forks[0]):
-        allow_branch(store, "shop 'ü'", 2, fork, ("zwei wären einer zu viel", NOW))
-    found = allowed_branches(store, "shop 'ü'", 2)
+        record_branch(store, "shop 'ü'", 2, fork, ("zwei wären einer zu viel", NOW))
+    found = branch_records(store, "shop 'ü'", 2)
     assert [(branch.number, branch.fork) for branch in found] == [(1, forks[0]), (2, forks[1])]
-    assert (found[0].reason, found[0].allowed_at) == ("zwei wären einer zu viel", NOW)
-    assert allowed_branches(store, "shop 'ü'", 1) == []
+    assert (found[0].reason, found[0].said_at) == ("zwei wären einer zu viel", NOW)
+    assert branch_records(store, "shop 'ü'", 1) == []
+
+
+def test_the_newest_record_of_a_fork_counts() -> None:
+    store = MemoryStore()
+    one, other = Fork(1, 2, AT), Fork(1, 4, Lsn(AT + 8))
+
+    def say(fork: Fork, *, is_allowed: bool) -> int | None:
+        record = record_branch(store, "main", 1, fork, ("", NOW), is_allowed=is_allowed)
+        return None if record is None else record.number
+
+    def allowed() -> set[Fork]:
+        return allowed_forks(branch_records(store, "main", 1))
+
+    assert say(one, is_allowed=False) is None, "nothing had allowed it"
+    assert [say(fork, is_allowed=True) for fork in (one, other)] == [1, 2]
+    assert say(one, is_allowed=False) == 3
+    assert allowed() == {other}
+    assert say(one, is_allowed=False) is None
+    assert say(one, is_allowed=True) == 4
+    assert allowed() == {one, other}
+
+
+def test_who_knows_no_revocation_does_not_take_one_for_leave() -> None:
+    store = MemoryStore()
+    for is_allowed in (True, False):
+        record_branch(store, "main", 1, Fork(1, 2, AT), ("", NOW), is_allowed=is_allowed)
+    stored = json.loads(store.read(layout.branch_key("main", 1, 2)))
+    assert "allowed_at" not in stored, "an older pgrecall finds no field that it needs, and fails"
 
 
 @pytest.mark.parametrize(
@@ -107,7 +136,7 @@ def recorded(scene: Scene) -> dict[str, list[tuple[int, Fork, str]]]:
     return {
         name: [
             (branch.number, branch.fork, branch.reason)
-            for branch in allowed_branches(scene.store(name), "main", 1)
+            for branch in branch_records(scene.store(name), "main", 1)
         ]
         for name in scene.settings.repositories
     }
@@ -119,7 +148,7 @@ def test_it_is_recorded_in_every_required_repository(
     nothing: dict[str, list[object]] = {"one": [], "two": [], "three": []}
     status, document = said(capsys, "1", "--dry-run")
     assert (status, document["outcome"]) == (0, "nothing was changed")
-    planned = {"left_by": 2, "left_at": str(AT), "allows": ["one", "two"]}
+    planned = {"left_by": 2, "left_at": str(AT), "allows": ["one", "two"], "revokes": []}
     assert document["plan"]["forks"] == [planned]
     status, document = said(capsys, "1")
     assert status == ConfirmationError.exit_status
@@ -137,11 +166,30 @@ def test_it_is_recorded_in_every_required_repository(
     assert recorded(scene)["one"][1:] == [(2, Fork(1, 4, Lsn(AT + 8)), "")]
 
 
+def test_it_is_taken_back_where_it_was_allowed(
+    scene: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, document = said(capsys, "1", "--revoke")
+    assert (status, document["outcome"]) == (0, "nothing to do: nothing allows it")
+    assert said(capsys, "1", "--yes")[0] == 0
+    status, document = said(capsys, "1", "--revoke", "--dry-run")
+    (planned,) = document["plan"]["forks"]
+    assert (planned["allows"], planned["revokes"]) == ([], ["one", "two"])
+    assert said(capsys, "1", "--revoke")[0] == ConfirmationError.exit_status
+    status, document = said(capsys, "1", "--revoke", "--reason", "doch nicht", "--yes")
+    assert (status, document["outcome"]) == (0, "revoked")
+    assert document["recorded"] == {"one": [2], "two": [2]}
+    assert recorded(scene)["two"][1:] == [(2, Fork(1, 2, AT), "doch nicht")]
+    # And once more the other way round.
+    assert said(capsys, "1", "--yes")[1]["recorded"] == {"one": [3], "two": [3]}
+    assert said(capsys, "3", "--revoke", "--yes")[0] == BranchNotLeftError.exit_status
+
+
 def test_what_one_repository_does_not_know_yet_is_recorded_there_too(
     scene: Scene, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scene.object_path(history_name(2), "one").unlink()
-    allow_branch(scene.store("two"), "main", 1, Fork(1, 2, AT), ("", NOW))
+    record_branch(scene.store("two"), "main", 1, Fork(1, 2, AT), ("", NOW))
     status, document = said(capsys, "1", "--yes")
     assert (status, document["recorded"]) == (0, {"one": [1], "two": []})
 

@@ -21,7 +21,7 @@ from pgrecall.model.wal_index import STOPPED_AT_END, STOPPED_AT_INVALID, STOPPED
 from pgrecall.postgres.control import STATES, parse_control
 from pgrecall.repository import layout
 from pgrecall.repository.branches import (
-    allow_branch,
+    record_branch,
 )
 from pgrecall.store.local import LocalStore
 from pgrecall.wal.push import ALREADY_STORED, CREATED
@@ -229,7 +229,7 @@ def test_the_operator_lets_one_branch_go_on_until_the_next_promotion(
     first, second = build_segments(2).items()
     with pytest.raises(FormerPrimaryError):
         way(scene)(scene.write(*first))
-    allow_branch(scene.store(), "main", 1, Fork(1, 2, AT), ("", NOW))
+    record_branch(scene.store(), "main", 1, Fork(1, 2, AT), ("", NOW))
     assert way(scene)(scene.write(*first)) == CREATED
     promote_another(scene, 3, f"1\t{AT}\n2\t{Lsn(AT + 8)}\n")  # of timeline 2: the same fork
     assert way(scene)(scene.write(*first)) == ALREADY_STORED
@@ -241,7 +241,7 @@ def test_the_operator_lets_one_branch_go_on_until_the_next_promotion(
 def test_the_agent_sees_a_promotion_when_it_proves_the_owner(
     scene: PusherScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second = build_segments(2).items()
+    first, second, third = build_segments(3).items()
     pusher = scene.pusher()
     pusher.push(str(scene.write(*first)), str(scene.pgdata))
     promote_another(scene)
@@ -249,8 +249,11 @@ def test_the_agent_sees_a_promotion_when_it_proves_the_owner(
     with pytest.raises(FormerPrimaryError):
         pusher.push(str(scene.write(*second)), str(scene.pgdata))
     assert pusher.facts()["failure_code"] == "former-primary"
-    allow_branch(scene.store(), "main", 1, Fork(1, 2, AT), ("", NOW))
+    record_branch(scene.store(), "main", 1, Fork(1, 2, AT), ("", NOW))
     pusher.push(str(scene.write(*second)), str(scene.pgdata))
+    record_branch(scene.store(), "main", 1, Fork(1, 2, AT), ("", NOW), is_allowed=False)
+    with pytest.raises(FormerPrimaryError):
+        pusher.push(str(scene.write(*third)), str(scene.pgdata))
 
 
 def test_no_required_repository_takes_what_another_refuses(tmp_path: Path) -> None:

@@ -73,6 +73,20 @@ def test_a_recovery_is_served_from_what_was_fetched_ahead(scene: FetchScene) -> 
     assert scene.ask(following) is None
 
 
+def test_what_follows_a_segment_that_somebody_else_delivered(scene: FetchScene) -> None:
+    first, second, third, *_ = scene.store_segments(8)
+    scene.fetcher.begin(history_name(2), "one", str(scene.pgdata))
+    scene.fetcher.begin(first, "one", str(scene.pgdata / "pg_wal"))  # no data directory
+    assert scene.cached() == []
+    scene.fetcher.begin(first, "one", str(scene.pgdata))
+    scene.settle()
+    assert len(scene.cached()) == 4
+    assert scene.ask(third) is not None  # the one before was delivered by somebody else, too
+    assert scene.served() == (1, 0)
+    scene.settle()
+    assert second not in scene.cached()
+
+
 def test_a_delivered_file_is_shared_with_nobody(scene: FetchScene) -> None:
     """PostgreSQL recycles what it is given, and writes into it."""
     first, second = scene.store_segments(2)

@@ -17,6 +17,7 @@ from pgrecall.errors import (
     WalConflictError,
 )
 from pgrecall.model.wal_files import history_name
+from pgrecall.postgres.ahead_place import AHEAD_DIRECTORY, take
 from pgrecall.repository.identity import add_owner
 from pgrecall.settings import AgentSettings, RepositorySettings
 from pgrecall.store.memory import MemoryStore
@@ -50,6 +51,16 @@ def test_what_is_ready_is_stored_ahead_and_answered_at_once(
         for name in segments:
             result = pusher.push(f"pg_wal/{name}", str(scene.pgdata))
             assert (result.name, result.outcome) == (name, CREATED)
+
+
+def test_what_a_killed_fetch_ahead_left_is_removed(scene: PusherScene) -> None:
+    lock = take(str(scene.pgdata))
+    assert lock is not None
+    os.close(lock)
+    place = scene.pgdata / AHEAD_DIRECTORY
+    (place / "segments").mkdir()
+    with at_work(scene.pusher()):
+        wait_until(lambda: not place.exists(), "it is gone")
 
 
 def test_a_file_that_was_written_anew_is_not_taken_for_the_one_that_was_pushed(

@@ -60,6 +60,18 @@ def test_bytes_arrive_however_they_are_cut(
     spool.close()
 
 
+def test_more_pieces_than_the_kernel_takes_in_one_call(tmp_path: Path) -> None:
+    spool = opened(tmp_path)
+    spool.begin(1, START)
+    assert write(spool, 0, 2 * SIZE + 5_000, 611) == NAMES[:2]
+    assert spool.flush() == START + 2 * SIZE + 5_000
+    spool.begin(1, Lsn(START + 2 * SIZE))
+    assert write(spool, 2 * SIZE, len(CONTENT), 611) == NAMES[2:]
+    for name, content in SEGMENTS.items():
+        assert Path(spool.directory, name).read_bytes() == content
+    spool.close()
+
+
 def test_a_restart_goes_on_and_compares_what_is_there(tmp_path: Path) -> None:
     spool = opened(tmp_path)
     spool.begin(1, START)

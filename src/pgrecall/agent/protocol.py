@@ -33,15 +33,6 @@ SILENCE_SECONDS = 1.0
 ASIDE = ".pgrecall-"
 """Stands in the name of a file that is being delivered: ``<name>.pgrecall-<random>``."""
 
-AHEAD_DIRECTORY = "pg_wal/pgrecall_ahead"
-"""In PGDATA, while a recovery without an agent runs: where its next segments are fetched to."""
-
-AHEAD_SOCKET = f"{AHEAD_DIRECTORY}/fetch.sock"
-"""There they are asked for; restore_command runs in PGDATA, so the path needs no more."""
-
-AHEAD_LOCK = f"{AHEAD_DIRECTORY}/lock"
-"""Held (flock) for the process that fetches ahead from before it is there until it is gone."""
-
 _FIELDS = {PUSH: 5, FETCH: 7}
 
 

@@ -76,10 +76,14 @@ class RestoreRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AllowBranchRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """``wal allow-branch``: ``timeline`` may go on beyond where newer ones have left it."""
+    """``wal allow-branch``: ``timeline`` may go on beyond where newer ones have left it.
+
+    ``revoke``: it may no longer.
+    """
 
     timeline: int
     reason: str = ""
+    revoke: bool = False
     dry_run: bool = False
 
 

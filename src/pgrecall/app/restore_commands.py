@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 from pgrecall.agent.client_file import client_path
-from pgrecall.agent.protocol import AHEAD_SOCKET
 from pgrecall.app.invocation_path import pgrecall_command
+from pgrecall.postgres.ahead_place import AHEAD_SOCKET
 from pgrecall.settings import ServerSettings, Settings
 from pgrecall.wal.agent_places import socket_path
 from pgrecall.wal.commands import client_restore_command, restore_command

@@ -18,6 +18,7 @@ from pgrecall.errors import (
 )
 from pgrecall.model.findings import Finding, Severity
 from pgrecall.postgres.actions import archiver_facts
+from pgrecall.postgres.ahead_place import AHEAD_DIRECTORY, is_abandoned
 from pgrecall.postgres.connection import Connection
 from pgrecall.postgres.control import read_control
 from pgrecall.postgres.facts import ServerFacts, server_facts, server_rights
@@ -127,6 +128,7 @@ def probe_data_directory(data_directory: str, facts: ServerFacts | None) -> Iter
             subject=data_directory,
             message="can be read, and is the server's",
         )
+        yield from _ahead(data_directory)
     yield from _links(data_directory)
 
 
@@ -183,6 +185,25 @@ def _links(data_directory: str) -> Iterator[Finding]:
             subject=path,
             message=f"{message}; a backup stores what it shows, not the link",
             hint="a restore puts files in its place; make the link again after it",
+        )
+
+
+def _ahead(data_directory: str) -> Iterator[Finding]:
+    """What a ``wal fetch-ahead`` that was killed has left, where nobody has removed it yet."""
+    subject = f"{data_directory}/{AHEAD_DIRECTORY}"
+    try:
+        is_left = is_abandoned(data_directory)
+    except OSError as error:
+        yield _cannot_read(str(error.filename or subject), error.strerror)
+        return
+    if is_left:
+        yield Finding(
+            severity="warn",
+            code="ahead-abandoned",
+            subject=subject,
+            message="a wal fetch-ahead that was killed has left segments, and nobody uses them",
+            hint="the next wal push of this server, its agent and the next recovery remove them;"
+            " where none of these comes, remove the directory",
         )
 
 

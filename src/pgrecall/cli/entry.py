@@ -30,6 +30,8 @@ _STAGES = ("pgrecall.cli.wal_agent", "pgrecall.cli.wal_settings")
 _TRANSFERS: dict[tuple[str, ...], Sequence[str]] = {
     ("wal", "push"): _STAGES,
     ("wal", "fetch"): _STAGES,
+    # A recovery waits for its start.
+    ("wal", "fetch-ahead"): ("pgrecall.cli.wal_ahead_entry",),
 }
 _OPTIONS_WITH_VALUE = frozenset(
     {"--config", "--server", "--repository", "--log-level", "--agent-socket"}

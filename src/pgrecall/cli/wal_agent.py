@@ -13,9 +13,9 @@ import sys
 from collections.abc import Sequence
 
 from pgrecall.agent.asking import SOCKET_VARIABLE, Answer, ask_fetch, ask_push
-from pgrecall.agent.protocol import AHEAD_SOCKET
 from pgrecall.cli.wal_words import TransferOptions, parse_words
 from pgrecall.errors import EXIT_PROVEN_ABSENT, AgentSilentError, UsageError
+from pgrecall.postgres.ahead_place import AHEAD_SOCKET
 
 
 def run(words: Sequence[str]) -> int | None:

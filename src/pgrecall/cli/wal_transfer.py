@@ -13,6 +13,7 @@ from pgrecall.cli.wal_settings import choose
 from pgrecall.cli.wal_words import TransferOptions, parse_words
 from pgrecall.errors import EXIT_PROVEN_ABSENT, DataDirectoryError, ReportedError
 from pgrecall.model.wal_files import SEGMENT, WalFile
+from pgrecall.postgres.ahead_place import remove_abandoned
 from pgrecall.settings import ServerSettings, Settings
 from pgrecall.wal.archives import data_directory_of
 from pgrecall.wal.fetch import FetchResult, fetch_file
@@ -57,9 +58,9 @@ def fetch(name: str, destination: str, options: TransferOptions) -> int:
 
 def _push(path: str, options: TransferOptions, chosen: Chosen) -> int:
     settings, server = chosen
-    result = push_file(
-        settings, server, path, pgdata=_data_directory(server), environment=os.environ
-    )
+    pgdata = _data_directory(server)
+    _tidy(data_directory_of(path, pgdata))
+    result = push_file(settings, server, path, pgdata=pgdata, environment=os.environ)
     _warn(result.warnings)
     facts = {
         "name": result.name,
@@ -86,17 +87,25 @@ def _fetch(name: str, destination: str, options: TransferOptions, chosen: Chosen
     warnings = [] if result is None else result.warnings
     _warn(warnings)
     if result is not None and options.is_ahead and WalFile(name).kind == SEGMENT:
-        _go_ahead(chosen, data_directory_of(destination, pgdata))
+        _go_ahead(chosen, data_directory_of(destination, pgdata), result)
     _tell("fetch", {"name": name, "outcome": outcome, "warnings": warnings}, options, settings)
     return EXIT_PROVEN_ABSENT if result is None else 0
 
 
-def _go_ahead(chosen: Chosen, pgdata: str) -> None:
+def _go_ahead(chosen: Chosen, pgdata: str, result: FetchResult) -> None:
     """The segment is delivered: what makes the next ones faster may fail."""
     try:
-        start_ahead(*chosen, pgdata)
+        start_ahead(*chosen, pgdata, result)
     except OSError as error:
         _warn([f"the next segments are not fetched ahead: {error.strerror}: {error.filename}"])
+
+
+def _tidy(pgdata: str) -> None:
+    """What fetched ahead of a recovery that is over, and was killed, has left segments behind."""
+    try:
+        remove_abandoned(pgdata)
+    except OSError as error:
+        _warn([f"what a recovery left cannot be removed: {error.strerror}: {error.filename}"])
 
 
 def _data_directory(server: ServerSettings) -> str:

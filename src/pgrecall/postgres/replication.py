@@ -28,7 +28,13 @@ from pgrecall.errors import (
 )
 from pgrecall.model.lsn import Lsn
 from pgrecall.postgres.connection import NEWEST_MAJOR, OLDEST_MAJOR, describe
-from pgrecall.postgres.replication_messages import Keepalive, WalData, parse_message, standby_status
+from pgrecall.postgres.replication_messages import (
+    WAL_HEADER_BYTES,
+    Keepalive,
+    parse_message,
+    standby_status,
+    wal_position,
+)
 from pgrecall.settings import ServerSettings, resolve_secret
 
 _CONNECT_SECONDS = 10.0
@@ -165,16 +171,18 @@ class ReplicationSession:
         removed what comes next.
         """
         batch = Batch(self._position)
-        is_first = not self._take(batch, limit_bytes)
+        is_idle = not self._take(batch, limit_bytes)
+        patience = wait_seconds if is_idle else 0.0
         while batch.end - batch.start < limit_bytes and not batch.is_end:
-            if not self._wait(wait_seconds if is_first else 0.0):
+            # While whole messages come, what follows is taken without looking whether it is there.
+            if is_idle and not self._wait(patience):
                 break
-            is_first = False
+            patience = 0.0
             try:
                 self._connection.consume_input()
             except psycopg.Error as error:
                 raise self._lost(error) from error
-            self._take(batch, limit_bytes)
+            is_idle = not self._take(batch, limit_bytes)
         return batch
 
     def report(self, flushed: Lsn, *, wants_reply: bool = False) -> None:
@@ -218,35 +226,49 @@ class ReplicationSession:
     # --- inside ------------------------------------------------------------------
 
     def _take(self, batch: Batch, limit_bytes: int) -> bool:
-        """Move what libpq holds into the batch; True when there was anything."""
-        has_any = False
-        while batch.end - batch.start < limit_bytes:
+        """Move what libpq holds into the batch; True when there was anything.
+
+        A busy server sends ten thousand messages for each GB: little is done for one.
+        """
+        take, add_piece = self._connection.get_copy_data, batch.pieces.append
+        end = before = int(batch.end)
+        server_end = int(batch.server_end)
+        limit = batch.start + limit_bytes
+        has_keepalive = False
+        while end < limit:
             try:
-                size, data = self._connection.get_copy_data(1)
+                size, message = take(1)
             except psycopg.Error as error:
                 raise self._lost(error) from error
-            if size == 0:
+            if size <= 0:
                 break
-            has_any = True
-            if size < 0:
-                self._end_of_copy(batch)
-                break
-            self._add(batch, parse_message(data))
-        self._position = batch.end
-        return has_any
+            wal = wal_position(message)
+            if wal is None:
+                has_keepalive = True
+                server_end = max(server_end, self._keepalive(batch, message))
+                continue
+            if wal[0] != end:
+                raise ReceiveError(
+                    f"{self.where} sent WAL from {Lsn(wal[0])} where {Lsn(end)} comes next",
+                    hint="nothing of it was kept; the next connection asks for it again",
+                )
+            end += size - WAL_HEADER_BYTES
+            server_end = max(server_end, wal[1])
+            add_piece(message[WAL_HEADER_BYTES:])
+        else:
+            size = 0
+        batch.end = self._position = Lsn(end)
+        batch.server_end = Lsn(server_end)
+        if size < 0:
+            self._end_of_copy(batch)
+        return end > before or has_keepalive or size < 0
 
-    def _add(self, batch: Batch, message: WalData | Keepalive) -> None:
-        batch.server_end = max(batch.server_end, message.server_end)
-        if isinstance(message, Keepalive):
-            batch.wants_reply = batch.wants_reply or message.wants_reply
-            return
-        if message.start != batch.end:
-            raise ReceiveError(
-                f"{self.where} sent WAL from {message.start} where {batch.end} comes next",
-                hint="nothing of it was kept; the next connection asks for it again",
-            )
-        batch.pieces.append(message.data)
-        batch.end = Lsn(batch.end + len(message.data))
+    def _keepalive(self, batch: Batch, message: memoryview | bytes) -> int:
+        """Note what the server wants; how far it is."""
+        parsed = parse_message(message)
+        if isinstance(parsed, Keepalive):
+            batch.wants_reply = batch.wants_reply or parsed.wants_reply
+        return parsed.server_end
 
     def _end_of_copy(self, batch: Batch) -> None:
         """The COPY ended: the timeline has, or something went wrong."""

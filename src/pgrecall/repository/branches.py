@@ -1,12 +1,14 @@
 """Branches: timelines that are archived, and those that may go on beyond a fork.
 
 A server that writes a timeline which a newer one has left is refused, unless the
-operator has recorded that this branch is the right one. One numbered record
-(records.py) for each fork, never changed; a fork that comes later is not covered. Light.
+operator has recorded that this branch is the right one. Numbered records (records.py),
+never changed: each allows one fork or takes that back, and the newest of a fork
+counts. A fork that comes later is not covered. Light.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 
 from pgrecall.errors import CorruptObjectError, RepositoryError, UsageError
@@ -23,12 +25,14 @@ from pgrecall.repository.records import (
 from pgrecall.store.base import Store
 
 _MAXIMUM_TRIES = 100
+_ALLOWED_AT = "allowed_at"
+_REVOKED_AT = "revoked_at"
 
 
-class AllowedBranch:
-    """The timeline of ``fork`` may go on beyond it; ``allowed_at`` is aware."""
+class BranchRecord:
+    """Whether the timeline of ``fork`` may go on beyond it, as said at ``said_at`` (aware)."""
 
-    __slots__ = ("allowed_at", "fork", "number", "reason")
+    __slots__ = ("fork", "is_allowed", "number", "reason", "said_at")
 
     def __init__(self, number: int, fields: Record) -> None:
         """``fields`` as they are stored; raises KeyError, TypeError, ValueError otherwise."""
@@ -37,7 +41,9 @@ class AllowedBranch:
             int(fields["timeline"]), int(fields["left_by"]), Lsn.parse(str(fields["left_at"]))
         )
         self.reason = str(fields["reason"])
-        self.allowed_at = parse_time(fields["allowed_at"])
+        # Whoever does not know this field must not take the record for leave: it lacks the other.
+        self.is_allowed = _REVOKED_AT not in fields
+        self.said_at = parse_time(fields[_ALLOWED_AT if self.is_allowed else _REVOKED_AT])
 
 
 def archived_timelines(store: Store, server: str, generation: int) -> list[int]:
@@ -53,7 +59,7 @@ def branch_numbers(store: Store, server: str, generation: int) -> list[int]:
     return sorted(layout.record_number(name) for name in names)
 
 
-def read_branch(store: Store, server: str, generation: int, number: int) -> AllowedBranch:
+def read_branch(store: Store, server: str, generation: int, number: int) -> BranchRecord:
     """Branch record ``number``; raises ObjectMissingError, CorruptObjectError, StoreError."""
     key = layout.branch_key(server, generation, number)
     where = f"{key} in {store.name}"
@@ -61,30 +67,41 @@ def read_branch(store: Store, server: str, generation: int, number: int) -> Allo
     if fields.get("number") != number:
         raise CorruptObjectError(f"{where} says that its number is {fields.get('number')!r}")
     try:
-        return AllowedBranch(number, fields)
+        return BranchRecord(number, fields)
     except (KeyError, TypeError, ValueError, UsageError) as error:
         raise CorruptObjectError(f"{where} lacks or garbles a field: {error}") from error
 
 
-def allowed_branches(store: Store, server: str, generation: int) -> list[AllowedBranch]:
+def branch_records(store: Store, server: str, generation: int) -> list[BranchRecord]:
     """All branch records of a generation, oldest first."""
     numbers = branch_numbers(store, server, generation)
     return [read_branch(store, server, generation, number) for number in numbers]
 
 
-def allow_branch(
-    store: Store, server: str, generation: int, fork: Fork, said: tuple[str, datetime]
-) -> AllowedBranch:
-    """Record that the timeline of ``fork`` may go on beyond it; durable when it returns.
+def allowed_forks(records: Iterable[BranchRecord]) -> set[Fork]:
+    """The forks beyond which their timelines may go on; ``records`` are all, oldest first."""
+    newest = {record.fork: record for record in records}
+    return {fork for fork, record in newest.items() if record.is_allowed}
 
-    ``said`` is the reason, and when. A fork that is recorded already stays as it is.
+
+def record_branch(
+    store: Store,
+    server: str,
+    generation: int,
+    fork: Fork,
+    said: tuple[str, datetime],
+    *,
+    is_allowed: bool = True,
+) -> BranchRecord | None:
+    """Record that the timeline of ``fork`` may go on beyond it, or no longer; durable then.
+
+    ``said`` is the reason, and when. None: that is so already, and nothing was written.
     """
     reason, now = said
     for _ in range(_MAXIMUM_TRIES):
-        known = allowed_branches(store, server, generation)
-        for branch in known:
-            if branch.fork == fork:
-                return branch
+        known = branch_records(store, server, generation)
+        if (fork in allowed_forks(known)) == is_allowed:
+            return None
         number = known[-1].number + 1 if known else 1
         fields = {
             "number": number,
@@ -92,10 +109,10 @@ def allow_branch(
             "left_by": fork.left_by,
             "left_at": str(fork.at),
             "reason": reason,
-            "allowed_at": format_time(now),
+            _ALLOWED_AT if is_allowed else _REVOKED_AT: format_time(now),
         }
         if store.put(layout.branch_key(server, generation, number), [encode_record(fields)]):
-            return AllowedBranch(number, fields)
+            return BranchRecord(number, fields)
     raise RepositoryError(
         f"no number below {layout.branches_prefix(server, generation)} in {store.name} could be "
         "taken",

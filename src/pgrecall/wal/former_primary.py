@@ -10,7 +10,7 @@ receiver hands on, and what is left of a timeline that the server has since left
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 from pgrecall.errors import FormerPrimaryError, ObjectMissingError
@@ -18,7 +18,8 @@ from pgrecall.model.forks import Fork, first_passed, forks_of
 from pgrecall.model.timelines import TimelineHistory
 from pgrecall.model.wal_files import SEGMENT
 from pgrecall.repository.branches import (
-    AllowedBranch,
+    BranchRecord,
+    allowed_forks,
     archived_timelines,
     branch_numbers,
     read_branch,
@@ -33,7 +34,7 @@ class _Known:
 
     __slots__ = ("allowed", "forks", "timeline")
 
-    def __init__(self, timeline: int, forks: Sequence[Fork], allowed: Sequence[Fork]) -> None:
+    def __init__(self, timeline: int, forks: Sequence[Fork], allowed: Collection[Fork]) -> None:
         self.timeline = timeline
         self.forks = forks
         self.allowed = allowed
@@ -54,7 +55,7 @@ class Forks:
         self._server = server
         self._generation = generation
         self._histories: dict[int, tuple[TimelineHistory, datetime | None]] = {}
-        self._branches: dict[int, AllowedBranch] = {}
+        self._branches: dict[int, BranchRecord] = {}
         self._known: _Known | None = None
 
     def ask(self, timeline: int | None, listed: Sequence[int] | None = None) -> None:
@@ -99,7 +100,7 @@ class Forks:
         # A child's number is always the greater one.
         newer = [number for number in listed if number > timeline and self._has_history(number)]
         forks = forks_of((self._histories[number][0] for number in newer), timeline)
-        return _Known(timeline, forks, self._allowed() if forks else [])
+        return _Known(timeline, forks, self._allowed() if forks else ())
 
     def _has_history(self, timeline: int) -> bool:
         """Whether the history of ``timeline`` is archived; it is read when it was not yet."""
@@ -111,13 +112,13 @@ class Forks:
             self._histories[timeline] = found
         return True
 
-    def _allowed(self) -> list[Fork]:
+    def _allowed(self) -> Collection[Fork]:
         store = self._archive.store
         numbers = branch_numbers(store, self._server, self._generation)
         for number in numbers:
             if number not in self._branches:
                 self._branches[number] = read_branch(store, self._server, self._generation, number)
-        return [self._branches[number].fork for number in numbers]
+        return allowed_forks(self._branches[number] for number in numbers)
 
 
 def judged_timeline(source: Source) -> int | None:

@@ -26,7 +26,6 @@ import contextlib
 import errno
 import logging
 import os
-import shutil
 import threading
 import time
 from collections.abc import Mapping
@@ -48,6 +47,7 @@ from pgrecall.system.durable import write_all
 from pgrecall.system.faults import reached
 from pgrecall.system.filesystems import free_bytes
 from pgrecall.system.memory import keep_freed_memory
+from pgrecall.system.removal import remove_tree
 from pgrecall.wal.agent_places import DIRECTORY_MODE, prefetch_directory
 from pgrecall.wal.archives import Archive, archive_store, control_of, data_directory_of
 from pgrecall.wal.delivery import check_tablespaces, remove, write_verified
@@ -148,6 +148,17 @@ class Fetcher:
                 self._go_on(stream, file, control.segment_bytes)
         return result
 
+    def begin(self, name: str, repository: str, pgdata: str) -> None:
+        """Fetch what follows a segment that the recovery in ``pgdata`` has from ``repository``.
+
+        Nothing is begun for what is no segment, or without a pg_control. Raises
+        SettingsError (no such repository), WalFormatError.
+        """
+        file, control = WalFile(name), control_of(pgdata)
+        if file.kind == SEGMENT and control is not None and self._count:
+            stream = self._stream(repository, control.system_identifier)
+            self._go_on(stream, file, control.segment_bytes)
+
     def run(self, stop: threading.Event) -> None:
         """Let go of what no recovery has asked for in a minute; empty the directory at the end."""
         while not stop.wait(1.0):
@@ -164,7 +175,7 @@ class Fetcher:
             pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown(cancel_futures=True)
-            shutil.rmtree(self._directory, ignore_errors=True)
+            self._empty()
 
     def facts(self) -> Mapping[str, Fact]:
         """How requests were served since the start, and what lies ahead now."""
@@ -318,11 +329,16 @@ class Fetcher:
         """The threads; with the first, what an agent that was killed left behind is removed."""
         with self._lock:
             if self._pool is None:
-                shutil.rmtree(self._directory, ignore_errors=True)
+                self._empty()
                 os.makedirs(self._directory, DIRECTORY_MODE, exist_ok=True)
                 threads = max(1, min(self._count, 2 * (os.cpu_count() or 1)))
                 self._pool = ThreadPoolExecutor(threads, thread_name_prefix="wal-prefetch")
             return self._pool
+
+    def _empty(self) -> None:
+        """Remove the directory; what cannot be removed is no reason to fail."""
+        with contextlib.suppress(OSError):
+            remove_tree(self._directory)
 
     def _drop(self, system: int) -> None:
         """Forget a recovery and remove what was fetched ahead for it."""

@@ -33,6 +33,7 @@ from pgrecall.errors import (
     StoreError,
 )
 from pgrecall.model.wal_files import WalFile
+from pgrecall.postgres.ahead_place import remove_abandoned
 from pgrecall.repository import layout
 from pgrecall.settings.collection import Settings
 from pgrecall.settings.sections import ServerSettings
@@ -61,6 +62,7 @@ _LONGEST_PAUSE_SECONDS = 30.0
 # Longer ago, a failure is no reason to give WAL up without another attempt.
 _HOPELESS_SECONDS = 5.0
 _LEAST_REST = 9
+_TIDY_SECONDS = 60.0
 
 Fact = str | int | float | bool | None
 
@@ -212,7 +214,7 @@ class Pusher:
 
         Raises DataDirectoryError (PGDATA or archive_status cannot be read).
         """
-        is_over = threading.Event()
+        is_over, tidy_at = threading.Event(), 0.0
         payer = threading.Thread(
             target=self._debts.run, args=(is_over,), name="wal-debts", daemon=True
         )
@@ -222,6 +224,9 @@ class Pusher:
                 while not stop.is_set():
                     self._wake.clear()
                     began = time.monotonic()
+                    if began >= tidy_at:
+                        self._tidy()
+                        tidy_at = began + _TIDY_SECONDS
                     waiting = self._look()
                     looked_seconds = time.monotonic() - began
                     if began >= self._resume_at:
@@ -232,6 +237,14 @@ class Pusher:
         finally:
             is_over.set()
             payer.join()
+
+    def _tidy(self) -> None:
+        """Remove what fetched ahead of this server's recovery, and was killed, has left."""
+        try:
+            if remove_abandoned(self._pgdata):
+                _LOG.warning("removed what a killed wal fetch-ahead had left in pg_wal")
+        except OSError as error:
+            _LOG.warning("%s cannot be removed: %s", error.filename, error.strerror)
 
     def _rest(self, seconds: float, stop: threading.Event) -> None:
         """Until it is time to look again, PostgreSQL has asked for something, or all ends."""

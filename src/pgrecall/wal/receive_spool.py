@@ -35,8 +35,8 @@ from pgrecall.wal.receive_plan import Position, SpoolDiverged
 PARTIAL_SUFFIX = ".partial"
 TAIL_SUFFIX = ".tail"
 _FILE_MODE = 0o600
-# The kernel takes no more buffers in one call (IOV_MAX).
-_MOST_PIECES = 512
+# The kernel takes one more in one call (IOV_MAX); that one is the piece at hand.
+_MOST_PIECES = 1023
 
 Buffer = bytes | memoryview
 
@@ -161,24 +161,26 @@ class Spool:
         """
         whole: list[str] = []
         waiting: list[Buffer] = []
-        waiting_bytes = 0
+        at = begins = self.position.lsn % self.segment_bytes
         try:
             for piece in pieces:
                 rest = piece
-                while len(rest):
-                    offset = self.position.lsn % self.segment_bytes + waiting_bytes
-                    part = rest[: self.segment_bytes - offset]
+                while at + len(rest) >= self.segment_bytes or len(waiting) == _MOST_PIECES:
+                    # The segment becomes whole, or the kernel takes no more in one call.
+                    part = rest[: self.segment_bytes - at]
                     rest = rest[len(part) :]
-                    waiting.append(part)
-                    waiting_bytes += len(part)
-                    is_whole = offset + len(part) == self.segment_bytes
-                    if is_whole or len(waiting) == _MOST_PIECES:
-                        self._put(waiting, waiting_bytes)
-                        waiting, waiting_bytes = [], 0
-                    if is_whole:
+                    at += len(part)
+                    self._put([*waiting, part], at - begins)
+                    waiting = []
+                    if at == self.segment_bytes:
                         whole.append(self._finish())
+                        at = 0
+                    begins = at
+                if len(rest):
+                    waiting.append(rest)
+                    at += len(rest)
             if waiting:
-                self._put(waiting, waiting_bytes)
+                self._put(waiting, at - begins)
         except OSError as error:
             raise cannot_write(self.directory, error) from error
         return whole
@@ -282,7 +284,8 @@ class Spool:
             offset += written
             total -= written
             self.position = Position(self.position.timeline, Lsn(self.position.lsn + written))
-            parts = _without(parts, written)
+            if total:
+                parts = _without(parts, written)
         reached("receive.written")
 
     def _compare(self, parts: list[Buffer], offset: int) -> tuple[list[Buffer], int]:

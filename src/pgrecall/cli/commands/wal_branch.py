@@ -22,19 +22,24 @@ _HIGHEST_TIMELINE = 0xFFFFFFFF
             "pgrecall wal allow-branch 1 --reason 'db2 was promoted by mistake' --yes",
             "the server on timeline 1 is the right one, and archives again",
         ),
+        Example("pgrecall wal allow-branch 1 --revoke --yes", "it is not: refuse it again"),
     ),
 )
 @click.argument("timeline", type=click.IntRange(1, _HIGHEST_TIMELINE))
 @click.option("--reason", default="", help="Why; it stands in the record.")
+@click.option("--revoke", is_flag=True, help="Take it back: refuse such a server again.")
 @journalled("wal allow-branch")
-def allow_branch_command(invocation: Invocation, *, timeline: int, reason: str) -> None:
+def allow_branch_command(
+    invocation: Invocation, *, timeline: int, reason: str, revoke: bool
+) -> None:
     """Let a server archive TIMELINE beyond where a newer one left it.
 
     A primary whose timeline was left is refused (status 38): it is a former primary that
     came back, or a standby was promoted beside it by mistake. This records, in every
-    required repository, that the server on TIMELINE is the right one.
+    required repository, that the server on TIMELINE is the right one. With --revoke, that
+    it is not; what it has archived until then stays.
     """
     request = AllowBranchRequest(
-        timeline=timeline, reason=reason, dry_run=invocation.flag("dry_run")
+        timeline=timeline, reason=reason, revoke=revoke, dry_run=invocation.flag("dry_run")
     )
     invocation.emit(allow_branch_of(invocation.context(), request), "wal-allow-branch/1")
