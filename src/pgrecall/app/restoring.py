@@ -11,8 +11,11 @@ import msgspec
 from pgrecall.app.context import RunContext
 from pgrecall.app.copy_place import CopyPlace, choose_place
 from pgrecall.app.opened import OpenedRepository, main_repository
+from pgrecall.app.replacing import Replacement, replacement, require_settled, target_of
 from pgrecall.app.requests import RestoreRequest
+from pgrecall.app.restore_checks import DestinationChecks
 from pgrecall.app.restore_commands import restore_command_of
+from pgrecall.app.salvaging import salvaged_names
 from pgrecall.app.starting import Started, start_restored
 from pgrecall.app.taking_over import record_owner
 from pgrecall.errors import (
@@ -31,16 +34,7 @@ from pgrecall.repository.identity import Generation, latest_generation, read_gen
 from pgrecall.repository.pack_source import PackSource
 from pgrecall.repository.wal_archive import WalArchive
 from pgrecall.restore.choice import Choice, Chooser
-from pgrecall.restore.destination import (
-    check_directory,
-    check_leftover,
-    check_place,
-    check_replayed_tablespaces,
-    check_space,
-    check_writable,
-    leftover_of,
-    map_tablespaces,
-)
+from pgrecall.restore.destination import leftover_of, map_tablespaces
 from pgrecall.restore.plan import RestorePlan, RestoreWishes, needed_parameters, plan_restore
 from pgrecall.restore.recovery_settings import (
     IN_PLACE_TABLESPACES,
@@ -51,6 +45,7 @@ from pgrecall.restore.recovery_settings import (
 from pgrecall.restore.run import RestoreJob, RestoreRun
 from pgrecall.system.clock import SystemClock
 from pgrecall.system.memory import keep_freed_memory
+from pgrecall.wal.salvage import Salvage
 
 _WAL_READERS = 4
 
@@ -58,15 +53,19 @@ _WAL_READERS = 4
 class RestoreResult(msgspec.Struct, frozen=True, kw_only=True):
     """What ``restore`` prints. After a dry run there is only the plan.
 
-    ``settings`` are those written into postgresql.auto.conf.
+    ``settings`` are those written into postgresql.auto.conf. ``run_id`` is what
+    ``undo`` asks for; ``salvage`` what became of the WAL in the PGDATA that was replaced.
     """
 
     plan: RestorePlan
+    run_id: str = ""
     restore_id: str = ""
     restored_to: str = ""
     restore_seconds: float = 0.0
     settings: dict[str, str] = {}
     started: Started | None = None
+    salvage: Salvage | None = None
+    kept: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
     next_steps: tuple[str, ...] = ()
 
@@ -81,6 +80,9 @@ class RestoreResult(msgspec.Struct, frozen=True, kw_only=True):
             raw_bytes=self.plan.backup_bytes,
             stored_bytes=self.plan.stored_bytes,
             rto_seconds=rto,
+            kept_in=self.plan.keep_old,
+            kept=self.kept,
+            salvaged=salvaged_names(self.salvage),
         )
 
 
@@ -94,10 +96,17 @@ def run_restore(context: RunContext, request: RestoreRequest) -> RestoreResult:
     keep_freed_memory()
     prepared = _Preparation(context, request)
     plan = prepared.plan()
-    question = "Shall the restored server replace the one that owns the archive?"
-    if not context.approve(plan, question=question if request.take_over else ""):
+    if not context.approve(plan, question=_question(request, plan)):
         return RestoreResult(plan=plan)
     return prepared.carry_out(plan)
+
+
+def _question(request: RestoreRequest, plan: RestorePlan) -> str:
+    if request.take_over:
+        return "Shall the restored server replace the one that owns the archive?"
+    if request.keep_old:
+        return f"Shall the data directory {plan.target_dir} be replaced?"
+    return ""
 
 
 class _Preparation:
@@ -113,6 +122,9 @@ class _Preparation:
             context, self.opened, request.backup_id
         )
         self.archive = WalArchive(self.opened.store, context.server.name, self.generation)
+        self.now = self.clock.now()
+        self.restore_id = new_id(RESTORE, self.now)
+        self.replacement = self._replacement()
         self.choice = self._choose()
         manifest = self.opened.catalog(context.server.name).manifest(self.choice.backup)
         self.root: ManifestRoot = manifest.root
@@ -132,7 +144,9 @@ class _Preparation:
             is_own_place=self.is_own_place,
         )
         self.leftover = leftover_of(self.target_dir)
-        self._check_places()
+        require_settled(self.target_dir, resumes=self.replacement is not None)
+        checks = DestinationChecks(context, request, self.root, self.target_dir, self.tablespaces)
+        checks.run(self.leftover, self.replacement, self.choice.tablespaces, self._space_needed())
 
     def plan(self) -> RestorePlan:
         """The plan, from what was found."""
@@ -145,6 +159,8 @@ class _Preparation:
             is_standby=self.request.standby,
             takes_over=self.request.take_over,
             clears=self.leftover.restore_id if self.leftover else "",
+            replaces=tuple(self.replacement.plan_words()) if self.replacement else (),
+            keep_old=self.replacement.record.keep_dir if self.replacement else "",
         )
         return plan_restore(
             wishes,
@@ -158,10 +174,10 @@ class _Preparation:
     def carry_out(self, plan: RestorePlan) -> RestoreResult:
         """Write, take over, start."""
         began = time.monotonic()
-        now = self.clock.now()
-        restore_id = new_id(RESTORE, now)
+        now, restore_id, replacing = self.now, self.restore_id, self.replacement
         place = None if self.request.take_over else choose_place(self.target_dir, self.request.port)
         settings = self._settings(place)
+        salvage = None
         job = RestoreJob(
             restore_id=restore_id,
             server=self.context.server.name,
@@ -172,33 +188,50 @@ class _Preparation:
             workers=self.context.settings.restore.workers or 2 * (os.cpu_count() or 1),
             planned_to=self.choice.looked_to(self.archive.segment_bytes),
             now=now,
+            wal_place=replacing.wal_place if replacing else None,
         )
-        run = RestoreRun(job, self.root, self.contents, self.source, progress=self.context.progress)
+        run = RestoreRun(
+            job,
+            self.root,
+            self.contents,
+            self.source,
+            progress=self.context.progress,
+            keeping=replacing.keeping if replacing else None,
+        )
         run.check_packs()
         if self.request.verify_wal:
             self._verify_wal()
+        if replacing is not None:
+            salvage = replacing.old_wal.salvage()
+            run.bring_wal(replacing.old_wal.files_for(self.choice, salvage))
         run.run(self.leftover)
         seconds = time.monotonic() - began
         started = None
         if self.request.start:
             started = self._start(place)
         findings: tuple[Finding, ...] = ()
+        if replacing is not None and salvage is not None:
+            findings = tuple(replacing.old_wal.findings(salvage))
         if self.request.take_over:
             # Not before recovery has worked, where we see it: until now the old one archives.
             timeline = started.timeline if started else self.choice.path.history.timeline
-            _, findings = record_owner(
+            _, others = record_owner(
                 self.context, restore_id=restore_id, timeline=timeline, now=now
             )
+            findings += others
         self.context.progress.done()
         return RestoreResult(
             plan=plan,
+            run_id=self.context.run_id,
             restore_id=restore_id,
             restored_to=self.target_dir,
             restore_seconds=round(seconds, 3),
             settings=settings,
             started=started,
+            salvage=salvage,
+            kept=replacing.kept_words() if replacing else (),
             findings=findings,
-            next_steps=() if started else (f"start it: pg_ctl -D {self.target_dir} start",),
+            next_steps=self._next_steps(started),
         )
 
     # --- parts ---------------------------------------------------------------------
@@ -215,30 +248,36 @@ class _Preparation:
                 " to restore again, remove the directory first",
             ) from error
 
+    def _next_steps(self, started: Started | None) -> tuple[str, ...]:
+        steps = [] if started else [f"start it: pg_ctl -D {self.target_dir} start"]
+        if self.replacement is not None:
+            record = self.replacement.record
+            steps.append(
+                f"to take it back: pgrecall undo {self.context.run_id}; when all is well, remove"
+                f" {record.keep_dir}"
+            )
+        return tuple(steps)
+
+    def _replacement(self) -> Replacement | None:
+        request = self.request
+        if not request.keep_old:
+            return None
+        return replacement(
+            self.context,
+            self.archive,
+            target_dir=target_of(self.context, request.target_dir),
+            keep_old=request.keep_old,
+            identity=(self.restore_id, self.now),
+        )
+
     def _choose(self) -> Choice:
-        chooser = Chooser(self.archive, self.backups, now=self.clock.now())
+        view = self.replacement.old_wal.view if self.replacement else self.archive
+        chooser = Chooser(view, self.backups, now=self.now)
         return chooser.choose(
             self.request.target,
             timeline=self.request.timeline,
             backup_id=self.request.backup_id,
         )
-
-    def _check_places(self) -> None:
-        repositories = self.context.settings.repositories_of(self.context.server)
-        check_place(self.target_dir, [one.path for one in repositories if one.store == "local"])
-        check_replayed_tablespaces(self.choice.tablespaces, self.tablespaces)
-        if self.leftover is None:
-            check_directory(self.target_dir, "the destination")
-            for space in self.tablespaces:
-                check_directory(space.target, f"the directory for tablespace {space.name!r}")
-        else:
-            check_leftover(self.target_dir, self.leftover)
-            for space in self.tablespaces:
-                if os.path.abspath(space.target) not in self.leftover.directories:
-                    check_directory(space.target, f"the directory for tablespace {space.name!r}")
-        for place in (self.target_dir, *(space.target for space in self.tablespaces)):
-            check_writable(place)
-        check_space(self._space_needed())
 
     def _space_needed(self) -> list[tuple[str, int]]:
         """Bytes by directory: a file counts where its tablespace goes."""
@@ -282,7 +321,8 @@ class _Preparation:
     def _verify_wal(self) -> None:
         self.context.progress.phase("verify WAL")
         own = self.choice.path.unarchived
-        names = [name for name in self.choice.needed if name not in own]
+        local = self.replacement.old_wal.names() if self.replacement else ()
+        names = [name for name in self.choice.needed if name not in own and name not in local]
         with ThreadPoolExecutor(_WAL_READERS, thread_name_prefix="verify-wal") as pool:
             for _ in pool.map(self._read_segment, names):
                 pass
