@@ -45,6 +45,14 @@ class Replacement:
                 return Place(WAL, part.place, part.link, part.leads_to)
         return None
 
+    @property
+    def keep_dir(self) -> str:
+        """Where the old PGDATA is kept."""
+        return self.record.keep_dir
+
+    #: Not known before: everything.
+    written_bytes: int | None = None
+
     def frees(self, directory: str) -> bool:
         """True for a directory whose files of PGDATA make room."""
         real = os.path.realpath(directory)

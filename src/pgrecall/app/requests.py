@@ -58,7 +58,8 @@ class RestoreRequest(msgspec.Struct, frozen=True, kw_only=True):
     ``timeline`` None: chosen by the plan. ``backup_id`` empty: the newest that
     serves the target. ``take_over``: the copy becomes the owner of the archive. ``port`` None: with
     ``start``, any free one. ``keep_old``: the directory in which the PGDATA that the restore
-    replaces is kept; empty: the destination must be empty.
+    replaces is kept; empty: the destination must be empty. ``delta``: overwrite the PGDATA that is
+    there, only where it differs.
     """
 
     target: RecoveryTarget = Latest()
@@ -73,6 +74,7 @@ class RestoreRequest(msgspec.Struct, frozen=True, kw_only=True):
     take_over: bool = False
     verify_wal: bool = False
     keep_old: str = ""
+    delta: bool = False
     dry_run: bool = False
 
 

@@ -7,6 +7,7 @@ import pwd
 from collections.abc import Callable, Sequence
 
 from pgrecall.app.context import RunContext
+from pgrecall.app.overwriting import Overwriting
 from pgrecall.app.replacing import Replacement
 from pgrecall.app.requests import RestoreRequest
 from pgrecall.errors import DestinationError, PgrecallError
@@ -46,7 +47,7 @@ class DestinationChecks:
     def run(
         self,
         leftover: UnfinishedRestore | None,
-        replacement: Replacement | None,
+        replacement: Replacement | Overwriting | None,
         created: Sequence[TablespaceCreation],
         needs: Sequence[tuple[str, int]],
     ) -> None:
@@ -63,7 +64,7 @@ class DestinationChecks:
             self._shared,
             lambda: check_space(needs),
         ]
-        if leftover is not None:
+        if leftover is not None and not leftover.is_delta:
             checks.append(lambda: check_leftover(self._target_dir, leftover))
         if replacement is None and leftover is None:
             checks.append(lambda: check_directory(self._target_dir, "the destination"))
@@ -123,7 +124,7 @@ class DestinationChecks:
             )
 
     def _created(
-        self, created: Sequence[TablespaceCreation], replacement: Replacement | None
+        self, created: Sequence[TablespaceCreation], replacement: Replacement | Overwriting | None
     ) -> None:
         freed = [
             made

@@ -11,6 +11,7 @@ import msgspec
 from pgrecall.app.context import RunContext
 from pgrecall.app.copy_place import CopyPlace, choose_place
 from pgrecall.app.opened import OpenedRepository, main_repository
+from pgrecall.app.overwriting import Overwriting, Work, require_no_delta
 from pgrecall.app.replacing import Replacement, replacement, require_settled, target_of
 from pgrecall.app.requests import RestoreRequest
 from pgrecall.app.restore_checks import DestinationChecks
@@ -29,11 +30,13 @@ from pgrecall.model.ids import RESTORE, new_id
 from pgrecall.model.manifest import Completion, ManifestRoot
 from pgrecall.model.runs import RunFacts
 from pgrecall.model.targets import Latest
+from pgrecall.repository.block_digests import DigestReader
 from pgrecall.repository.contents import Contents
 from pgrecall.repository.identity import Generation, latest_generation, read_generation
 from pgrecall.repository.pack_source import PackSource
 from pgrecall.repository.wal_archive import WalArchive
 from pgrecall.restore.choice import Choice, Chooser
+from pgrecall.restore.delta import DeltaRun
 from pgrecall.restore.destination import leftover_of, map_tablespaces
 from pgrecall.restore.plan import RestorePlan, RestoreWishes, needed_parameters, plan_restore
 from pgrecall.restore.recovery_settings import (
@@ -106,6 +109,8 @@ def _question(request: RestoreRequest, plan: RestorePlan) -> str:
         return "Shall the restored server replace the one that owns the archive?"
     if request.keep_old:
         return f"Shall the data directory {plan.target_dir} be replaced?"
+    if request.delta:
+        return f"Shall the data directory {plan.target_dir} be overwritten?"
     return ""
 
 
@@ -123,6 +128,9 @@ class _Preparation:
         )
         self.archive = WalArchive(self.opened.store, context.server.name, self.generation)
         self.now = self.clock.now()
+        self.work = Work(
+            context.settings.restore.workers or 2 * (os.cpu_count() or 1), context.progress
+        )
         self.restore_id = new_id(RESTORE, self.now)
         self.replacement = self._replacement()
         self.choice = self._choose()
@@ -133,6 +141,12 @@ class _Preparation:
         self.contents.read(manifest.files())
         self.source = PackSource(
             self.opened.store, context.server.name, self.choice.backup.backup_id, packs
+        )
+        digests = DigestReader(
+            self.opened.store,
+            context.server.name,
+            self.choice.backup.backup_id,
+            manifest.digests(),
         )
         own = context.server.data_directory or self.root.server.data_directory
         self.target_dir = os.path.abspath(request.target_dir or own)
@@ -145,6 +159,11 @@ class _Preparation:
         )
         self.leftover = leftover_of(self.target_dir)
         require_settled(self.target_dir, resumes=self.replacement is not None)
+        require_no_delta(self.leftover, self.target_dir, repeats=request.delta)
+        if isinstance(self.replacement, Overwriting):
+            self.replacement.compare(
+                self.contents, self.root, digests, self.tablespaces, run=self.work
+            )
         checks = DestinationChecks(context, request, self.root, self.target_dir, self.tablespaces)
         checks.run(self.leftover, self.replacement, self.choice.tablespaces, self._space_needed())
 
@@ -158,9 +177,10 @@ class _Preparation:
             action=self.request.action,
             is_standby=self.request.standby,
             takes_over=self.request.take_over,
-            clears=self.leftover.restore_id if self.leftover else "",
+            clears=self.leftover.restore_id if self.leftover and not self.request.delta else "",
             replaces=tuple(self.replacement.plan_words()) if self.replacement else (),
-            keep_old=self.replacement.record.keep_dir if self.replacement else "",
+            keep_old=self.replacement.keep_dir if self.replacement else "",
+            written_bytes=self.replacement.written_bytes if self.replacement else None,
         )
         return plan_restore(
             wishes,
@@ -185,25 +205,21 @@ class _Preparation:
             tablespaces=self.tablespaces,
             settings=settings,
             signal="standby.signal" if self.request.standby else "recovery.signal",
-            workers=self.context.settings.restore.workers or 2 * (os.cpu_count() or 1),
+            workers=self.work.workers,
             planned_to=self.choice.looked_to(self.archive.segment_bytes),
             now=now,
             wal_place=replacing.wal_place if replacing else None,
         )
-        run = RestoreRun(
-            job,
-            self.root,
-            self.contents,
-            self.source,
-            progress=self.context.progress,
-            keeping=replacing.keeping if replacing else None,
-        )
+        run = self._run(job)
         run.check_packs()
         if self.request.verify_wal:
             self._verify_wal()
         if replacing is not None:
             salvage = replacing.old_wal.salvage()
             run.bring_wal(replacing.old_wal.files_for(self.choice, salvage))
+            if isinstance(run, DeltaRun):
+                aside = replacing.old_wal.not_archived(salvage)
+                run.set_wal_aside(aside, is_foreign=replacing.old_wal.is_foreign)
         run.run(self.leftover)
         seconds = time.monotonic() - began
         started = None
@@ -236,6 +252,15 @@ class _Preparation:
 
     # --- parts ---------------------------------------------------------------------
 
+    def _run(self, job: RestoreJob) -> RestoreRun:
+        replacing, progress = self.replacement, self.context.progress
+        parts = (job, self.root, self.contents, self.source)
+        if isinstance(replacing, Overwriting):
+            difference = (replacing.old, replacing.comparison)
+            return DeltaRun(*parts, progress=progress, difference=difference)
+        keeping = replacing.keeping if replacing is not None else None
+        return RestoreRun(*parts, progress=progress, keeping=keeping)
+
     def _start(self, place: CopyPlace | None) -> Started:
         try:
             return start_restored(
@@ -250,16 +275,18 @@ class _Preparation:
 
     def _next_steps(self, started: Started | None) -> tuple[str, ...]:
         steps = [] if started else [f"start it: pg_ctl -D {self.target_dir} start"]
-        if self.replacement is not None:
-            record = self.replacement.record
+        if self.replacement is not None and self.replacement.keep_dir:
             steps.append(
                 f"to take it back: pgrecall undo {self.context.run_id}; when all is well, remove"
-                f" {record.keep_dir}"
+                f" {self.replacement.keep_dir}"
             )
         return tuple(steps)
 
-    def _replacement(self) -> Replacement | None:
+    def _replacement(self) -> Replacement | Overwriting | None:
         request = self.request
+        if request.delta:
+            target_dir = target_of(self.context, request.target_dir)
+            return Overwriting(self.context, self.archive, target_dir)
         if not request.keep_old:
             return None
         return replacement(
@@ -281,6 +308,8 @@ class _Preparation:
 
     def _space_needed(self) -> list[tuple[str, int]]:
         """Bytes by directory: a file counts where its tablespace goes."""
+        if isinstance(self.replacement, Overwriting):
+            return self.replacement.space_needed(self.contents)
         table = self.contents.table
         places = {str(space.oid).encode(): space.target for space in self.tablespaces}
         needs: dict[str, int] = {self.target_dir: 0}
@@ -332,6 +361,11 @@ class _Preparation:
 
 
 def _refuse_contradictions(request: RestoreRequest) -> None:
+    if request.delta and request.keep_old:
+        raise UsageError(
+            "--delta overwrites the old files, and --keep-old keeps them",
+            hint="leave --delta out: --keep-old alone renames, and writes everything anew",
+        )
     if request.standby and not isinstance(request.target, Latest):
         raise UsageError(
             "a standby follows its primary and stops at no target",

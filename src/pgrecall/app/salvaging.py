@@ -32,11 +32,15 @@ class OldWal:
         *,
         pgdata: str,
         wal_directories: Sequence[str],
+        is_foreign: bool | None = None,
     ) -> None:
+        """``is_foreign``: whether the archive is another's, None: ask."""
         self._context = context
         self._archive = archive
         self._pgdata = pgdata
-        self.is_foreign = bool(pgdata) and not self._owns_archive()
+        if is_foreign is None:
+            is_foreign = bool(pgdata) and not self._owns_archive()
+        self.is_foreign = is_foreign
         self._local = LocalWal(
             wal_directories,
             system_identifier=archive.generation.system_identifier,
@@ -106,6 +110,11 @@ class OldWal:
         for name in choice.needed:
             if name in wanted and not self._archive.has(name):
                 yield name, self._local.read(name)
+
+    def not_archived(self, salvage: Salvage) -> list[str]:
+        """Segments that are here, and after the salvage still nowhere else."""
+        stored = {*salvage.pushed, salvage.tail}
+        return [name for name in self._with_local.only_here() if name not in stored]
 
     def findings(self, salvage: Salvage) -> list[Finding]:
         """What somebody must know of WAL that is in no archive."""

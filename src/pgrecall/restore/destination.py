@@ -31,11 +31,17 @@ class UnfinishedRestore(msgspec.Struct, frozen=True):
     """What an interrupted restore leaves in its directory, so that the next may clear it.
 
     ``spares``: by directory, names of what was there before and is not the restore's.
+    ``is_delta``: it was overwriting a data directory of ``system_identifier``; what is there
+    belongs together no more, must not be started, and is mended by repeating it;
+    ``has_foreign_wal``: its pg_wal was that of a copy which does not own the archive.
     """
 
     restore_id: str
     directories: tuple[str, ...]
     spares: dict[str, tuple[str, ...]] = {}
+    is_delta: bool = False
+    system_identifier: str = ""
+    has_foreign_wal: bool = False
 
 
 def map_tablespaces(

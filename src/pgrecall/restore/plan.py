@@ -32,12 +32,14 @@ class RestoreWishes(msgspec.Struct, frozen=True, kw_only=True):
     clears: str = ""
     replaces: tuple[str, ...] = ()
     keep_old: str = ""
+    written_bytes: int | None = None
 
 
 class RestorePlan(msgspec.Struct, frozen=True, kw_only=True):
     """What a restore will do, and why. LSNs as text; segments by name.
 
-    ``keep_old``: where the PGDATA that is replaced will be, empty when none is.
+    ``keep_old``: where the PGDATA that is replaced will be, empty when none is;
+    ``written_bytes``: of a delta restore, what differs.
     """
 
     server: str
@@ -64,6 +66,7 @@ class RestorePlan(msgspec.Struct, frozen=True, kw_only=True):
     reasons: tuple[str, ...]
     findings: tuple[Finding, ...] = ()
     keep_old: str = ""
+    written_bytes: int | None = None
 
 
 def plan_restore(
@@ -112,6 +115,7 @@ def plan_restore(
         reasons=tuple(reasons),
         findings=(*damaged, *choice.findings, *_findings(root)),
         keep_old=wishes.keep_old,
+        written_bytes=wishes.written_bytes,
     )
 
 

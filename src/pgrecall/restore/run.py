@@ -18,6 +18,7 @@ from pgrecall.model.manifest import ManifestRoot
 from pgrecall.repository.contents import Contents
 from pgrecall.repository.pack_source import PackSource
 from pgrecall.restore.claim import claimed
+from pgrecall.restore.compare import Ranges
 from pgrecall.restore.configuration import configuration_files, included_directories
 from pgrecall.restore.destination import (
     UNFINISHED_MARKER,
@@ -98,6 +99,7 @@ class RestoreRun:
         self._control = self._find_control()
         self._extra: dict[bytes, bytes] = {}
         self._is_marked = False
+        self._only: Mapping[int, Ranges] | None = None
 
     def check_packs(self) -> None:
         """Presence and size of every pack that is needed (fact 38); raises CorruptObjectError."""
@@ -215,6 +217,7 @@ class RestoreRun:
             self._source,
             held_back=frozenset({self._control}),
             progress=self._progress,
+            only=self._only,
         )
         writer.write(self._job.workers)
         self._control_content = bytes(writer.kept[self._control])
@@ -261,7 +264,7 @@ class RestoreRun:
         self._progress.phase("sync")
         self._own_everything()
         try:
-            sync_filesystems(self._marked())
+            self._sync()
             reached("restore.synced")
             path = os.path.join(self._directory, os.fsdecode(CONTROL_FILE))
             mode = self._contents.table.modes[self._control]
@@ -275,6 +278,10 @@ class RestoreRun:
                 f"what was written to {self._directory} could not be made durable: {error}",
                 hint="the disk may be failing: look at the kernel's log",
             ) from error
+
+    def _sync(self) -> None:
+        """Make everything that was written durable."""
+        sync_filesystems(self._marked())
 
     # --- parts ---------------------------------------------------------------------
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 from pgrecall.errors import DestinationError, SpaceError
 from pgrecall.model.file_table import DIRECTORY
-from pgrecall.repository.contents import Contents
+from pgrecall.repository.contents import Contents, PackRun
 from pgrecall.repository.pack_source import PackSource, Piece, pieces_by_frame, spans
+from pgrecall.restore.compare import Ranges
 from pgrecall.system.durable import WRITE_BYTES
 from pgrecall.system.faults import reached
 from pgrecall.system.filesystems import WriteBack
@@ -37,7 +38,10 @@ class FileWriter:
         *,
         held_back: frozenset[int],
         progress: Progress,
+        only: Mapping[int, Ranges] | None = None,
     ) -> None:
+        """``only``: the bytes of each file that are written; None: all of every file."""
+        self._only = only
         self.kept: dict[int, bytearray] = {index: bytearray() for index in held_back}
         self._root = root
         self._contents = contents
@@ -53,7 +57,7 @@ class FileWriter:
         Raises CorruptObjectError, StoreError, SpaceError, DestinationError.
         """
         self._create_empty()
-        packs = self._contents.packs()
+        packs = [index for index in self._contents.packs() if self._runs_of(index)]
         packs.sort(key=lambda index: -self._source.packs[index].stored_bytes)
         queue = iter(packs)
         # Permission bits are given to open(); the mask of the user must not narrow them.
@@ -88,7 +92,7 @@ class FileWriter:
     def _create_empty(self) -> None:
         table = self._contents.table
         for index in table.files():
-            if table.sizes[index] == 0:
+            if table.sizes[index] == 0 and (self._only is None or index in self._only):
                 descriptor = self.open(index)
                 try:
                     os.fchmod(descriptor, table.modes[index])
@@ -108,7 +112,7 @@ class FileWriter:
         pack = self._source.open(index)
         target = _OpenFile(self)
         try:
-            pieces = pieces_by_frame(pack, self._contents.runs_of(index))
+            pieces = pieces_by_frame(pack, self._runs_of(index))
             for first, last in spans(pack.frames, sorted(pieces)):
                 for number, raw in pack.raw_span(first, last):
                     for piece in pieces.get(number, ()):
@@ -118,6 +122,10 @@ class FileWriter:
         finally:
             target.close()
             pack.close()
+
+    def _runs_of(self, pack: int) -> Sequence[PackRun]:
+        runs = self._contents.runs_of(pack)
+        return runs if self._only is None else list(_within(runs, self._only))
 
     def open(self, index: int) -> int:
         """Open a file of the table for writing, with its mode; the caller closes it."""
@@ -174,6 +182,17 @@ class _OpenFile:
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor = self._index = -1
+
+
+def _within(runs: Sequence[PackRun], only: Mapping[int, Ranges]) -> Iterator[PackRun]:
+    """The parts of the runs that lie in the ranges of their files."""
+    for run in runs:
+        for begin, end in only.get(run.file, ()):
+            first = max(begin, run.file_offset)
+            last = min(end, run.file_offset + run.length)
+            if first < last:
+                offset = run.frame_offset + first - run.file_offset
+                yield PackRun(run.file, run.frame, offset, (first, last - first))
 
 
 def make_directories(root: bytes, contents: Contents) -> None:

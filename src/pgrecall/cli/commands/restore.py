@@ -65,6 +65,7 @@ _HIGHEST_TIMELINE = (1 << 32) - 1
 @click.option("--port", type=click.IntRange(1, 65535), help="With --start. [default: a free one]")
 @click.option("--take-over", is_flag=True, help="The copy becomes the owner of the archive.")
 @click.option("--keep-old", type=click.Path(), help="Replace the PGDATA there; keep it in here.")
+@click.option("--delta", is_flag=True, help="Overwrite the PGDATA there, where it differs.")
 @click.option("--verify-wal", is_flag=True, help="Read all WAL that is needed before writing.")
 @click.option("--workers", type=int, help="Threads; 0: two for each core. [restore]")
 @journalled("restore")
