@@ -59,7 +59,9 @@ class RestoreRequest(msgspec.Struct, frozen=True, kw_only=True):
     serves the target. ``take_over``: the copy becomes the owner of the archive. ``port`` None: with
     ``start``, any free one. ``keep_old``: the directory in which the PGDATA that the restore
     replaces is kept; empty: the destination must be empty. ``delta``: overwrite the PGDATA that is
-    there, only where it differs.
+    there, only where it differs. ``databases``: only these; empty: all. ``drop_others``: the
+    others are dropped after the start, and not only closed. ``switch_wal``: beside a live server,
+    have it archive its newest WAL first when the target may be newer than the archive.
     """
 
     target: RecoveryTarget = Latest()
@@ -75,6 +77,9 @@ class RestoreRequest(msgspec.Struct, frozen=True, kw_only=True):
     verify_wal: bool = False
     keep_old: str = ""
     delta: bool = False
+    databases: tuple[str, ...] = ()
+    drop_others: bool = False
+    switch_wal: bool = True
     dry_run: bool = False
 
 

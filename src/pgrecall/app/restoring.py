@@ -10,6 +10,7 @@ import msgspec
 
 from pgrecall.app.context import RunContext
 from pgrecall.app.copy_place import CopyPlace, choose_place
+from pgrecall.app.freshening import Freshness, freshen, may_be_newer
 from pgrecall.app.opened import OpenedRepository, main_repository
 from pgrecall.app.overwriting import Overwriting, Work, require_no_delta
 from pgrecall.app.replacing import Replacement, replacement, require_settled, target_of
@@ -17,12 +18,14 @@ from pgrecall.app.requests import RestoreRequest
 from pgrecall.app.restore_checks import DestinationChecks
 from pgrecall.app.restore_commands import restore_command_of
 from pgrecall.app.salvaging import salvaged_names
+from pgrecall.app.selecting import SETTINGS, require_selective, selection_of
 from pgrecall.app.starting import Started, start_restored
 from pgrecall.app.taking_over import record_owner
 from pgrecall.errors import (
     BackupNotFoundError,
     InterruptedRunError,
     PostgresRightsError,
+    TargetUnreachableError,
     UsageError,
 )
 from pgrecall.model.findings import Finding, worst
@@ -46,6 +49,7 @@ from pgrecall.restore.recovery_settings import (
     recovery_settings,
 )
 from pgrecall.restore.run import RestoreJob, RestoreRun
+from pgrecall.restore.selection import zero_files
 from pgrecall.system.clock import SystemClock
 from pgrecall.system.memory import keep_freed_memory
 from pgrecall.wal.salvage import Salvage
@@ -119,6 +123,7 @@ class _Preparation:
 
     def __init__(self, context: RunContext, request: RestoreRequest) -> None:
         _refuse_contradictions(request)
+        require_selective(request)
         self.context = context
         self.request = request
         self.clock = SystemClock()
@@ -142,6 +147,10 @@ class _Preparation:
         self.source = PackSource(
             self.opened.store, context.server.name, self.choice.backup.backup_id, packs
         )
+        self.selection = selection_of(context, self.archive, self.choice, request)
+        self.zeros: frozenset[int] = frozenset()
+        if self.selection is not None:
+            self.zeros = zero_files(self.contents.table, self.selection)
         digests = DigestReader(
             self.opened.store,
             context.server.name,
@@ -179,6 +188,7 @@ class _Preparation:
             takes_over=self.request.take_over,
             clears=self.leftover.restore_id if self.leftover and not self.request.delta else "",
             replaces=tuple(self.replacement.plan_words()) if self.replacement else (),
+            leaves_out=self.selection.others if self.selection else (),
             keep_old=self.replacement.keep_dir if self.replacement else "",
             written_bytes=self.replacement.written_bytes if self.replacement else None,
         )
@@ -207,6 +217,7 @@ class _Preparation:
             signal="standby.signal" if self.request.standby else "recovery.signal",
             workers=self.work.workers,
             planned_to=self.choice.looked_to(self.archive.segment_bytes),
+            zeros=self.zeros,
             now=now,
             wal_place=replacing.wal_place if replacing else None,
         )
@@ -226,8 +237,10 @@ class _Preparation:
         if self.request.start:
             started = self._start(place)
         findings: tuple[Finding, ...] = ()
+        if started is not None:
+            findings = started.findings
         if replacing is not None and salvage is not None:
-            findings = tuple(replacing.old_wal.findings(salvage))
+            findings += tuple(replacing.old_wal.findings(salvage))
         if self.request.take_over:
             # Not before recovery has worked, where we see it: until now the old one archives.
             timeline = started.timeline if started else self.choice.path.history.timeline
@@ -264,7 +277,12 @@ class _Preparation:
     def _start(self, place: CopyPlace | None) -> Started:
         try:
             return start_restored(
-                self.context, self.request, self.root, self.target_dir, place=place
+                self.context,
+                self.request,
+                self.root,
+                self.target_dir,
+                place=place,
+                selection=self.selection,
             )
         except InterruptedRunError as error:
             raise InterruptedRunError(
@@ -298,6 +316,31 @@ class _Preparation:
         )
 
     def _choose(self) -> Choice:
+        """The choice; where the archive ends before the target, once more with newer WAL."""
+        try:
+            choice = self._chosen()
+        except TargetUnreachableError:
+            if not self._freshened().is_switched:
+                raise
+            return self._chosen()
+        if may_be_newer(self.request.target, choice):
+            fresh = self._freshened()
+            choice = self._chosen() if fresh.is_switched else choice
+            choice.reasons += [fresh.reason] if fresh.reason else []
+            choice.findings += fresh.findings
+        return choice
+
+    def _freshened(self) -> Freshness:
+        """Ask a live server for its newest WAL, if this is a restore beside it."""
+        request, own = self.request, self.context.server.data_directory
+        is_beside = bool(request.target_dir) and request.target_dir != own
+        if self.replacement is not None or not is_beside or not request.switch_wal:
+            return Freshness(False, "")
+        if request.dry_run:
+            return Freshness(False, "a live server is made to archive its newest WAL first")
+        return freshen(self.context, self.generation.system_identifier)
+
+    def _chosen(self) -> Choice:
         view = self.replacement.old_wal.view if self.replacement else self.archive
         chooser = Chooser(view, self.backups, now=self.now)
         return chooser.choose(
@@ -317,7 +360,8 @@ class _Preparation:
             parts = table.path(index).split(b"/", 2)
             place = places.get(parts[1]) if parts[0] == b"pg_tblspc" else None
             where = place or self.target_dir
-            needs[where] = needs.get(where, 0) + table.sizes[index]
+            size = 0 if index in self.zeros else table.sizes[index]
+            needs[where] = needs.get(where, 0) + size
         return list(needs.items())
 
     def _settings(self, place: CopyPlace | None) -> dict[str, str]:
@@ -340,6 +384,8 @@ class _Preparation:
                 action=request.action,
             )
         )
+        if self.selection is not None:
+            chosen.update(SETTINGS)
         if any(space.is_in_place for space in self.root.tablespaces) or any(
             not made.location for made in self.choice.tablespaces
         ):

@@ -307,6 +307,12 @@ def read_copy_marker(pgdata: str) -> str | None:
     return restore_id
 
 
+def is_partial_copy(pgdata: str) -> bool:
+    """True for a restored copy that lacks some databases; raises as read_copy_marker."""
+    marker = _read_marker(pgdata)
+    return marker is not None and marker.get("is_partial") is True
+
+
 def copy_planned_to(pgdata: str) -> Lsn | None:
     """Up to where the plan of the restore that made this copy has looked at the WAL.
 

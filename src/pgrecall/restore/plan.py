@@ -33,13 +33,15 @@ class RestoreWishes(msgspec.Struct, frozen=True, kw_only=True):
     replaces: tuple[str, ...] = ()
     keep_old: str = ""
     written_bytes: int | None = None
+    leaves_out: tuple[str, ...] = ()
 
 
 class RestorePlan(msgspec.Struct, frozen=True, kw_only=True):
     """What a restore will do, and why. LSNs as text; segments by name.
 
     ``keep_old``: where the PGDATA that is replaced will be, empty when none is;
-    ``written_bytes``: of a delta restore, what differs.
+    ``written_bytes``: of a delta restore, what differs; ``leaves_out``: databases that are not
+    restored.
     """
 
     server: str
@@ -67,6 +69,7 @@ class RestorePlan(msgspec.Struct, frozen=True, kw_only=True):
     findings: tuple[Finding, ...] = ()
     keep_old: str = ""
     written_bytes: int | None = None
+    leaves_out: tuple[str, ...] = ()
 
 
 def plan_restore(
@@ -116,6 +119,7 @@ def plan_restore(
         findings=(*damaged, *choice.findings, *_findings(root)),
         keep_old=wishes.keep_old,
         written_bytes=wishes.written_bytes,
+        leaves_out=wishes.leaves_out,
     )
 
 

@@ -11,7 +11,7 @@ from datetime import datetime
 
 import msgspec
 
-from pgrecall.codec.crc import crc32c
+from pgrecall.codec.crc import crc32c, crc32c_of_zeros
 from pgrecall.errors import CorruptObjectError, DestinationError, RestoreError
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.manifest import ManifestRoot
@@ -32,7 +32,7 @@ from pgrecall.restore.keeping import Keeping
 from pgrecall.restore.old_data import WAL, Place, spared
 from pgrecall.restore.own_wal import own_tablespaces
 from pgrecall.restore.server_manifest import write_server_manifest
-from pgrecall.restore.writer import FileWriter, make_directories, write_failed
+from pgrecall.restore.writer import FileWriter, Part, make_directories, write_failed
 from pgrecall.system.durable import fsync_directory, write_durable
 from pgrecall.system.faults import reached
 from pgrecall.system.filesystems import sync_filesystems
@@ -48,19 +48,21 @@ _SECRET_MODE = 0o600
 class CopyMarker(msgspec.Struct, frozen=True):
     """What marks a PGDATA as a restored copy (fact 2).
 
-    ``planned_to`` is the LSN up to which the plan has looked at the WAL.
+    ``planned_to`` is the LSN up to which the plan has looked at the WAL. ``is_partial``: some
+    databases of it are zeros.
     """
 
     restore_id: str
     server: str
     restored_at: str
     planned_to: str
+    is_partial: bool = False
 
 
 class RestoreJob(msgspec.Struct, frozen=True, kw_only=True):
     """What is written where. ``settings`` go into postgresql.auto.conf; ``signal`` is
     recovery.signal or standby.signal. ``wal_place``: the directory to which pg_wal is to be a
-    link, None: pg_wal is a directory."""
+    link, None: pg_wal is a directory. ``zeros``: indexes of files that are sparse zeros."""
 
     restore_id: str
     server: str
@@ -72,6 +74,7 @@ class RestoreJob(msgspec.Struct, frozen=True, kw_only=True):
     planned_to: Lsn
     now: datetime
     wal_place: Place | None = None
+    zeros: frozenset[int] = frozenset()
 
 
 class RestoreRun:
@@ -104,8 +107,10 @@ class RestoreRun:
     def check_packs(self) -> None:
         """Presence and size of every pack that is needed (fact 38); raises CorruptObjectError."""
         self._progress.phase("check")
+        zeros = self._job.zeros
         for index in self._contents.packs():
-            self._source.check(index)
+            if not zeros or any(run.file not in zeros for run in self._contents.runs_of(index)):
+                self._source.check(index)
 
     def bring_wal(self, files: Iterable[tuple[str, bytes]]) -> None:
         """Put these files into pg_wal as well: what recovery needs and no archive has.
@@ -217,7 +222,7 @@ class RestoreRun:
             self._source,
             held_back=frozenset({self._control}),
             progress=self._progress,
-            only=self._only,
+            part=Part(self._only, self._job.zeros),
         )
         writer.write(self._job.workers)
         self._control_content = bytes(writer.kept[self._control])
@@ -232,7 +237,13 @@ class RestoreRun:
     def _configure(self) -> None:
         self._progress.phase("configure")
         job = self._job
-        marker = CopyMarker(job.restore_id, job.server, job.now.isoformat(), str(job.planned_to))
+        marker = CopyMarker(
+            job.restore_id,
+            job.server,
+            job.now.isoformat(),
+            str(job.planned_to),
+            is_partial=bool(job.zeros),
+        )
         self._extra = {
             b"backup_label": self._root.backup_label,
             COPY_MARKER.encode(): msgspec.json.encode(marker) + b"\n",
@@ -327,7 +338,10 @@ class RestoreRun:
         for index in table.files():
             path = table.path(index)
             if path not in self._extra and not path.startswith(b"pg_wal/"):
-                yield path, table.sizes[index], table.modified[index], self._contents.crcs[index]
+                crc = self._contents.crcs[index]
+                if index in self._job.zeros:
+                    crc = crc32c_of_zeros(table.sizes[index])
+                yield path, table.sizes[index], table.modified[index], crc
         written_at = int(self._job.now.timestamp())
         for path, content in self._extra.items():
             yield path, len(content), written_at, crc32c(content)

@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import NamedTuple
 
 from pgrecall.errors import DestinationError, SpaceError
 from pgrecall.model.file_table import DIRECTORY
@@ -27,6 +28,17 @@ _WRITE_BACK_BYTES = 8 << 20
 _FULL = (28, 122)  # ENOSPC, EDQUOT
 
 
+class Part(NamedTuple):
+    """What of a backup is written.
+
+    ``only``: the bytes of each file, None: all of every file. ``zeros``: files that are made of
+    zeros, without a byte on the disk.
+    """
+
+    only: Mapping[int, Ranges] | None = None
+    zeros: frozenset[int] = frozenset()
+
+
 class FileWriter:
     """Writes a backup's files below ``root``; those in ``held_back`` are kept in memory."""
 
@@ -38,10 +50,9 @@ class FileWriter:
         *,
         held_back: frozenset[int],
         progress: Progress,
-        only: Mapping[int, Ranges] | None = None,
+        part: Part,
     ) -> None:
-        """``only``: the bytes of each file that are written; None: all of every file."""
-        self._only = only
+        self._only, self._zeros = part
         self.kept: dict[int, bytearray] = {index: bytearray() for index in held_back}
         self._root = root
         self._contents = contents
@@ -92,10 +103,12 @@ class FileWriter:
     def _create_empty(self) -> None:
         table = self._contents.table
         for index in table.files():
-            if table.sizes[index] == 0 and (self._only is None or index in self._only):
+            is_wanted = self._only is None or index in self._only
+            if index in self._zeros or (table.sizes[index] == 0 and is_wanted):
                 descriptor = self.open(index)
                 try:
                     os.fchmod(descriptor, table.modes[index])
+                    os.ftruncate(descriptor, table.sizes[index])
                 finally:
                     os.close(descriptor)
 
@@ -125,6 +138,8 @@ class FileWriter:
 
     def _runs_of(self, pack: int) -> Sequence[PackRun]:
         runs = self._contents.runs_of(pack)
+        if self._zeros:
+            runs = [run for run in runs if run.file not in self._zeros]
         return runs if self._only is None else list(_within(runs, self._only))
 
     def open(self, index: int) -> int:

@@ -66,6 +66,9 @@ _HIGHEST_TIMELINE = (1 << 32) - 1
 @click.option("--take-over", is_flag=True, help="The copy becomes the owner of the archive.")
 @click.option("--keep-old", type=click.Path(), help="Replace the PGDATA there; keep it in here.")
 @click.option("--delta", is_flag=True, help="Overwrite the PGDATA there, where it differs.")
+@click.option("--database", "databases", multiple=True, metavar="NAME", help="Only these.")
+@click.option("--drop-others", is_flag=True, help="Drop the other databases after the start.")
+@click.option("--switch-wal/--no-switch-wal", default=True, help="Archive a live server's newest.")
 @click.option("--verify-wal", is_flag=True, help="Read all WAL that is needed before writing.")
 @click.option("--workers", type=int, help="Threads; 0: two for each core. [restore]")
 @journalled("restore")
@@ -73,6 +76,7 @@ def command(
     invocation: Invocation,
     *,
     tablespace_map: Sequence[str],
+    databases: Sequence[str],
     workers: int | None,
     **options: str | int | bool | None,
 ) -> None:
@@ -97,6 +101,7 @@ def command(
     request = RestoreRequest(
         target=target,
         tablespace_map=_mapping(tablespace_map),
+        databases=tuple(databases),
         dry_run=invocation.flag("dry_run"),
         **values,  # type: ignore[arg-type]
     )
