@@ -55,6 +55,7 @@ class Base:
         self._sizes = array("q")
         self._first = array("Q")
         self._spans = bytearray()
+        self._spoilt: set[int] = set()
         self._lock = threading.Lock()
         self._damaged: set[str] = set()
 
@@ -69,6 +70,8 @@ class Base:
                 self._spans += _SPAN.pack(span.source, span.first, span.count, span.crc32c)
             if not entry.digests and entry.size:
                 self._sizes[index] = _ABSENT
+            if entry.bad_blocks:
+                self._spoilt.add(index)
 
     def matched(self, table: FileTable) -> Iterator[tuple[int, FileEntry]]:
         """Index and entry of each file that both have. Both are in the order of a walk."""
@@ -87,19 +90,31 @@ class Base:
         """Whether the base has the file at this index of the table, with digests."""
         return file < len(self._sizes) and self._sizes[file] != _ABSENT
 
-    def piece(self, file: int, offset: int) -> BasePiece | None:
-        """The piece at ``offset``, a multiple of PIECE_BYTES.
+    def is_spoilt(self, file: int) -> bool:
+        """Whether the file had corrupt pages: it must be read, to see whether it still has."""
+        return file in self._spoilt
 
-        None where the base has none, or its digests are damaged (see ``findings``). Raises
-        StoreError.
+    def span(self, file: int, offset: int) -> tuple[DigestSpan, int] | None:
+        """The digests of the piece at ``offset``, a multiple of PIECE_BYTES, and its length.
+
+        None where the base has none. Nothing is read.
         """
         if not self.has(file) or offset >= self._sizes[file]:
             return None
         number = self._first[file] + offset // PIECE_BYTES
         span = DigestSpan(*_SPAN.unpack_from(self._spans, number * _SPAN.size))
         length = min(PIECE_BYTES, self._sizes[file] - offset)
-        if span.count != block_count(length):
+        return (span, length) if span.count == block_count(length) else None
+
+    def piece(self, file: int, offset: int) -> BasePiece | None:
+        """The same, with the records; None also when they are damaged (see ``findings``).
+
+        Raises StoreError.
+        """
+        known = self.span(file, offset)
+        if known is None:
             return None
+        span, length = known
         try:
             records = self._reader.span(span.source, span.first, span.count)
         except (CorruptObjectError, ObjectMissingError) as error:

@@ -53,6 +53,13 @@ class DigestLog:
         self._end += length
         self._is_same &= is_same
 
+    def lend(self, file: int, offset: int, length: int, span: DigestSpan) -> None:
+        """A piece was not read, because it is as the base has it."""
+        self._close()
+        self._file, self._start = file, offset
+        self._note(_LENT, length, span)
+        self._file = -1
+
     def finish(self) -> None:
         """Store what is pending."""
         self._close()

@@ -19,6 +19,7 @@ from pgrecall.postgres.control import ControlData
 from pgrecall.postgres.facts import ServerFacts, ServerRights
 
 OLDEST_MAJOR = 13
+SUMMARIES_MAJOR = 17
 
 
 class BackupPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,6 +30,7 @@ class BackupPlan(msgspec.Struct, frozen=True, kw_only=True):
     kind: BackupKind
     source: BackupSource
     base_id: str
+    uses_summaries: bool
     data_directory: str
     checkpoint: str
     compression: str
@@ -91,6 +93,13 @@ def plan_backup(
         )
     kind: BackupKind = "incremental" if choice.base is not None else "full"
     reasons = [f"{kind}: {choice.reason}"]
+    obstacle = _summaries_obstacle(facts, choice.base) if choice.base is not None else ""
+    if choice.base is not None:
+        reasons.append(
+            f"every file is read and compared: {obstacle}"
+            if obstacle
+            else "the WAL summaries tell what has changed in tables and indexes"
+        )
     if wishes.with_wal:
         reasons.append("with WAL: the backup holds the WAL that it needs to become consistent")
     else:
@@ -112,6 +121,7 @@ def plan_backup(
         kind=kind,
         source="local",
         base_id=choice.base.backup_id if choice.base is not None else "",
+        uses_summaries=choice.base is not None and not obstacle,
         data_directory=wishes.data_directory,
         checkpoint=wishes.checkpoint,
         compression=wishes.compression,
@@ -147,6 +157,17 @@ def choose_base(
     if full_days and (not fulls or now - max(fulls) >= timedelta(days=full_days)):
         return BaseChoice(None, f"the newest full backup is {full_days} days old, or older")
     return BaseChoice(usable[-1], f"what has changed since {usable[-1].backup_id}")
+
+
+def _summaries_obstacle(facts: ServerFacts, base: Completion) -> str:
+    """Why the WAL summaries cannot tell what has changed since ``base``; empty: they may."""
+    if facts.major < SUMMARIES_MAJOR:
+        return f"PostgreSQL {facts.major} keeps no WAL summaries, {SUMMARIES_MAJOR} is the first"
+    if facts.settings.get("summarize_wal") != "on":
+        return "summarize_wal is off"
+    if facts.timeline != base.timeline:
+        return f"the server went from timeline {base.timeline} to {facts.timeline} since"
+    return ""
 
 
 def _require_supported(wishes: BackupWishes, facts: ServerFacts, rights: ServerRights) -> None:

@@ -111,10 +111,13 @@ def completion(
     *,
     totals: Totals,
     manifest: tuple[int, str, tuple[str, ...]],
-    completed_at: datetime,
-    duration_seconds: float,
+    change_source: str,
+    ended: tuple[datetime, float],
 ) -> Completion:
-    """The completion record; ``manifest``: the root's size and digest (hex), what it refers to."""
+    """The completion record; ``manifest``: the root's size and digest (hex), what it refers to.
+
+    ``ended``: when, and after how many seconds.
+    """
     plan, facts = task.plan, task.facts
     return Completion(
         backup_id=taken.backup_id,
@@ -131,8 +134,8 @@ def completion(
         stop_lsn=str(taken.stop.lsn),
         started_at=taken.start.started_at,
         stopped_at=taken.stop.stopped_at,
-        completed_at=completed_at,
-        duration_seconds=round(duration_seconds, 3),
+        completed_at=ended[0],
+        duration_seconds=round(ended[1], 3),
         label=LABEL,
         compression=f"{plan.compression}:{plan.level}",
         has_wal=plan.with_wal,
@@ -145,6 +148,7 @@ def completion(
         restore_id=task.restore_id or "",
         base_id=task.base.completion.backup_id if task.base is not None else "",
         references=manifest[2],
+        change_source=change_source,
     )
 
 

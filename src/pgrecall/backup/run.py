@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
+from pgrecall.backup.comparison import compare, source_of
 from pgrecall.backup.copy import CopyPool
 from pgrecall.backup.entries import EntryWriter
 from pgrecall.backup.external import external_files
@@ -24,7 +25,7 @@ from pgrecall.backup.scan import Scan, scan_data_directory
 from pgrecall.backup.selection import CONTROL_FILE
 from pgrecall.backup.units import cut_into_units
 from pgrecall.backup.wal import add_wal_files, await_segments, needed_segments
-from pgrecall.backup.worker import CopySource, CopyWorker, PageShape
+from pgrecall.backup.worker import Comparison, CopySource, CopyWorker, PageShape
 from pgrecall.codec.block_digests import KIND as DIGEST_KIND
 from pgrecall.errors import BackupError
 from pgrecall.model.findings import Finding
@@ -83,6 +84,7 @@ class BackupRun:
         base = task.base
         self._seed = base.seed if base is not None else int.from_bytes(os.urandom(8))
         self._may_exist = False
+        self._comparison: Comparison | None = None
 
     def run(self) -> Completion:
         """Take the backup.
@@ -138,8 +140,8 @@ class BackupRun:
             taken,
             totals=results.totals(entries.raw_bytes, own_bytes, len(segments)),
             manifest=(stored.root_bytes, stored.root_digest, _owners(entries)),
-            completed_at=self._tools.clock.now(),
-            duration_seconds=self._tools.clock.monotonic() - began,
+            change_source=source_of(self._comparison),
+            ended=(self._tools.clock.now(), self._tools.clock.monotonic() - began),
         )
         self._may_exist = True
         Catalog(self._tools.store, self._task.plan.server).add(record)
@@ -186,6 +188,8 @@ class BackupRun:
     ) -> tuple[CopyResults, BackupStop]:
         """Copy everything but pg_control, then that (fact 15), stop the backup, then its WAL."""
         plan, table = self._task.plan, scan.table
+        self._comparison, findings = compare(self._task, start, side)
+        self._findings += findings
         source = self._source(scan, start, side)
         factory = self._factory = self._pack_factory()
         self._tools.progress.phase("copy")
@@ -350,7 +354,7 @@ class BackupRun:
             inspector,
             PageShape(facts.block_bytes, facts.relation_segment_blocks),
             seed=self._seed,
-            base=self._task.base,
+            comparison=self._comparison,
         )
 
     def _pack_factory(self) -> PackFactory:

@@ -221,7 +221,8 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
 
     LSNs are text; ``started_at`` and ``stopped_at`` are of the server's clock.
     ``base_id``: the backup that an incremental one was compared with; ``references``: the ids
-    of all backups whose packs and digests it refers to, sorted.
+    of all backups whose packs and digests it refers to, sorted; ``change_source``: how it was
+    found what has changed, ``summaries`` of the WAL or ``digests`` of all files.
     """
 
     format: int = FORMAT_VERSION
@@ -255,3 +256,4 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     annotations: dict[str, str] = {}
     base_id: str = ""
     references: tuple[str, ...] = ()
+    change_source: str = ""
