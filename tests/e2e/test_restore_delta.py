@@ -181,6 +181,29 @@ def test_every_acknowledged_row_of_a_killed_server_comes_back(
         scene.close()
 
 
+@pytest.mark.parametrize(
+    "point", ["", "copy.recorded", "copy.part", "copy.copied", "delta.marked", "delta.written"]
+)
+def test_what_is_overwritten_can_be_kept_and_comes_back(over: DeltaScene, point: str) -> None:
+    """Fact 26: a rename would leave nothing to compare with, so that copies are kept."""
+    over.delta(Immediate())
+    over.spoil()
+    before = content(over.pgdata)
+    words = [*over.words(), "--keep-old", str(over.keep)]
+    if point:
+        over.killed_at(point, *words)
+        over.undo(over.run_id())
+        assert content(over.pgdata) == before
+        assert not over.keep.exists()
+        over.killed_at(point, *words)
+    result = over.delta(Immediate(), keep_old=str(over.keep))
+    over.same_as_fresh()
+    assert any(text.startswith("old data: ") for text in result.kept)
+    over.undo(result.restore_id if not point else over.run_id(), discard=True)
+    assert content(over.pgdata) == before
+    assert not over.keep.exists()
+
+
 def content(pgdata: Path) -> dict[str, tuple[int, str]]:
     """Mode and digest of every file and directory but the restore's own; links are followed."""
     found = {}
@@ -188,7 +211,11 @@ def content(pgdata: Path) -> dict[str, tuple[int, str]]:
         for name in (*directories, *files):
             path = Path(root, name)
             shown = str(path.relative_to(pgdata))
-            if name in _OWN or (shown.startswith("pg_wal/") and path.is_file()):
+            if (
+                name in _OWN
+                or "pgrecall_kept" in shown
+                or (shown.startswith("pg_wal/") and path.is_file())
+            ):
                 continue
             digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
             found[shown] = (path.stat().st_mode, digest)

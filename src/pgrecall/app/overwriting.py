@@ -14,8 +14,10 @@ from pgrecall.repository.contents import Contents
 from pgrecall.repository.wal_archive import WalArchive
 from pgrecall.restore.compare import Comparer, Comparison
 from pgrecall.restore.destination import TablespaceTarget, UnfinishedRestore, leftover_of
+from pgrecall.restore.keeping import Keeping, names_of
 from pgrecall.restore.kept import KEPT_PREFIX
 from pgrecall.restore.old_data import WAL, OldData, Place, inspect, links_of, require_stopped
+from pgrecall.system.file_copies import has_reflinks, tree_bytes
 from pgrecall.system.progress import Progress
 
 _SHOWN = 5
@@ -31,8 +33,18 @@ class Work(NamedTuple):
 class Overwriting:
     """A stopped PGDATA of the same system, or what an interrupted delta restore has left of one."""
 
-    def __init__(self, context: RunContext, archive: WalArchive, target_dir: str) -> None:
-        """Look at what is there; writes nothing. Raises DestinationError."""
+    def __init__(
+        self,
+        context: RunContext,
+        archive: WalArchive,
+        target_dir: str,
+        keeping: Keeping | None = None,
+    ) -> None:
+        """Look at what is there; writes nothing. ``keeping``: copies of it are kept.
+
+        Raises DestinationError.
+        """
+        self.keeping = keeping
         self.target_dir = target_dir
         self.leftover = leftover_of(target_dir)
         self.old: OldData | None = None
@@ -90,8 +102,10 @@ class Overwriting:
         self.comparison = comparer.compare(version.encode(), run.workers, run.progress)
         self._has_digests = comparer.has_digests
 
-    #: Nothing is kept but WAL.
-    keep_dir = ""
+    @property
+    def keep_dir(self) -> str:
+        """Where copies of the old files are kept; empty: nowhere."""
+        return self.keeping.record.keep_dir if self.keeping is not None else ""
 
     @property
     def written_bytes(self) -> int:
@@ -101,7 +115,9 @@ class Overwriting:
     def kept_words(self) -> tuple[str, ...]:
         """What is kept where, for the journal and the report."""
         wal = os.path.realpath(os.path.join(self.target_dir, WAL))
-        return tuple(f"old WAL that no archive has: {place}" for place in _kept_below(wal))
+        parts = self.keeping.record.parts if self.keeping is not None else ()
+        copies = [f"old {part.name}: {part.kept}" for part in parts]
+        return (*copies, *(f"old WAL that no archive has: {place}" for place in _kept_below(wal)))
 
     def space_needed(self, contents: Contents) -> list[tuple[str, int]]:
         """By how much files grow, by directory."""
@@ -119,6 +135,11 @@ class Overwriting:
             where = place or self.target_dir
             grows = max(0, contents.table.sizes[index] - there)
             needs[where] = needs.get(where, 0) + grows
+        record = self.keeping.record if self.keeping is not None else None
+        for part in record.parts if record is not None and record.phase == "copying" else ():
+            if not has_reflinks(part.place):
+                copied = tree_bytes(part.place, names_of(part))
+                needs[part.place] = needs.get(part.place, 0) + copied
         return list(needs.items())
 
     def plan_words(self) -> list[str]:
@@ -136,6 +157,9 @@ class Overwriting:
             f" ({found.new_files} are missing), {found.bytes:,} bytes are written; what is too much"
             f" is removed: {shown or 'nothing'}, and all of pg_wal"
         )
+        for part in self.keeping.record.parts if self.keeping is not None else ():
+            how = "sharing its blocks" if has_reflinks(part.place) else "byte by byte"
+            words.append(f"first {part.place} is copied to {part.kept}, {how}")
         unarchived = self.old_wal.words()
         if unarchived:
             words.append(

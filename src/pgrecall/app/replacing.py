@@ -91,10 +91,12 @@ def replacement(
     target_dir: str,
     keep_old: str,
     identity: tuple[str, datetime],
+    copies: bool = False,
 ) -> Replacement:
     """The replacement of the PGDATA in ``target_dir``, which is to be kept in ``keep_old``.
 
-    ``identity``: the restore's id and the moment. Nothing is written. Raises
+    ``identity``: the restore's id and the moment. ``copies``: the old files stay, and copies
+    of them are kept. Nothing is written. Raises
     DestinationError when what is there cannot be replaced, UsageError.
     """
     restore_id, now = identity
@@ -103,7 +105,7 @@ def replacement(
     record = read_record(target_dir)
     leftover = leftover_of(target_dir)
     if record is not None and not is_settled(record, leftover):
-        return _resumed(context, archive, record, keep_old)
+        return _resumed(context, archive, record, keep_old, copies=copies)
     if leftover is not None:
         raise DestinationError(
             f"{target_dir} holds the remains of the interrupted restore {leftover.restore_id},"
@@ -125,6 +127,7 @@ def replacement(
         kept_at=now,
         old=old.state,
         parts=parts_of(old, keep_old, restore_id),
+        phase="copying" if copies else "moving",
         previous=record,
     )
     places = [(part.name, place) for part in made.parts for place in (part.place, part.kept)]
@@ -163,8 +166,13 @@ def target_of(context: RunContext, target_dir: str) -> str:
 
 
 def _resumed(
-    context: RunContext, archive: WalArchive, record: KeptRecord, keep_old: str
+    context: RunContext, archive: WalArchive, record: KeptRecord, keep_old: str, *, copies: bool
 ) -> Replacement:
+    leftover = leftover_of(record.target_dir)
+    is_delta = leftover is not None and leftover.is_delta
+    was_copying = record.phase in {"copying", "copied"} or is_delta
+    if was_copying != copies:
+        raise _interrupted(record)
     if record.is_undoing or record.keep_dir != keep_old:
         raise _interrupted(record)
     if record.system_identifier != str(archive.generation.system_identifier):

@@ -39,7 +39,7 @@ from pgrecall.repository.identity import Generation, latest_generation, read_gen
 from pgrecall.repository.pack_source import PackSource
 from pgrecall.repository.wal_archive import WalArchive
 from pgrecall.restore.choice import Choice, Chooser
-from pgrecall.restore.delta import DeltaRun
+from pgrecall.restore.delta import DeltaRun, Over
 from pgrecall.restore.destination import leftover_of, map_tablespaces
 from pgrecall.restore.plan import RestorePlan, RestoreWishes, needed_parameters, plan_restore
 from pgrecall.restore.recovery_settings import (
@@ -269,8 +269,8 @@ class _Preparation:
         replacing, progress = self.replacement, self.context.progress
         parts = (job, self.root, self.contents, self.source)
         if isinstance(replacing, Overwriting):
-            difference = (replacing.old, replacing.comparison)
-            return DeltaRun(*parts, progress=progress, difference=difference)
+            over = Over(replacing.old, replacing.comparison, replacing.keeping)
+            return DeltaRun(*parts, progress=progress, over=over)
         keeping = replacing.keeping if replacing is not None else None
         return RestoreRun(*parts, progress=progress, keeping=keeping)
 
@@ -304,15 +304,20 @@ class _Preparation:
         request = self.request
         if request.delta:
             target_dir = target_of(self.context, request.target_dir)
-            return Overwriting(self.context, self.archive, target_dir)
+            keeping = self._replaced(copies=True).keeping if request.keep_old else None
+            return Overwriting(self.context, self.archive, target_dir, keeping)
         if not request.keep_old:
             return None
+        return self._replaced(copies=False)
+
+    def _replaced(self, *, copies: bool) -> Replacement:
         return replacement(
             self.context,
             self.archive,
-            target_dir=target_of(self.context, request.target_dir),
-            keep_old=request.keep_old,
+            target_dir=target_of(self.context, self.request.target_dir),
+            keep_old=self.request.keep_old,
             identity=(self.restore_id, self.now),
+            copies=copies,
         )
 
     def _choose(self) -> Choice:
@@ -407,11 +412,6 @@ class _Preparation:
 
 
 def _refuse_contradictions(request: RestoreRequest) -> None:
-    if request.delta and request.keep_old:
-        raise UsageError(
-            "--delta overwrites the old files, and --keep-old keeps them",
-            hint="leave --delta out: --keep-old alone renames, and writes everything anew",
-        )
     if request.standby and not isinstance(request.target, Latest):
         raise UsageError(
             "a standby follows its primary and stops at no target",

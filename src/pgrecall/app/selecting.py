@@ -123,5 +123,18 @@ class OtherDatabases:
                         hint="its tables are zeros: drop it before anybody takes them for empty",
                     )
                 )
-        if self.closed:
+        if not self.closed:
+            return
+        try:
             reject_connections(connection, self.closed)
+        except PgrecallError as error:
+            self.findings.append(
+                Finding(
+                    severity="warn",
+                    code="database-of-zeros",
+                    subject="pg_hba.conf",
+                    message="the databases that were not restored are not refused:"
+                    f" {error.message}",
+                    hint="do not connect to them: the server would end with PANIC, and start again",
+                )
+            )

@@ -20,7 +20,7 @@ from pgrecall.postgres.instance import running_postmaster
 from pgrecall.repository.identity import read_copy_marker
 from pgrecall.repository.journal import Journal
 from pgrecall.restore.claim import claimed
-from pgrecall.restore.destination import UnfinishedRestore, leftover_of
+from pgrecall.restore.destination import UNFINISHED_MARKER, UnfinishedRestore, leftover_of
 from pgrecall.restore.keeping import Keeping
 from pgrecall.restore.kept import KeptPart, KeptRecord, KeptState, read_record
 from pgrecall.restore.local_wal import LocalWal
@@ -111,7 +111,9 @@ class _Undo:
         """What will be done, and what is lost by it."""
         record = self.record
         aside = next((part.aside for part in self._copy_parts() if part.name == DATA), "")
-        if not aside:
+        if record.phase in {"copying", "copied"}:
+            action = "forget the copies of the old files, which are still in their place"
+        elif not aside:
             action = "clear the restore, which was never complete, and bring the old files back"
         elif self._discards:
             action = "bring the old files back, and remove the restored copy"
@@ -140,10 +142,14 @@ class _Undo:
         places = [part.place for part in parts]
         with claimed(list(dict.fromkeys([*keeping.directories(), *places]))):
             self._require_stopped()
+            if record.phase in {"copying", "copied"}:
+                keeping.drop_copies(UNFINISHED_MARKER)
+                self.record = keeping.record
+                return []
             if parts:
                 keeping.set_aside(parts, discards=self._discards)
             elif record.phase in {"moving", "kept"}:
-                _clear(record, self._leftover)
+                _clear(keeping, self._leftover)
                 keeping.begin_return()
             keeping.put_back()
             findings = self._give_archive_back()
@@ -288,6 +294,11 @@ def _refuse_older(record: KeptRecord, run: str) -> None:
         older = older.previous
 
 
-def _clear(record: KeptRecord, leftover: UnfinishedRestore | None) -> None:
-    if leftover is not None:
-        clear_directories([record.target_dir, *leftover.directories], leftover.spares)
+def _clear(keeping: Keeping, leftover: UnfinishedRestore | None) -> None:
+    if leftover is None:
+        return
+    if leftover.is_delta:
+        keeping.clear_place(UNFINISHED_MARKER)
+        return
+    directories = [keeping.record.target_dir, *leftover.directories]
+    clear_directories(directories, leftover.spares)

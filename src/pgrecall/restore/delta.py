@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -19,6 +20,7 @@ from pgrecall.repository.pack_source import PackSource
 from pgrecall.restore.claim import claimed
 from pgrecall.restore.compare import Comparison
 from pgrecall.restore.destination import UNFINISHED_MARKER, UnfinishedRestore, leftover_of
+from pgrecall.restore.keeping import Keeping
 from pgrecall.restore.kept import KEPT_PREFIX
 from pgrecall.restore.old_data import WAL, OldData, inspect, require_stopped
 from pgrecall.restore.run import CONTROL_FILE, RestoreJob, RestoreRun
@@ -32,8 +34,17 @@ from pgrecall.system.progress import Progress
 _MOST_FSYNCED = 256
 
 
+class Over(NamedTuple):
+    """What is overwritten: ``old`` (None: what an interrupted delta restore has left), how it
+    differs, and where copies of it are kept, if that is wished."""
+
+    old: OldData | None
+    comparison: Comparison
+    keeping: Keeping | None = None
+
+
 class DeltaRun(RestoreRun):
-    """One restore over ``old`` (None: over what an interrupted delta restore has left)."""
+    """One restore over an existing PGDATA."""
 
     def __init__(
         self,
@@ -43,10 +54,10 @@ class DeltaRun(RestoreRun):
         source: PackSource,
         *,
         progress: Progress,
-        difference: tuple[OldData | None, Comparison],
+        over: Over,
     ) -> None:
-        super().__init__(job, root, contents, source, progress=progress)
-        self._old, self._comparison = difference
+        super().__init__(job, root, contents, source, progress=progress, keeping=over.keeping)
+        self._old, self._comparison = over.old, over.comparison
         control = {self._control: [(0, contents.table.sizes[self._control])]}
         self._only = {**self._comparison.ranges, **control}
         self._set_aside: Sequence[str] = ()
@@ -71,8 +82,11 @@ class DeltaRun(RestoreRun):
         CorruptObjectError, StoreError.
         """
         try:
-            with claimed(self._marked()):
+            kept = self._keeping.directories() if self._keeping is not None else []
+            with claimed(list(dict.fromkeys((*self._marked(), *kept)))):
                 self._require_as_planned(clears)
+                if self._keeping is not None:
+                    self._keeping.copy_aside()
                 try:
                     self._overwrite()
                 except PgrecallError as error:
@@ -119,6 +133,8 @@ class DeltaRun(RestoreRun):
         path = os.path.join(self._directory, UNFINISHED_MARKER)
         write_durable(path, [msgspec.json.encode(marker)])
         reached("delta.marked")
+        if self._keeping is not None:
+            self._keeping.begin_overwriting()
         control = os.path.join(self._directory, os.fsdecode(CONTROL_FILE))
         with contextlib.suppress(FileNotFoundError):
             os.unlink(control)

@@ -26,6 +26,8 @@ from pgrecall.restore.kept import (
 from pgrecall.restore.old_data import DATA, inspect, require_stopped, spared
 from pgrecall.system.durable import fsync_directory
 from pgrecall.system.faults import reached
+from pgrecall.system.file_copies import copy_tree
+from pgrecall.system.filesystems import sync_filesystems
 
 _FIRST, _LAST = "global", "PG_VERSION"
 
@@ -61,6 +63,62 @@ class Keeping:
         except OSError as error:
             raise _not_moved(self.record, error) from error
         reached("keep.kept")
+
+    def copy_aside(self) -> None:
+        """Make copies of the old files, which stay; durable and whole when this returns.
+
+        Blocks are shared where the file system can. Begins anew after a kill, and does nothing
+        when that is done. Raises RestoreError, DestinationError as move_aside.
+        """
+        require_stopped(self.record.target_dir)
+        if self.record.phase != "copying":
+            return
+        self._require_unchanged()
+        try:
+            _make(self.record.keep_dir, self.record.target_dir)
+            write_record(self.record)
+            reached("copy.recorded")
+            (data,) = (part for part in self.record.parts if part.name == DATA)
+            for part in self.record.parts:
+                _remove_tree(part.kept)
+                _make(part.kept, part.place)
+                copy_tree(part.place, part.kept, names_of(part))
+                reached("copy.part")
+            for part in self.record.parts:
+                if part.link:
+                    _relink(os.path.join(data.kept, part.link), part.kept)
+            sync_filesystems([part.kept for part in self.record.parts])
+            self._advance("copied")
+        except OSError as error:
+            raise _not_moved(self.record, error) from error
+        reached("copy.copied")
+
+    def begin_overwriting(self) -> None:
+        """Record that from now on only the copies are the old PGDATA. Raises OSError."""
+        if self.record.phase == "copied":
+            self._advance("kept")
+        reached("copy.kept")
+
+    def drop_copies(self, marker: str) -> None:
+        """Forget the copies, and ``marker``: the old files are in place. Raises RestoreError."""
+        try:
+            _remove(os.path.join(self.record.target_dir, marker))
+            for part in self.record.parts:
+                _remove_tree(part.kept)
+            self._end()
+        except OSError as error:
+            raise _not_moved(self.record, error) from error
+
+    def clear_place(self, marker: str) -> None:
+        """Remove what a half overwritten PGDATA has left; ``marker`` goes last."""
+        try:
+            for part in reversed(self.record.parts):
+                for name in names_of(part):
+                    if name != marker:
+                        _remove(os.path.join(part.place, name))
+            _remove(os.path.join(self.record.target_dir, marker))
+        except OSError as error:
+            raise _not_moved(self.record, error) from error
 
     def _require_unchanged(self) -> None:
         record = self.record
@@ -203,6 +261,20 @@ def _names(directory: str) -> list[str]:
     if not os.path.isdir(directory):
         return []
     return sorted(set(os.listdir(directory)) - spared(directory))
+
+
+def names_of(part: KeptPart) -> list[str]:
+    """The entries of a part's place that are PGDATA's."""
+    if not part.only:
+        return _names(part.place)
+    return [part.only] if os.path.isdir(os.path.join(part.place, part.only)) else []
+
+
+def _remove(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        os.unlink(path)
 
 
 def _make(directory: str, like: str) -> None:

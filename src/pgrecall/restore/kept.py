@@ -23,7 +23,9 @@ mount point, have names that begin so; backups leave them out."""
 
 _MAXIMUM_BYTES = 1 << 20
 
-Phase = Literal["moving", "kept", "setting-aside", "putting-back", "discarding", "undone"]
+Phase = Literal[
+    "moving", "copying", "copied", "kept", "setting-aside", "putting-back", "discarding", "undone"
+]
 
 
 class KeptPart(msgspec.Struct, frozen=True):
@@ -56,7 +58,9 @@ class KeptState(msgspec.Struct, frozen=True):
 class KeptRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A PGDATA that was kept, by which runs, and where.
 
-    ``phase``: ``moving`` (the old files are on their way to where they are kept), ``kept`` (a
+    ``phase``: ``moving`` (the old files are on their way to where they are kept), ``copying`` (they
+    stay, to be overwritten, and copies of them are being made), ``copied`` (they are made, and
+    nothing is overwritten yet), ``kept`` (a
     restore takes their place, or has), ``setting-aside`` (an undo moves the restored copy away),
     ``putting-back`` (the old files come back), ``discarding`` (the copy is being removed),
     ``undone``. ``copy_parts``: those of the restored copy, once an undo has begun. ``previous``:
