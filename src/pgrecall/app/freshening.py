@@ -8,7 +8,7 @@ from pgrecall.app.archive_wait import ArchiveWait, archiving_problem, server_ses
 from pgrecall.app.context import RunContext
 from pgrecall.errors import PgrecallError, PostgresUnreachableError
 from pgrecall.model.findings import Finding
-from pgrecall.model.targets import Immediate, Latest, RecoveryTarget
+from pgrecall.model.targets import Latest
 from pgrecall.postgres.actions import switch_quietly
 from pgrecall.postgres.connection import Connection
 from pgrecall.postgres.facts import system_identifier
@@ -25,11 +25,13 @@ class Freshness(NamedTuple):
     findings: tuple[Finding, ...] = ()
 
 
-def may_be_newer(target: RecoveryTarget, choice: Choice) -> bool:
-    """True when WAL that is not archived yet could change where recovery stops."""
-    if isinstance(target, Immediate):
-        return False
-    return isinstance(target, Latest) or choice.stop is None
+def may_be_newer(choice: Choice) -> bool:
+    """True when WAL that is not archived yet could change where recovery stops.
+
+    That is so for the latest state, and for a target that nothing in the archive is behind:
+    the choice has made the latest state of that.
+    """
+    return isinstance(choice.target, Latest)
 
 
 def freshen(context: RunContext, system: int) -> Freshness:

@@ -328,7 +328,7 @@ class _Preparation:
             if not self._freshened().is_switched:
                 raise
             return self._chosen()
-        if may_be_newer(self.request.target, choice):
+        if may_be_newer(choice):
             fresh = self._freshened()
             choice = self._chosen() if fresh.is_switched else choice
             choice.reasons += [fresh.reason] if fresh.reason else []
@@ -338,7 +338,9 @@ class _Preparation:
     def _freshened(self) -> Freshness:
         """Ask a live server for its newest WAL, if this is a restore beside it."""
         request, own = self.request, self.context.server.data_directory
-        is_beside = bool(request.target_dir) and request.target_dir != own
+        is_beside = bool(request.target_dir) and (
+            not own or os.path.realpath(request.target_dir) != os.path.realpath(own)
+        )
         if self.replacement is not None or not is_beside or not request.switch_wal:
             return Freshness(False, "")
         if request.dry_run:

@@ -119,6 +119,8 @@ class OldWal:
     def findings(self, salvage: Salvage) -> list[Finding]:
         """What somebody must know of WAL that is in no archive."""
         if salvage.is_foreign or self.is_foreign:
+            if not self._with_local.only_here():
+                return []
             return [
                 Finding(
                     severity="warn",

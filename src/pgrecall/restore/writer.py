@@ -68,7 +68,9 @@ class FileWriter:
         Raises CorruptObjectError, StoreError, SpaceError, DestinationError.
         """
         self._create_empty()
-        packs = [index for index in self._contents.packs() if self._runs_of(index)]
+        packs = self._contents.packs()
+        if self._only is not None or self._zeros:
+            packs = [index for index in packs if self._runs_of(index)]
         packs.sort(key=lambda index: -self._source.packs[index].stored_bytes)
         queue = iter(packs)
         # Permission bits are given to open(); the mask of the user must not narrow them.
