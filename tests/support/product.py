@@ -150,6 +150,8 @@ class Product:
     ) -> RestoreResult:
         """Restore into ``target_dir``; an instance that it starts is ended by ``close``."""
         self.copies.append(target_dir)
+        # Tests look at an archive that nobody but they themselves changes, unless they say so.
+        wishes = {"switch_wal": False, **wishes}
         request = RestoreRequest(target=target or Latest(), target_dir=str(target_dir), **wishes)
         return run_restore(self.context(), request)
 

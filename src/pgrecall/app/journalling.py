@@ -133,6 +133,9 @@ def _record(context: RunContext, server: str, end: RunEnd) -> RunRecord:
         raw_bytes=facts.raw_bytes,
         stored_bytes=facts.stored_bytes,
         rto_seconds=facts.rto_seconds,
+        kept_in=facts.kept_in,
+        kept=facts.kept,
+        salvaged=facts.salvaged,
         trigger=_trigger(context),
         tool_version=__version__,
     )

@@ -24,7 +24,7 @@ from pgrecall.postgres.connection import Connection, connect
 from pgrecall.postgres.control import read_control
 from pgrecall.postgres.recovery import promote, recovery_state, resume
 from pgrecall.postgres.running import RunningInstance, running_instance
-from pgrecall.repository.identity import read_copy_marker
+from pgrecall.repository.identity import is_partial_copy, read_copy_marker
 from pgrecall.system.clock import SystemClock
 
 _POLL_SECONDS = 0.05
@@ -237,6 +237,11 @@ def _promotion_plan(
         raise RecoveryError(
             f"{instance.directory} is no copy that pgrecall restored",
             hint="leave --take-over out: the original server owns the archive already",
+        )
+    if is_partial_copy(instance.directory):
+        raise RecoveryError(
+            f"{instance.directory} was restored with some of its databases only",
+            hint="restore all of it, and let that take over",
         )
     return RecoveryPlan(
         status=status,

@@ -58,7 +58,11 @@ class RestoreRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     ``timeline`` None: chosen by the plan. ``backup_id`` empty: the newest that
     serves the target. ``take_over``: the copy becomes the owner of the archive. ``port`` None: with
-    ``start``, any free one.
+    ``start``, any free one. ``keep_old``: the directory in which the PGDATA that the restore
+    replaces is kept; empty: the destination must be empty. ``delta``: overwrite the PGDATA that is
+    there, only where it differs. ``databases``: only these; empty: all. ``drop_others``: the
+    others are dropped after the start, and not only closed. ``switch_wal``: beside a live server,
+    have it archive its newest WAL first when the target may be newer than the archive.
     """
 
     target: RecoveryTarget = Latest()
@@ -72,6 +76,24 @@ class RestoreRequest(msgspec.Struct, frozen=True, kw_only=True):
     port: int | None = None
     take_over: bool = False
     verify_wal: bool = False
+    keep_old: str = ""
+    delta: bool = False
+    databases: tuple[str, ...] = ()
+    drop_others: bool = False
+    switch_wal: bool = True
+    dry_run: bool = False
+
+
+class UndoRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``undo``: take the restore ``run`` back (its run id, or its restore id).
+
+    ``target_dir`` empty: the server's own data directory, or what the journal says.
+    ``discard``: remove the restored copy, it is kept aside otherwise.
+    """
+
+    run: str
+    target_dir: str = ""
+    discard: bool = False
     dry_run: bool = False
 
 

@@ -10,15 +10,22 @@ import msgspec
 
 from pgrecall.app.context import RunContext
 from pgrecall.app.copy_place import CopyPlace, choose_place
+from pgrecall.app.freshening import Freshness, freshen, may_be_newer
 from pgrecall.app.opened import OpenedRepository, main_repository
+from pgrecall.app.overwriting import Overwriting, Work, require_no_delta
+from pgrecall.app.replacing import Replacement, replacement, require_settled, target_of
 from pgrecall.app.requests import RestoreRequest
+from pgrecall.app.restore_checks import DestinationChecks
 from pgrecall.app.restore_commands import restore_command_of
+from pgrecall.app.salvaging import salvaged_names
+from pgrecall.app.selecting import SETTINGS, require_selective, selection_of
 from pgrecall.app.starting import Started, start_restored
 from pgrecall.app.taking_over import record_owner
 from pgrecall.errors import (
     BackupNotFoundError,
     InterruptedRunError,
     PostgresRightsError,
+    TargetUnreachableError,
     UsageError,
 )
 from pgrecall.model.findings import Finding, worst
@@ -26,21 +33,14 @@ from pgrecall.model.ids import RESTORE, new_id
 from pgrecall.model.manifest import Completion, ManifestRoot
 from pgrecall.model.runs import RunFacts
 from pgrecall.model.targets import Latest
+from pgrecall.repository.block_digests import DigestReader
 from pgrecall.repository.contents import Contents
 from pgrecall.repository.identity import Generation, latest_generation, read_generation
 from pgrecall.repository.pack_source import PackSource
 from pgrecall.repository.wal_archive import WalArchive
 from pgrecall.restore.choice import Choice, Chooser
-from pgrecall.restore.destination import (
-    check_directory,
-    check_leftover,
-    check_place,
-    check_replayed_tablespaces,
-    check_space,
-    check_writable,
-    leftover_of,
-    map_tablespaces,
-)
+from pgrecall.restore.delta import DeltaRun, Over
+from pgrecall.restore.destination import leftover_of, map_tablespaces
 from pgrecall.restore.plan import RestorePlan, RestoreWishes, needed_parameters, plan_restore
 from pgrecall.restore.recovery_settings import (
     IN_PLACE_TABLESPACES,
@@ -49,8 +49,10 @@ from pgrecall.restore.recovery_settings import (
     recovery_settings,
 )
 from pgrecall.restore.run import RestoreJob, RestoreRun
+from pgrecall.restore.selection import zero_files
 from pgrecall.system.clock import SystemClock
 from pgrecall.system.memory import keep_freed_memory
+from pgrecall.wal.salvage import Salvage
 
 _WAL_READERS = 4
 
@@ -58,15 +60,19 @@ _WAL_READERS = 4
 class RestoreResult(msgspec.Struct, frozen=True, kw_only=True):
     """What ``restore`` prints. After a dry run there is only the plan.
 
-    ``settings`` are those written into postgresql.auto.conf.
+    ``settings`` are those written into postgresql.auto.conf. ``run_id`` is what
+    ``undo`` asks for; ``salvage`` what became of the WAL in the PGDATA that was replaced.
     """
 
     plan: RestorePlan
+    run_id: str = ""
     restore_id: str = ""
     restored_to: str = ""
     restore_seconds: float = 0.0
     settings: dict[str, str] = {}
     started: Started | None = None
+    salvage: Salvage | None = None
+    kept: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
     next_steps: tuple[str, ...] = ()
 
@@ -81,6 +87,9 @@ class RestoreResult(msgspec.Struct, frozen=True, kw_only=True):
             raw_bytes=self.plan.backup_bytes,
             stored_bytes=self.plan.stored_bytes,
             rto_seconds=rto,
+            kept_in=self.plan.keep_old,
+            kept=self.kept,
+            salvaged=salvaged_names(self.salvage),
         )
 
 
@@ -94,10 +103,19 @@ def run_restore(context: RunContext, request: RestoreRequest) -> RestoreResult:
     keep_freed_memory()
     prepared = _Preparation(context, request)
     plan = prepared.plan()
-    question = "Shall the restored server replace the one that owns the archive?"
-    if not context.approve(plan, question=question if request.take_over else ""):
+    if not context.approve(plan, question=_question(request, plan)):
         return RestoreResult(plan=plan)
     return prepared.carry_out(plan)
+
+
+def _question(request: RestoreRequest, plan: RestorePlan) -> str:
+    if request.take_over:
+        return "Shall the restored server replace the one that owns the archive?"
+    if request.keep_old:
+        return f"Shall the data directory {plan.target_dir} be replaced?"
+    if request.delta:
+        return f"Shall the data directory {plan.target_dir} be overwritten?"
+    return ""
 
 
 class _Preparation:
@@ -105,6 +123,7 @@ class _Preparation:
 
     def __init__(self, context: RunContext, request: RestoreRequest) -> None:
         _refuse_contradictions(request)
+        require_selective(request)
         self.context = context
         self.request = request
         self.clock = SystemClock()
@@ -113,6 +132,12 @@ class _Preparation:
             context, self.opened, request.backup_id
         )
         self.archive = WalArchive(self.opened.store, context.server.name, self.generation)
+        self.now = self.clock.now()
+        self.work = Work(
+            context.settings.restore.workers or 2 * (os.cpu_count() or 1), context.progress
+        )
+        self.restore_id = new_id(RESTORE, self.now)
+        self.replacement = self._replacement()
         self.choice = self._choose()
         manifest = self.opened.catalog(context.server.name).manifest(self.choice.backup)
         self.root: ManifestRoot = manifest.root
@@ -121,6 +146,16 @@ class _Preparation:
         self.contents.read(manifest.files())
         self.source = PackSource(
             self.opened.store, context.server.name, self.choice.backup.backup_id, packs
+        )
+        self.selection = selection_of(context, self.archive, self.choice, request)
+        self.zeros: frozenset[int] = frozenset()
+        if self.selection is not None:
+            self.zeros = zero_files(self.contents.table, self.selection)
+        digests = DigestReader(
+            self.opened.store,
+            context.server.name,
+            self.choice.backup.backup_id,
+            manifest.digests(),
         )
         own = context.server.data_directory or self.root.server.data_directory
         self.target_dir = os.path.abspath(request.target_dir or own)
@@ -132,7 +167,14 @@ class _Preparation:
             is_own_place=self.is_own_place,
         )
         self.leftover = leftover_of(self.target_dir)
-        self._check_places()
+        require_settled(self.target_dir, resumes=self.replacement is not None)
+        require_no_delta(self.leftover, self.target_dir, repeats=request.delta)
+        if isinstance(self.replacement, Overwriting):
+            self.replacement.compare(
+                self.contents, self.root, digests, self.tablespaces, run=self.work
+            )
+        checks = DestinationChecks(context, request, self.root, self.target_dir, self.tablespaces)
+        checks.run(self.leftover, self.replacement, self.choice.tablespaces, self._space_needed())
 
     def plan(self) -> RestorePlan:
         """The plan, from what was found."""
@@ -144,7 +186,11 @@ class _Preparation:
             action=self.request.action,
             is_standby=self.request.standby,
             takes_over=self.request.take_over,
-            clears=self.leftover.restore_id if self.leftover else "",
+            clears=self.leftover.restore_id if self.leftover and not self.request.delta else "",
+            replaces=tuple(self.replacement.plan_words()) if self.replacement else (),
+            leaves_out=self.selection.others if self.selection else (),
+            keep_old=self.replacement.keep_dir if self.replacement else "",
+            written_bytes=self.replacement.written_bytes if self.replacement else None,
         )
         return plan_restore(
             wishes,
@@ -158,10 +204,10 @@ class _Preparation:
     def carry_out(self, plan: RestorePlan) -> RestoreResult:
         """Write, take over, start."""
         began = time.monotonic()
-        now = self.clock.now()
-        restore_id = new_id(RESTORE, now)
+        now, restore_id, replacing = self.now, self.restore_id, self.replacement
         place = None if self.request.take_over else choose_place(self.target_dir, self.request.port)
         settings = self._settings(place)
+        salvage = None
         job = RestoreJob(
             restore_id=restore_id,
             server=self.context.server.name,
@@ -169,44 +215,74 @@ class _Preparation:
             tablespaces=self.tablespaces,
             settings=settings,
             signal="standby.signal" if self.request.standby else "recovery.signal",
-            workers=self.context.settings.restore.workers or 2 * (os.cpu_count() or 1),
+            workers=self.work.workers,
             planned_to=self.choice.looked_to(self.archive.segment_bytes),
+            zeros=self.zeros,
             now=now,
+            wal_place=replacing.wal_place if replacing else None,
         )
-        run = RestoreRun(job, self.root, self.contents, self.source, progress=self.context.progress)
+        run = self._run(job)
         run.check_packs()
         if self.request.verify_wal:
             self._verify_wal()
+        if replacing is not None:
+            salvage = replacing.old_wal.salvage()
+            run.bring_wal(replacing.old_wal.files_for(self.choice, salvage))
+            if isinstance(run, DeltaRun):
+                aside = replacing.old_wal.not_archived(salvage)
+                run.set_wal_aside(aside, is_foreign=replacing.old_wal.is_foreign)
         run.run(self.leftover)
         seconds = time.monotonic() - began
         started = None
         if self.request.start:
             started = self._start(place)
         findings: tuple[Finding, ...] = ()
+        if started is not None:
+            findings = started.findings
+        if replacing is not None and salvage is not None:
+            findings += tuple(replacing.old_wal.findings(salvage))
         if self.request.take_over:
             # Not before recovery has worked, where we see it: until now the old one archives.
             timeline = started.timeline if started else self.choice.path.history.timeline
-            _, findings = record_owner(
+            _, others = record_owner(
                 self.context, restore_id=restore_id, timeline=timeline, now=now
             )
+            findings += others
         self.context.progress.done()
         return RestoreResult(
             plan=plan,
+            run_id=self.context.run_id,
             restore_id=restore_id,
             restored_to=self.target_dir,
             restore_seconds=round(seconds, 3),
             settings=settings,
             started=started,
+            salvage=salvage,
+            kept=replacing.kept_words() if replacing else (),
             findings=findings,
-            next_steps=() if started else (f"start it: pg_ctl -D {self.target_dir} start",),
+            next_steps=self._next_steps(started),
         )
 
     # --- parts ---------------------------------------------------------------------
 
+    def _run(self, job: RestoreJob) -> RestoreRun:
+        replacing, progress = self.replacement, self.context.progress
+        parts = (job, self.root, self.contents, self.source)
+        if isinstance(replacing, Overwriting):
+            over = Over(replacing.old, replacing.comparison, replacing.keeping)
+            return DeltaRun(*parts, progress=progress, over=over)
+        keeping = replacing.keeping if replacing is not None else None
+        return RestoreRun(*parts, progress=progress, keeping=keeping)
+
     def _start(self, place: CopyPlace | None) -> Started:
         try:
             return start_restored(
-                self.context, self.request, self.root, self.target_dir, place=place
+                self.context,
+                self.request,
+                self.root,
+                self.target_dir,
+                place=place,
+                selection=self.selection,
             )
         except InterruptedRunError as error:
             raise InterruptedRunError(
@@ -215,33 +291,75 @@ class _Preparation:
                 " to restore again, remove the directory first",
             ) from error
 
+    def _next_steps(self, started: Started | None) -> tuple[str, ...]:
+        steps = [] if started else [f"start it: pg_ctl -D {self.target_dir} start"]
+        if self.replacement is not None and self.replacement.keep_dir:
+            steps.append(
+                f"to take it back: pgrecall undo {self.context.run_id}; when all is well, remove"
+                f" {self.replacement.keep_dir}"
+            )
+        return tuple(steps)
+
+    def _replacement(self) -> Replacement | Overwriting | None:
+        request = self.request
+        if request.delta:
+            target_dir = target_of(self.context, request.target_dir)
+            keeping = self._replaced(copies=True).keeping if request.keep_old else None
+            return Overwriting(self.context, self.archive, target_dir, keeping)
+        if not request.keep_old:
+            return None
+        return self._replaced(copies=False)
+
+    def _replaced(self, *, copies: bool) -> Replacement:
+        return replacement(
+            self.context,
+            self.archive,
+            target_dir=target_of(self.context, self.request.target_dir),
+            keep_old=self.request.keep_old,
+            identity=(self.restore_id, self.now),
+            copies=copies,
+        )
+
     def _choose(self) -> Choice:
-        chooser = Chooser(self.archive, self.backups, now=self.clock.now())
+        """The choice; where the archive ends before the target, once more with newer WAL."""
+        try:
+            choice = self._chosen()
+        except TargetUnreachableError:
+            if not self._freshened().is_switched:
+                raise
+            return self._chosen()
+        if may_be_newer(choice):
+            fresh = self._freshened()
+            choice = self._chosen() if fresh.is_switched else choice
+            choice.reasons += [fresh.reason] if fresh.reason else []
+            choice.findings += fresh.findings
+        return choice
+
+    def _freshened(self) -> Freshness:
+        """Ask a live server for its newest WAL, if this is a restore beside it."""
+        request, own = self.request, self.context.server.data_directory
+        is_beside = bool(request.target_dir) and (
+            not own or os.path.realpath(request.target_dir) != os.path.realpath(own)
+        )
+        if self.replacement is not None or not is_beside or not request.switch_wal:
+            return Freshness(False, "")
+        if request.dry_run:
+            return Freshness(False, "a live server is made to archive its newest WAL first")
+        return freshen(self.context, self.generation.system_identifier)
+
+    def _chosen(self) -> Choice:
+        view = self.replacement.old_wal.view if self.replacement else self.archive
+        chooser = Chooser(view, self.backups, now=self.now)
         return chooser.choose(
             self.request.target,
             timeline=self.request.timeline,
             backup_id=self.request.backup_id,
         )
 
-    def _check_places(self) -> None:
-        repositories = self.context.settings.repositories_of(self.context.server)
-        check_place(self.target_dir, [one.path for one in repositories if one.store == "local"])
-        check_replayed_tablespaces(self.choice.tablespaces, self.tablespaces)
-        if self.leftover is None:
-            check_directory(self.target_dir, "the destination")
-            for space in self.tablespaces:
-                check_directory(space.target, f"the directory for tablespace {space.name!r}")
-        else:
-            check_leftover(self.target_dir, self.leftover)
-            for space in self.tablespaces:
-                if os.path.abspath(space.target) not in self.leftover.directories:
-                    check_directory(space.target, f"the directory for tablespace {space.name!r}")
-        for place in (self.target_dir, *(space.target for space in self.tablespaces)):
-            check_writable(place)
-        check_space(self._space_needed())
-
     def _space_needed(self) -> list[tuple[str, int]]:
         """Bytes by directory: a file counts where its tablespace goes."""
+        if isinstance(self.replacement, Overwriting):
+            return self.replacement.space_needed(self.contents)
         table = self.contents.table
         places = {str(space.oid).encode(): space.target for space in self.tablespaces}
         needs: dict[str, int] = {self.target_dir: 0}
@@ -249,7 +367,8 @@ class _Preparation:
             parts = table.path(index).split(b"/", 2)
             place = places.get(parts[1]) if parts[0] == b"pg_tblspc" else None
             where = place or self.target_dir
-            needs[where] = needs.get(where, 0) + table.sizes[index]
+            size = 0 if index in self.zeros else table.sizes[index]
+            needs[where] = needs.get(where, 0) + size
         return list(needs.items())
 
     def _settings(self, place: CopyPlace | None) -> dict[str, str]:
@@ -272,6 +391,8 @@ class _Preparation:
                 action=request.action,
             )
         )
+        if self.selection is not None:
+            chosen.update(SETTINGS)
         if any(space.is_in_place for space in self.root.tablespaces) or any(
             not made.location for made in self.choice.tablespaces
         ):
@@ -282,7 +403,8 @@ class _Preparation:
     def _verify_wal(self) -> None:
         self.context.progress.phase("verify WAL")
         own = self.choice.path.unarchived
-        names = [name for name in self.choice.needed if name not in own]
+        local = self.replacement.old_wal.names() if self.replacement else ()
+        names = [name for name in self.choice.needed if name not in own and name not in local]
         with ThreadPoolExecutor(_WAL_READERS, thread_name_prefix="verify-wal") as pool:
             for _ in pool.map(self._read_segment, names):
                 pass

@@ -13,7 +13,9 @@ import msgspec
 from pgrecall.app.context import RunContext
 from pgrecall.app.copy_place import CopyPlace
 from pgrecall.app.requests import RestoreRequest
+from pgrecall.app.selecting import OtherDatabases, home_database, require_valid_pages
 from pgrecall.errors import RecoveryError
+from pgrecall.model.findings import Finding
 from pgrecall.model.manifest import ManifestRoot
 from pgrecall.postgres.connection import Connection
 from pgrecall.postgres.instance import Instance, InstanceSettings, Phase
@@ -21,6 +23,7 @@ from pgrecall.postgres.recovery import recovery_state
 from pgrecall.postgres.tools import find_bin_directory
 from pgrecall.restore.configuration import AUTO_CONF
 from pgrecall.restore.recovery_settings import clear_targets
+from pgrecall.restore.selection import Selection
 from pgrecall.system.clock import SystemClock
 from pgrecall.system.durable import write_durable
 
@@ -31,7 +34,8 @@ class Started(msgspec.Struct, frozen=True, kw_only=True):
     """A restored instance after its start. ``state`` is open, paused, recovering or shut-down.
 
     ``stopped`` is PostgreSQL's own sentence on where recovery stopped, empty at
-    the end of the archive. ``replayed_to`` is an LSN.
+    the end of the archive. ``replayed_to`` is an LSN. ``closed_databases`` were not
+    restored and admit nobody.
     """
 
     state: str
@@ -46,6 +50,9 @@ class Started(msgspec.Struct, frozen=True, kw_only=True):
     log_path: str
     prepared_transactions: tuple[str, ...] = ()
     subscriptions: tuple[str, ...] = ()
+    closed_databases: tuple[str, ...] = ()
+    dropped_databases: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
 
 def start_restored(
@@ -55,6 +62,7 @@ def start_restored(
     target_dir: str,
     *,
     place: CopyPlace | None,
+    selection: Selection | None = None,
 ) -> Started:
     """Start the instance, wait for the end of recovery, and leave it running.
 
@@ -78,7 +86,7 @@ def start_restored(
         socket_directory=place.socket_directory,
         log_path=os.path.join(target_dir, LOG_FILE),
         user=server.user,
-        database=server.database,
+        database=home_database(selection, server.database),
     )
     context.progress.phase("recover")
     began = time.monotonic()
@@ -87,13 +95,31 @@ def start_restored(
         instance.start(context.environment)
         phase = instance.wait((*until, "recovering") if request.standby else until)
         seconds = time.monotonic() - began
+        if selection is not None:
+            require_valid_pages(instance.log_since_start(), selection, settings.log_path)
         started = _report(instance, phase, place, seconds)
         if phase == "open":
             if not request.take_over:
                 _prove_isolation(instance)
             clear_targets_of(target_dir)
+            if selection is not None:
+                started = _end_others(instance, request, selection, started)
         instance.keep()
     return started
+
+
+def _end_others(
+    instance: Instance, request: RestoreRequest, selection: Selection, started: Started
+) -> Started:
+    others = OtherDatabases(selection, drops=request.drop_others)
+    with instance.connect("closing the databases that were not restored") as connection:
+        others.end(connection)
+    return msgspec.structs.replace(
+        started,
+        closed_databases=tuple(others.closed),
+        dropped_databases=tuple(others.dropped),
+        findings=tuple(others.findings),
+    )
 
 
 def _report(instance: Instance, phase: Phase, place: CopyPlace, seconds: float) -> Started:

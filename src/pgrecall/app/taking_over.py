@@ -45,7 +45,8 @@ def owners(context: RunContext) -> dict[str, str]:
                 raise
             found[settings.name] = f"unknown ({error.message})"
         else:
-            found[settings.name] = owner.restore_id if owner else "the original server"
+            found[settings.name] = owner.restore_id if owner else ""
+            found[settings.name] = found[settings.name] or "the original server"
     return found
 
 
@@ -83,6 +84,35 @@ def record_owner(
         else:
             names.append(repository.settings.name)
     return tuple(names), tuple(findings)
+
+
+def give_back(
+    context: RunContext, *, taken_by: str, to: str, timeline: int, now: datetime
+) -> list[Finding]:
+    """Record that the archive belongs to ``to`` again, wherever ``taken_by`` has taken it over.
+
+    ``to`` is a restore id, or empty: the original server. What cannot be written is a
+    finding: the data is back in any case.
+    """
+    findings = []
+    for settings in context.repositories:
+        try:
+            store = OpenedRepository(settings, context.environment).store
+            owner = latest_owner(store, context.server.name)
+            if owner is not None and owner.restore_id == taken_by:
+                add_owner(store, context.server.name, restore_id=to, timeline=timeline, now=now)
+        except PgrecallError as error:
+            findings.append(
+                Finding(
+                    severity="warn",
+                    code="owner-not-recorded",
+                    subject=settings.name,
+                    message="whether the archive belongs to the old server again is not known in"
+                    f" {settings.name}: {error.message}",
+                    hint="if its pushes are refused there, run the same pgrecall undo again",
+                )
+            )
+    return findings
 
 
 def refuse_other_timeline(

@@ -109,7 +109,9 @@ class _Walk:
     def _subdirectory(
         self, directory: bytes, path: bytes, name: bytes, status: os.stat_result
     ) -> None:
-        if name.startswith(b"pgsql_tmp"):
+        if name.startswith(b"pgsql_tmp") or (
+            not directory and name.startswith(selection.KEPT_PREFIX)
+        ):
             return
         self._add(path, DIRECTORY, status)
         if not directory and name in selection.EMPTIED_DIRECTORIES:

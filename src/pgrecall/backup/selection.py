@@ -27,6 +27,8 @@ EMPTIED_DIRECTORIES = frozenset(
 WAL_DIRECTORIES = (b"archive_status", b"summaries")
 
 COPY_MARKER = b"pgrecall_copy.json"
+# What a restore keeps of the PGDATA that it replaced, and its record (restore/kept.py).
+KEPT_PREFIX = b"pgrecall_kept"
 CONTROL_FILE = b"global/pg_control"
 
 _EXCLUDED_FILES = frozenset(
@@ -52,7 +54,7 @@ def is_excluded_file(directory: bytes, name: bytes) -> bool:
     """True for a file that no backup holds: process state, temporary files, caches."""
     if name.startswith(_EXCLUDED_ANYWHERE):
         return True
-    return not directory and name in _EXCLUDED_FILES
+    return not directory and (name in _EXCLUDED_FILES or name.startswith(KEPT_PREFIX))
 
 
 def is_temporary_relation(name: bytes) -> bool:

@@ -32,6 +32,7 @@ from pgrecall.app.recovering import RecoveryResult, RecoveryStatus
 from pgrecall.app.restoring import RestoreResult
 from pgrecall.app.status import StatusResult
 from pgrecall.app.switching import RestorePointResult, SwitchResult
+from pgrecall.app.undoing import RestoreUndoResult
 from pgrecall.app.upgrading import UpgradeResult
 from pgrecall.app.verifying import VerifyResult
 from pgrecall.app.wal_status import WalStatus
@@ -97,6 +98,7 @@ SCHEMAS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "find/1": ("find", FindResult),
     "wal-index/1": ("wal index", WalIndexResult),
     "restore/1": ("restore", RestoreResult),
+    "undo/1": ("undo", RestoreUndoResult),
     "recoverable/1": ("recoverable", RecoverableResult),
     "wal-status/1": ("wal status", WalStatus),
     "wal-switch/1": ("wal switch", SwitchResult),

@@ -62,6 +62,7 @@ COMMANDS: dict[str, LazyCommand | LazyGroup] = {
     "backups": LazyGroup("backups", table=_BACKUPS, help="List backups, or show one."),
     "wal": LazyGroup("wal", table=_WAL, help="Archive WAL and fetch it back."),
     "restore": LazyCommand("restore", "command", "Bring a server back to any moment."),
+    "undo": LazyCommand("undo", "command", "Take a restore back that kept the old data."),
     "recoverable": LazyCommand(
         "recoverable", "command", "Show every moment that can be reached, and the gaps."
     ),

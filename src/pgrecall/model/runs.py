@@ -32,7 +32,9 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     (``error_code``, ``message``), ``interrupted`` by a signal. ``raw_bytes`` and
     ``stored_bytes``: what was read or written, 0 where that means nothing.
     ``backup_id``: the backup that was made or used, or empty. ``rto_seconds``: from the
-    beginning of a restore to a server that answers, None for all other runs.
+    beginning of a restore to a server that answers, None for all other runs. ``kept_in``: the
+    directory where a restore or an undo has kept something; ``kept``: what, and where, one text
+    each; ``salvaged``: WAL files that a restore has pushed from the PGDATA that it replaced.
     """
 
     format: int = RUN_FORMAT
@@ -50,6 +52,9 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     raw_bytes: int = 0
     stored_bytes: int = 0
     rto_seconds: float | None = None
+    kept_in: str = ""
+    kept: tuple[str, ...] = ()
+    salvaged: tuple[str, ...] = ()
     trigger: Trigger = Trigger()
     tool_version: str = ""
 
@@ -67,6 +72,9 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
     raw_bytes: int = 0
     stored_bytes: int = 0
     rto_seconds: float | None = None
+    kept_in: str = ""
+    kept: tuple[str, ...] = ()
+    salvaged: tuple[str, ...] = ()
 
 
 @runtime_checkable

@@ -59,6 +59,14 @@ def admission(
     return Admission(lines, tuple(f"{MAP} {_quoted(user)} {name}" for user in mapped))
 
 
+def rejection(databases: Sequence[str]) -> str:
+    """Lines that refuse every connection to these databases; for the beginning of the file."""
+    lines = ["# Written by pgrecall restore: these databases were not restored."]
+    for name in map(_quoted, databases):
+        lines += [f"local {name} all reject", f"host {name} all all reject"]
+    return "\n".join([*lines, ""])
+
+
 def with_block(text: str, lines: Sequence[str], change_id: str) -> str:
     """``text`` of a file with ``lines`` at its top, marked as of the change."""
     begin, end = _marks(change_id)

@@ -132,7 +132,10 @@ class Generation(System):
 
 
 class Owner:
-    """Who took the archive over; ``taken_over_at`` is aware."""
+    """Who took the archive over; ``taken_over_at`` is aware.
+
+    ``restore_id`` is empty when an undo has given it back to the original server.
+    """
 
     __slots__ = ("number", "restore_id", "taken_over_at", "timeline")
 
@@ -324,7 +327,10 @@ def latest_owner(store: Store, server: str) -> Owner | None:
 
 
 def add_owner(store: Store, server: str, *, restore_id: str, timeline: int, now: datetime) -> Owner:
-    """Record that a restored copy takes the archive over; durable when it returns."""
+    """Record that a restored copy takes the archive over; durable when it returns.
+
+    An empty ``restore_id``: the original server has it back.
+    """
     for _ in range(_MAXIMUM_TRIES):
         latest = latest_owner(store, server)
         if latest is not None and (latest.restore_id, latest.timeline) == (restore_id, timeline):
@@ -354,6 +360,12 @@ def read_copy_marker(pgdata: str) -> str | None:
     if not isinstance(restore_id, str) or not restore_id:
         raise _bad_marker(f"{pgdata}/{COPY_MARKER}")
     return restore_id
+
+
+def is_partial_copy(pgdata: str) -> bool:
+    """True for a restored copy that lacks some databases; raises as read_copy_marker."""
+    marker = _read_marker(pgdata)
+    return marker is not None and marker.get("is_partial") is True
 
 
 def copy_planned_to(pgdata: str) -> Lsn | None:
@@ -415,7 +427,7 @@ def require_writer(store: Store, server: str, writer: str | None, pgdata: str) -
     ``pgdata`` names it in messages. Raises NotOwnerError otherwise (fact 2).
     """
     owner = latest_owner(store, server)
-    owned_by = owner.restore_id if owner is not None else None
+    owned_by = (owner.restore_id or None) if owner is not None else None
     if writer == owned_by:
         return writer
     if writer is None:

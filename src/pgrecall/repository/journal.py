@@ -38,6 +38,14 @@ class Journal:
         check_id(record.run_id, RUN)
         return self.store.put(layout.run_key(self.server, record.run_id), [sealed(record)])
 
+    def get(self, run_id: str) -> RunRecord | None:
+        """The record of one run; None when it is proven that there is none.
+
+        Raises UsageError for what is no run id, CorruptObjectError, StoreError.
+        """
+        key = layout.run_key(self.server, check_id(run_id, RUN))
+        return self._read(key) if self.store.head(key) is not None else None
+
     def runs(self, since: datetime) -> tuple[list[RunRecord], list[Finding]]:
         """All runs that ended at ``since`` or later, by their end; findings on damaged records.
 

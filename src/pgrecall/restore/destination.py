@@ -28,10 +28,20 @@ class TablespaceTarget(msgspec.Struct, frozen=True):
 
 
 class UnfinishedRestore(msgspec.Struct, frozen=True):
-    """What an interrupted restore leaves in its directory, so that the next may clear it."""
+    """What an interrupted restore leaves in its directory, so that the next may clear it.
+
+    ``spares``: by directory, names of what was there before and is not the restore's.
+    ``is_delta``: it was overwriting a data directory of ``system_identifier``; what is there
+    belongs together no more, must not be started, and is mended by repeating it;
+    ``has_foreign_wal``: its pg_wal was that of a copy which does not own the archive.
+    """
 
     restore_id: str
     directories: tuple[str, ...]
+    spares: dict[str, tuple[str, ...]] = {}
+    is_delta: bool = False
+    system_identifier: str = ""
+    has_foreign_wal: bool = False
 
 
 def map_tablespaces(
@@ -244,10 +254,13 @@ def check_space(needs: Sequence[tuple[str, int]]) -> None:
         device = device_of(directory)
         name, total = by_device.get(device, (directory, _HEADROOM_BYTES))
         by_device[device] = (name, total + count)
-    for name, total in by_device.values():
-        free = free_bytes(name)
-        if free < total:
-            raise SpaceError(
-                f"{name} has room for {free:,} bytes, the restore needs {total:,}",
-                hint="make room, or restore to another file system with --target-dir",
-            )
+    found = [(name, free_bytes(name), total) for name, total in by_device.values()]
+    short = [one for one in found if one[1] < one[2]]
+    if short:
+        raise SpaceError(
+            "; ".join(
+                f"{name} has room for {free:,} bytes, the restore needs {total:,}"
+                for name, free, total in short
+            ),
+            hint="make room, or restore to another file system with --target-dir",
+        )

@@ -18,7 +18,8 @@ from pgrecall.restore.stops import PARAMETERS
 class RestoreWishes(msgspec.Struct, frozen=True, kw_only=True):
     """What was asked for, and where it goes.
 
-    ``clears``: the id of an interrupted restore whose remains are in the way.
+    ``clears``: the id of an interrupted restore whose remains are in the way. ``replaces``: what
+    happens to the PGDATA that is there, in words.
     """
 
     server: str
@@ -29,10 +30,19 @@ class RestoreWishes(msgspec.Struct, frozen=True, kw_only=True):
     is_standby: bool
     takes_over: bool
     clears: str = ""
+    replaces: tuple[str, ...] = ()
+    keep_old: str = ""
+    written_bytes: int | None = None
+    leaves_out: tuple[str, ...] = ()
 
 
 class RestorePlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What a restore will do, and why. LSNs as text; segments by name."""
+    """What a restore will do, and why. LSNs as text; segments by name.
+
+    ``keep_old``: where the PGDATA that is replaced will be, empty when none is;
+    ``written_bytes``: of a delta restore, what differs; ``leaves_out``: databases that are not
+    restored.
+    """
 
     server: str
     repository: str
@@ -57,6 +67,9 @@ class RestorePlan(msgspec.Struct, frozen=True, kw_only=True):
     action: str
     reasons: tuple[str, ...]
     findings: tuple[Finding, ...] = ()
+    keep_old: str = ""
+    written_bytes: int | None = None
+    leaves_out: tuple[str, ...] = ()
 
 
 def plan_restore(
@@ -75,6 +88,7 @@ def plan_restore(
         reasons.append(
             f"{wishes.target_dir} holds the remains of the restore {wishes.clears}: cleared"
         )
+    reasons += wishes.replaces
     if wishes.takes_over:
         archiving = "on: the restored server takes the archive over, and the old one is refused"
     else:
@@ -103,6 +117,9 @@ def plan_restore(
         action="stays a standby" if wishes.is_standby else wishes.action,
         reasons=tuple(reasons),
         findings=(*damaged, *choice.findings, *_findings(root)),
+        keep_old=wishes.keep_old,
+        written_bytes=wishes.written_bytes,
+        leaves_out=wishes.leaves_out,
     )
 
 

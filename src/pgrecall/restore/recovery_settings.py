@@ -62,7 +62,7 @@ ISOLATION = frozenset(
 )
 
 IN_PLACE_TABLESPACES = "allow_in_place_tablespaces"
-_FOR_RECOVERY = (OWNED | {IN_PLACE_TABLESPACES}) - {"primary_conninfo"}
+_FOR_RECOVERY = (OWNED | {IN_PLACE_TABLESPACES, "ignore_invalid_pages"}) - {"primary_conninfo"}
 
 _SETTING = re.compile(r"^\s*([A-Za-z_][A-Za-z0-9_.]*)\s*(=|\s)")
 _BEGIN = "# Written by pgrecall restore"

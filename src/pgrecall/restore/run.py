@@ -6,18 +6,19 @@ import logging
 import os
 import pwd
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 
 import msgspec
 
-from pgrecall.codec.crc import crc32c
+from pgrecall.codec.crc import crc32c, crc32c_of_zeros
 from pgrecall.errors import CorruptObjectError, DestinationError, RestoreError
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.manifest import ManifestRoot
 from pgrecall.repository.contents import Contents
 from pgrecall.repository.pack_source import PackSource
 from pgrecall.restore.claim import claimed
+from pgrecall.restore.compare import Ranges
 from pgrecall.restore.configuration import configuration_files, included_directories
 from pgrecall.restore.destination import (
     UNFINISHED_MARKER,
@@ -27,9 +28,11 @@ from pgrecall.restore.destination import (
     check_replayed_tablespaces,
     leftover_of,
 )
+from pgrecall.restore.keeping import Keeping
+from pgrecall.restore.old_data import WAL, Place, spared
 from pgrecall.restore.own_wal import own_tablespaces
 from pgrecall.restore.server_manifest import write_server_manifest
-from pgrecall.restore.writer import FileWriter, make_directories, write_failed
+from pgrecall.restore.writer import FileWriter, Part, make_directories, write_failed
 from pgrecall.system.durable import fsync_directory, write_durable
 from pgrecall.system.faults import reached
 from pgrecall.system.filesystems import sync_filesystems
@@ -45,18 +48,21 @@ _SECRET_MODE = 0o600
 class CopyMarker(msgspec.Struct, frozen=True):
     """What marks a PGDATA as a restored copy (fact 2).
 
-    ``planned_to`` is the LSN up to which the plan has looked at the WAL.
+    ``planned_to`` is the LSN up to which the plan has looked at the WAL. ``is_partial``: some
+    databases of it are zeros.
     """
 
     restore_id: str
     server: str
     restored_at: str
     planned_to: str
+    is_partial: bool = False
 
 
 class RestoreJob(msgspec.Struct, frozen=True, kw_only=True):
     """What is written where. ``settings`` go into postgresql.auto.conf; ``signal`` is
-    recovery.signal or standby.signal."""
+    recovery.signal or standby.signal. ``wal_place``: the directory to which pg_wal is to be a
+    link, None: pg_wal is a directory. ``zeros``: indexes of files that are sparse zeros."""
 
     restore_id: str
     server: str
@@ -67,10 +73,12 @@ class RestoreJob(msgspec.Struct, frozen=True, kw_only=True):
     workers: int
     planned_to: Lsn
     now: datetime
+    wal_place: Place | None = None
+    zeros: frozenset[int] = frozenset()
 
 
 class RestoreRun:
-    """One restore into an empty place."""
+    """One restore into an empty place, or into one that ``keeping`` has emptied for it."""
 
     def __init__(
         self,
@@ -80,7 +88,11 @@ class RestoreRun:
         source: PackSource,
         *,
         progress: Progress,
+        keeping: Keeping | None = None,
     ) -> None:
+        self._keeping = keeping
+        self._spares: dict[str, tuple[str, ...]] = {}
+        self._wal_files: Iterable[tuple[str, bytes]] = ()
         self._job = job
         self._root = root
         self._contents = contents
@@ -90,12 +102,22 @@ class RestoreRun:
         self._control = self._find_control()
         self._extra: dict[bytes, bytes] = {}
         self._is_marked = False
+        self._only: Mapping[int, Ranges] | None = None
 
     def check_packs(self) -> None:
         """Presence and size of every pack that is needed (fact 38); raises CorruptObjectError."""
         self._progress.phase("check")
+        zeros = self._job.zeros
         for index in self._contents.packs():
-            self._source.check(index)
+            if not zeros or any(run.file not in zeros for run in self._contents.runs_of(index)):
+                self._source.check(index)
+
+    def bring_wal(self, files: Iterable[tuple[str, bytes]]) -> None:
+        """Put these files into pg_wal as well: what recovery needs and no archive has.
+
+        Name and content; each is asked for when it is written.
+        """
+        self._wal_files = files
 
     def run(self, clears: UnfinishedRestore | None = None) -> None:
         """Write everything, in place of what the interrupted restore ``clears`` left behind.
@@ -104,17 +126,34 @@ class RestoreRun:
         that an interrupted restore can never be started. When it raises, what
         was written is removed again; a killed process leaves a marker, by
         which the next restore clears the remains. Raises DestinationError, and
-        touches nothing, when another restore has begun to use the place.
+        touches nothing, when another restore has begun to use the place. The PGDATA
+        that is kept comes back when it raises.
         """
+        keeping = self._keeping
+        kept = keeping.directories() if keeping is not None else []
         try:
-            with claimed(self._marked()):
-                self._clear(clears)
-                self._write()
+            with claimed(list(dict.fromkeys((*self._marked(), *kept)))):
+                if keeping is None:
+                    self._fill(clears)
+                else:
+                    self._replace(keeping, clears)
         except OSError as error:
             raise write_failed(os.fsencode(error.filename or self._directory), error) from error
         log.info("restore written", extra={"directory": self._directory})
 
     # --- phases --------------------------------------------------------------------
+
+    def _replace(self, keeping: Keeping, clears: UnfinishedRestore | None) -> None:
+        try:
+            keeping.move_aside()
+            self._fill(clears)
+        except BaseException:
+            keeping.take_back()
+            raise
+
+    def _fill(self, clears: UnfinishedRestore | None) -> None:
+        self._clear(clears)
+        self._write()
 
     def _clear(self, clears: UnfinishedRestore | None) -> None:
         if leftover_of(self._directory) != clears:
@@ -123,9 +162,22 @@ class RestoreRun:
                 hint="look at what is there, then run this again or choose another --target-dir",
             )
         if clears is not None:
-            clear_directories([self._directory, *clears.directories])
+            clear_directories([self._directory, *clears.directories], clears.spares)
         for directory in self._marked():
+            self._require_room(directory, clears.spares if clears is not None else {})
+
+    def _require_room(self, directory: str, spares: Mapping[str, Sequence[str]]) -> None:
+        """Raise DestinationError unless nothing is in the way in a directory that is filled."""
+        if self._keeping is None:
             check_directory(directory, "the directory")
+            return
+        own = spared(directory, spares.get(directory, ()))
+        if directory in {os.path.abspath(space.target) for space in self._job.tablespaces}:
+            server = self._root.server
+            version = f"PG_{server.version_num // 10000}_{server.catalog_version}"
+            own |= {name for name in os.listdir(directory) if name != version}
+        check_directory(directory, "the directory", may_hold=own)
+        self._spares[directory] = tuple(sorted(own))
 
     def _write(self) -> None:
         try:
@@ -136,13 +188,13 @@ class RestoreRun:
             self._finish()
         except BaseException:
             if self._is_marked:  # until then nothing was written
-                clear_directories(self._marked())
+                clear_directories(self._marked(), self._spares)
             raise
 
     def _prepare(self) -> None:
         self._progress.phase("prepare")
         try:
-            marker = UnfinishedRestore(self._job.restore_id, tuple(self._marked()))
+            marker = UnfinishedRestore(self._job.restore_id, tuple(self._marked()), self._spares)
             path = os.path.join(self._directory, UNFINISHED_MARKER)
             self._is_marked = True
             write_durable(path, [msgspec.json.encode(marker)])
@@ -154,6 +206,8 @@ class RestoreRun:
                     os.path.abspath(space.target),
                     os.path.join(self._directory, "pg_tblspc", str(space.oid)),
                 )
+            if self._job.wal_place is not None:
+                os.symlink(self._job.wal_place.leads_to, os.path.join(self._directory, WAL))
         except OSError as error:
             raise write_failed(os.fsencode(error.filename or self._directory), error) from error
 
@@ -168,6 +222,7 @@ class RestoreRun:
             self._source,
             held_back=frozenset({self._control}),
             progress=self._progress,
+            part=Part(self._only, self._job.zeros),
         )
         writer.write(self._job.workers)
         self._control_content = bytes(writer.kept[self._control])
@@ -182,7 +237,13 @@ class RestoreRun:
     def _configure(self) -> None:
         self._progress.phase("configure")
         job = self._job
-        marker = CopyMarker(job.restore_id, job.server, job.now.isoformat(), str(job.planned_to))
+        marker = CopyMarker(
+            job.restore_id,
+            job.server,
+            job.now.isoformat(),
+            str(job.planned_to),
+            is_partial=bool(job.zeros),
+        )
         self._extra = {
             b"backup_label": self._root.backup_label,
             COPY_MARKER.encode(): msgspec.json.encode(marker) + b"\n",
@@ -198,6 +259,8 @@ class RestoreRun:
                 os.unlink(os.path.join(self._directory, name))
         for path, content in self._extra.items():
             self._put(path, content)
+        for name, content in self._wal_files:
+            self._put(f"{WAL}/{name}".encode(), content)
         for directory in included_directories(self._root.external_files):
             self._make(directory)
         reached("restore.configured")
@@ -211,9 +274,8 @@ class RestoreRun:
     def _finish(self) -> None:
         self._progress.phase("sync")
         self._own_everything()
-        places = [self._directory, *(space.target for space in self._job.tablespaces)]
         try:
-            sync_filesystems(places)
+            self._sync()
             reached("restore.synced")
             path = os.path.join(self._directory, os.fsdecode(CONTROL_FILE))
             mode = self._contents.table.modes[self._control]
@@ -228,6 +290,10 @@ class RestoreRun:
                 hint="the disk may be failing: look at the kernel's log",
             ) from error
 
+    def _sync(self) -> None:
+        """Make everything that was written durable."""
+        sync_filesystems(self._marked())
+
     # --- parts ---------------------------------------------------------------------
 
     def _find_control(self) -> int:
@@ -238,9 +304,11 @@ class RestoreRun:
 
     def _marked(self) -> list[str]:
         """The directories that this restore fills."""
+        place = self._job.wal_place
         return [
             self._directory,
             *(os.path.abspath(space.target) for space in self._job.tablespaces),
+            *([place.directory] if place is not None else []),
         ]
 
     def _root_mode(self) -> int:
@@ -270,7 +338,10 @@ class RestoreRun:
         for index in table.files():
             path = table.path(index)
             if path not in self._extra and not path.startswith(b"pg_wal/"):
-                yield path, table.sizes[index], table.modified[index], self._contents.crcs[index]
+                crc = self._contents.crcs[index]
+                if index in self._job.zeros:
+                    crc = crc32c_of_zeros(table.sizes[index])
+                yield path, table.sizes[index], table.modified[index], crc
         written_at = int(self._job.now.timestamp())
         for path, content in self._extra.items():
             yield path, len(content), written_at, crc32c(content)
@@ -299,11 +370,14 @@ class RestoreRun:
         os.lchown(path, entry.pw_uid, entry.pw_gid)
 
 
-def clear_directories(directories: list[str] | tuple[str, ...]) -> None:
-    """Remove everything in the directories; the marker goes last, the directories stay."""
+def clear_directories(directories: Sequence[str], spares: Mapping[str, Sequence[str]]) -> None:
+    """Remove everything in the directories but what is spared in each.
+
+    The marker goes last, the directories stay.
+    """
     for directory in reversed(directories):
         try:
-            names = os.listdir(directory)
+            names = sorted(set(os.listdir(directory)) - set(spares.get(directory, ())))
         except FileNotFoundError:
             continue
         names.sort(key=lambda name: name == UNFINISHED_MARKER)

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import NamedTuple
 
 from pgrecall.errors import DestinationError, SpaceError
 from pgrecall.model.file_table import DIRECTORY
-from pgrecall.repository.contents import Contents
+from pgrecall.repository.contents import Contents, PackRun
 from pgrecall.repository.pack_source import PackSource, Piece, pieces_by_frame, spans
+from pgrecall.restore.compare import Ranges
 from pgrecall.system.durable import WRITE_BYTES
 from pgrecall.system.faults import reached
 from pgrecall.system.filesystems import WriteBack
@@ -24,6 +26,17 @@ from pgrecall.system.progress import Progress
 
 _WRITE_BACK_BYTES = 8 << 20
 _FULL = (28, 122)  # ENOSPC, EDQUOT
+
+
+class Part(NamedTuple):
+    """What of a backup is written.
+
+    ``only``: the bytes of each file, None: all of every file. ``zeros``: files that are made of
+    zeros, without a byte on the disk.
+    """
+
+    only: Mapping[int, Ranges] | None = None
+    zeros: frozenset[int] = frozenset()
 
 
 class FileWriter:
@@ -37,7 +50,9 @@ class FileWriter:
         *,
         held_back: frozenset[int],
         progress: Progress,
+        part: Part,
     ) -> None:
+        self._only, self._zeros = part
         self.kept: dict[int, bytearray] = {index: bytearray() for index in held_back}
         self._root = root
         self._contents = contents
@@ -54,6 +69,8 @@ class FileWriter:
         """
         self._create_empty()
         packs = self._contents.packs()
+        if self._only is not None or self._zeros:
+            packs = [index for index in packs if self._runs_of(index)]
         packs.sort(key=lambda index: -self._source.packs[index].stored_bytes)
         queue = iter(packs)
         # Permission bits are given to open(); the mask of the user must not narrow them.
@@ -88,10 +105,12 @@ class FileWriter:
     def _create_empty(self) -> None:
         table = self._contents.table
         for index in table.files():
-            if table.sizes[index] == 0:
+            is_wanted = self._only is None or index in self._only
+            if index in self._zeros or (table.sizes[index] == 0 and is_wanted):
                 descriptor = self.open(index)
                 try:
                     os.fchmod(descriptor, table.modes[index])
+                    os.ftruncate(descriptor, table.sizes[index])
                 finally:
                     os.close(descriptor)
 
@@ -108,7 +127,7 @@ class FileWriter:
         pack = self._source.open(index)
         target = _OpenFile(self)
         try:
-            pieces = pieces_by_frame(pack, self._contents.runs_of(index))
+            pieces = pieces_by_frame(pack, self._runs_of(index))
             for first, last in spans(pack.frames, sorted(pieces)):
                 for number, raw in pack.raw_span(first, last):
                     for piece in pieces.get(number, ()):
@@ -118,6 +137,12 @@ class FileWriter:
         finally:
             target.close()
             pack.close()
+
+    def _runs_of(self, pack: int) -> Sequence[PackRun]:
+        runs = self._contents.runs_of(pack)
+        if self._zeros:
+            runs = [run for run in runs if run.file not in self._zeros]
+        return runs if self._only is None else list(_within(runs, self._only))
 
     def open(self, index: int) -> int:
         """Open a file of the table for writing, with its mode; the caller closes it."""
@@ -174,6 +199,17 @@ class _OpenFile:
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor = self._index = -1
+
+
+def _within(runs: Sequence[PackRun], only: Mapping[int, Ranges]) -> Iterator[PackRun]:
+    """The parts of the runs that lie in the ranges of their files."""
+    for run in runs:
+        for begin, end in only.get(run.file, ()):
+            first = max(begin, run.file_offset)
+            last = min(end, run.file_offset + run.length)
+            if first < last:
+                offset = run.frame_offset + first - run.file_offset
+                yield PackRun(run.file, run.frame, offset, (first, last - first))
 
 
 def make_directories(root: bytes, contents: Contents) -> None:

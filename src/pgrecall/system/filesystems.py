@@ -73,3 +73,25 @@ def device_of(directory: str) -> int:
     while not os.path.exists(path):
         path = os.path.dirname(path)
     return os.stat(path).st_dev
+
+
+def mount_of(path: str) -> tuple[int, int]:
+    """What two places have in common when rename(2) works between them: mount and device.
+
+    Of the nearest existing parent. Equal devices alone are not enough (a bind mount), nor are
+    equal mounts (subvolumes). Without /proc the device stands for both.
+    """
+    place = os.path.abspath(path)
+    while not os.path.exists(place):
+        place = os.path.dirname(place)
+    descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        device = os.fstat(descriptor).st_dev
+        try:
+            with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as file:
+                lines = [line.split() for line in file]
+        except FileNotFoundError:
+            return device, device
+        return device, next((int(words[1]) for words in lines if words[0] == "mnt_id:"), device)
+    finally:
+        os.close(descriptor)

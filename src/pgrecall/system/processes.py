@@ -56,6 +56,17 @@ def processes_under(directory: str | os.PathLike[str]) -> list[int]:
     return found
 
 
+def working_directories() -> list[str]:
+    """The working directories of all processes of this host that this user may look at."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            found.append(str((entry / "cwd").readlink()))
+        except OSError:
+            continue  # gone meanwhile, a kernel thread, or somebody else's
+    return found
+
+
 def end_processes(pids: list[int], *, patience_seconds: float = 5.0) -> None:
     """Ask the processes to end (SIGTERM), and kill after ``patience_seconds`` those that stay."""
     for number in (signal.SIGTERM, signal.SIGKILL):

@@ -35,6 +35,10 @@ _HIGHEST_TIMELINE = (1 << 32) - 1
         Example("pgrecall restore --dry-run", "the plan: which backup, which WAL, how much"),
         Example("pgrecall restore", "all there is, into the empty data directory"),
         Example(
+            "pgrecall restore --keep-old /var/lib/postgresql/18/main.old --take-over --start",
+            "in place of the stopped server; pgrecall undo takes it back",
+        ),
+        Example(
             "pgrecall restore --to-time '2026-11-22 20:16:37+00' --target-dir /restore --start",
             "a moment, beside production, and start it",
         ),
@@ -60,6 +64,11 @@ _HIGHEST_TIMELINE = (1 << 32) - 1
 @click.option("--start", is_flag=True, help="Start it, wait for the end of recovery, report.")
 @click.option("--port", type=click.IntRange(1, 65535), help="With --start. [default: a free one]")
 @click.option("--take-over", is_flag=True, help="The copy becomes the owner of the archive.")
+@click.option("--keep-old", type=click.Path(), help="Replace the PGDATA there; keep it in here.")
+@click.option("--delta", is_flag=True, help="Overwrite the PGDATA there, where it differs.")
+@click.option("--database", "databases", multiple=True, metavar="NAME", help="Only these.")
+@click.option("--drop-others", is_flag=True, help="Drop the other databases after the start.")
+@click.option("--switch-wal/--no-switch-wal", default=True, help="Archive a live server's newest.")
 @click.option("--verify-wal", is_flag=True, help="Read all WAL that is needed before writing.")
 @click.option("--workers", type=int, help="Threads; 0: two for each core. [restore]")
 @journalled("restore")
@@ -67,6 +76,7 @@ def command(
     invocation: Invocation,
     *,
     tablespace_map: Sequence[str],
+    databases: Sequence[str],
     workers: int | None,
     **options: str | int | bool | None,
 ) -> None:
@@ -80,6 +90,8 @@ def command(
             "--target-dir is empty",
             hint="name a directory; to restore into the server's own, leave the option out",
         )
+    if options["keep_old"] == "":
+        raise UsageError("--keep-old is empty", hint="name a directory beside the data directory")
     target = _target(options)
     values = {
         name: value
@@ -89,6 +101,7 @@ def command(
     request = RestoreRequest(
         target=target,
         tablespace_map=_mapping(tablespace_map),
+        databases=tuple(databases),
         dry_run=invocation.flag("dry_run"),
         **values,  # type: ignore[arg-type]
     )
