@@ -10,6 +10,7 @@ import msgspec
 
 from pgrecall.app.context import RunContext
 from pgrecall.app.copy_place import CopyPlace, choose_place
+from pgrecall.app.damaged_backup import damage_explained, require_unmarked
 from pgrecall.app.opened import OpenedRepository, main_repository
 from pgrecall.app.requests import RestoreRequest
 from pgrecall.app.restore_commands import restore_command_of
@@ -26,6 +27,7 @@ from pgrecall.model.ids import RESTORE, new_id
 from pgrecall.model.manifest import Completion, ManifestRoot
 from pgrecall.model.runs import RunFacts
 from pgrecall.model.targets import Latest
+from pgrecall.repository.catalog import Catalog
 from pgrecall.repository.contents import Contents
 from pgrecall.repository.identity import Generation, latest_generation, read_generation
 from pgrecall.repository.pack_source import PackSource
@@ -109,16 +111,15 @@ class _Preparation:
         self.request = request
         self.clock = SystemClock()
         self.opened = main_repository(context)
-        self.backups, self.generation, self.damaged = _backups(
-            context, self.opened, request.backup_id
-        )
+        self.backups, self.generation, self.damaged = _backups(context, self.opened, request)
         self.archive = WalArchive(self.opened.store, context.server.name, self.generation)
         self.choice = self._choose()
-        manifest = self.opened.catalog(context.server.name).manifest(self.choice.backup)
-        self.root: ManifestRoot = manifest.root
-        packs = manifest.packs()
-        self.contents = Contents(len(packs))
-        self.contents.read(manifest.files())
+        with damage_explained(context, self.opened, self.choice.backup):
+            manifest = self.opened.catalog(context.server.name).manifest(self.choice.backup)
+            self.root: ManifestRoot = manifest.root
+            packs = manifest.packs()
+            self.contents = Contents(len(packs))
+            self.contents.read(manifest.files())
         self.source = PackSource(
             self.opened.store, context.server.name, self.choice.backup.backup_id, packs
         )
@@ -174,10 +175,11 @@ class _Preparation:
             now=now,
         )
         run = RestoreRun(job, self.root, self.contents, self.source, progress=self.context.progress)
-        run.check_packs()
-        if self.request.verify_wal:
-            self._verify_wal()
-        run.run(self.leftover)
+        with damage_explained(self.context, self.opened, self.choice.backup, self.root):
+            run.check_packs()
+            if self.request.verify_wal:
+                self._verify_wal()
+            run.run(self.leftover)
         seconds = time.monotonic() - began
         started = None
         if self.request.start:
@@ -306,11 +308,11 @@ def _refuse_contradictions(request: RestoreRequest) -> None:
 
 
 def _backups(
-    context: RunContext, opened: OpenedRepository, backup_id: str
+    context: RunContext, opened: OpenedRepository, request: RestoreRequest
 ) -> tuple[list[Completion], Generation, list[Finding]]:
     """The backups that may serve, the generation that they are of, and findings on others."""
-    server = context.server.name
-    complete, findings = opened.catalog(server).survey()
+    server, backup_id = context.server.name, request.backup_id
+    complete, findings = _candidates(opened.catalog(server), request)
     latest = latest_generation(opened.store, server)
     if latest is None or not complete:
         damaged = "; ".join(finding.message for finding in findings)
@@ -330,3 +332,14 @@ def _backups(
             hint="take one now; an older one is restored with --backup ID",
         )
     return chosen, read_generation(opened.store, server, number), findings
+
+
+def _candidates(
+    catalog: Catalog, request: RestoreRequest
+) -> tuple[list[Completion], list[Finding]]:
+    """What may be chosen from; one that was named is taken even if damaged, when that is wanted."""
+    if not request.backup_id:
+        return catalog.usable()
+    marked = require_unmarked(catalog, request.backup_id, is_allowed=request.allow_damaged)
+    complete, findings = catalog.survey()
+    return complete, [*findings, *marked]

@@ -17,6 +17,7 @@ from pgrecall.model.findings import Finding
 from pgrecall.model.ids import BACKUP, check_id
 from pgrecall.model.manifest import FORMAT_VERSION, Completion
 from pgrecall.repository import layout
+from pgrecall.repository.damage import DamageMarks
 from pgrecall.repository.documents import sealed, unsealed
 from pgrecall.repository.manifests import ManifestReader, put_or_find
 from pgrecall.store.base import Store
@@ -43,6 +44,7 @@ class Catalog:
     def __init__(self, store: Store, server: str) -> None:
         self.store = store
         self.server = server
+        self.damage = DamageMarks(store, server)
 
     def ids(self) -> list[str]:
         """Ids of all backups that were begun, complete or not, oldest first."""
@@ -63,6 +65,17 @@ class Catalog:
         complete.sort(key=lambda backup: (backup.stopped_at, backup.backup_id))
         findings = [result for result in results if isinstance(result, Finding)]
         return complete, findings
+
+    def usable(self) -> tuple[list[Completion], list[Finding]]:
+        """As survey, without the backups that are marked as damaged; each becomes a finding.
+
+        What chooses a backup by itself chooses from these.
+        """
+        complete, findings = self.survey()
+        damaged = self.damage.damaged()
+        marked = [one for one in complete if one.backup_id in damaged]
+        findings += [damaged[one.backup_id].finding() for one in marked]
+        return [one for one in complete if one.backup_id not in damaged], findings
 
     def unfinished(self) -> list[Unfinished]:
         """What was begun and has no completion record, oldest first; raises StoreError."""

@@ -11,6 +11,7 @@ from pgrecall.errors import RepositoryError, UsageError
 from pgrecall.model.wal_files import HISTORY, WalFile
 
 REPOSITORY_KEY = "repository.json"
+ORIGINS_PREFIX = "origins/"
 SERVERS_PREFIX = "servers/"
 
 PACK = "pack"
@@ -111,6 +112,33 @@ def branches_prefix(server: str, generation: int) -> str:
 def branch_key(server: str, generation: int, number: int) -> str:
     """Key of branch record ``number`` (1 and up)."""
     return f"{branches_prefix(server, generation)}{_number(number)}.json"
+
+
+def damage_prefix(server: str, backup_id: str = "") -> str:
+    """Prefix of the marks of damaged backups, or of one backup's."""
+    prefix = f"{server_prefix(server)}damage/"
+    return f"{prefix}{backup_id}/" if backup_id else prefix
+
+
+def damage_key(server: str, backup_id: str, number: int) -> str:
+    """Key of mark ``number`` (1 and up) of a backup."""
+    return f"{damage_prefix(server, backup_id)}{_number(number)}.json"
+
+
+def verified_prefix(server: str, run_id: str = "") -> str:
+    """Prefix of the records of how far verifications came, or of one run's."""
+    prefix = f"{server_prefix(server)}verified/"
+    return f"{prefix}{run_id}/" if run_id else prefix
+
+
+def verified_key(server: str, run_id: str, number: int) -> str:
+    """Key of record ``number`` (1 and up) of one verification."""
+    return f"{verified_prefix(server, run_id)}{_number(number)}.json"
+
+
+def origin_key(repository_id: str) -> str:
+    """Key of the record that objects of another repository were copied into this one."""
+    return f"{ORIGINS_PREFIX}{repository_id}.json"
 
 
 def record_number(name: str) -> int:
