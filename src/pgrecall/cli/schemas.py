@@ -29,6 +29,7 @@ from pgrecall.app.receiving import ReceiveResult, SlotsResult
 from pgrecall.app.recoverable_result import RecoverableResult
 from pgrecall.app.recovering import RecoveryResult, RecoveryStatus
 from pgrecall.app.repairing import RepairResult
+from pgrecall.app.repositories import RepositoriesResult
 from pgrecall.app.restoring import RestoreResult
 from pgrecall.app.status import StatusResult
 from pgrecall.app.switching import RestorePointResult, SwitchResult
@@ -87,6 +88,7 @@ SCHEMAS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "backup/1": ("backup", BackupResult),
     "backups-list/1": ("backups list", BackupList),
     "backups-show/1": ("backups show", BackupDetails),
+    "repositories/1": ("repositories", RepositoriesResult),
     "wal-push/1": ("wal push", WalPushResult),
     "wal-fetch/1": ("wal fetch", WalFetchResult),
     "wal-fetch-ahead/1": ("wal fetch-ahead", AheadResult),

@@ -56,6 +56,9 @@ COMMANDS: dict[str, LazyCommand | LazyGroup] = {
     "copy": LazyCommand("copy", "command", "Copy backups and WAL to another repository."),
     "repair": LazyCommand("repair", "command", "Heal what is damaged from another repository."),
     "backups": LazyGroup("backups", table=_BACKUPS, help="List backups, or show one."),
+    "repositories": LazyCommand(
+        "repositories", "command", "Show where copies are: the 3-2-1 rule as facts."
+    ),
     "wal": LazyGroup("wal", table=_WAL, help="Archive WAL and fetch it back."),
     "restore": LazyCommand("restore", "command", "Bring a server back to any moment."),
     "recoverable": LazyCommand(
