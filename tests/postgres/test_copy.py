@@ -16,7 +16,7 @@ from pgrecall.repository.origins import accepted_ids
 from pgrecall.store.opening import open_store
 from tests.support.postgresql import ServerFactory
 from tests.support.product import SERVER, Product
-from tests.support.repositories import Filled, Repositories, flip, objects_of
+from tests.support.repositories import Filled, Repositories, flip, objects_of, referring, remove
 from tests.support.s3_fixtures import S3Settings
 
 KILL_POINTS = (
@@ -115,6 +115,22 @@ def test_to_s3_and_back_nothing_is_lost(
     backups = f"servers/{SERVER}/backups"
     assert objects_of(several.root("two"), below=backups) == objects_of(filled.root, below=backups)
     assert several.verify("two", depth="full").findings == ()
+
+
+def test_packs_of_an_older_backup_go_with_the_one_that_refers_to_them(
+    filled: Filled, several: Repositories
+) -> None:
+    made = referring(several.catalog("one"), filled.first)
+    try:
+        assert several.copy(made.backup_id).result == "ok"
+        assert [one.backup_id for one in several.catalog("two").complete()] == [made.backup_id]
+        assert several.failures("two", depth="full", backup_id=made.backup_id) == []
+        # The older backup's packs are there already.
+        plan = several.copy(filled.first.backup_id, dry_run=True).plan
+        (first,) = plan.backups
+        assert first.present == filled.first.totals.packs
+    finally:
+        remove(several.catalog("one"), made)
 
 
 @pytest.mark.parametrize("point", KILL_POINTS)

@@ -16,9 +16,12 @@ from pgrecall.app.repairing import RepairResult, run_repair
 from pgrecall.app.requests import CopyRequest, RepairRequest, VerifyRequest
 from pgrecall.app.verifying import VerifyResult, run_verify
 from pgrecall.model.findings import Finding
-from pgrecall.model.ids import RUN, new_id
+from pgrecall.model.ids import BACKUP, RUN, new_id
+from pgrecall.model.manifest import Completion
+from pgrecall.repository import layout
 from pgrecall.repository.catalog import Catalog
 from pgrecall.repository.identity import create_repository
+from pgrecall.repository.manifests import ManifestWriter
 from pgrecall.settings import RepositorySettings, load_settings
 from pgrecall.store.opening import open_store, prepare_store
 from pgrecall.system.clock import SystemClock
@@ -153,3 +156,34 @@ def flip(path: Path, place: float = 0.5) -> None:
     content = bytearray(path.read_bytes())
     content[int(len(content) * place)] ^= 0x10
     path.write_bytes(content)
+
+
+def referring(catalog: Catalog, backup: Completion) -> Completion:
+    """Add a backup that has no pack of its own: it refers to those of ``backup``."""
+    store, server = catalog.store, catalog.server
+    manifest = catalog.manifest(backup)
+    backup_id = new_id(BACKUP, SystemClock().now())
+    writer = ManifestWriter(store, server, backup_id, manifest.root.repository_id)
+    packs = [
+        msgspec.structs.replace(entry, owner=entry.owner or backup.backup_id)
+        for entry in manifest.packs()
+    ]
+    writer.add_packs(packs)
+    writer.add_files(manifest.files())
+    root = msgspec.structs.replace(manifest.root, backup_id=backup_id, parts=writer.parts)
+    stored = writer.finish(root)
+    made = msgspec.structs.replace(
+        backup,
+        backup_id=backup_id,
+        kind="incremental",
+        manifest_bytes=stored.root_bytes,
+        manifest_digest=stored.root_digest,
+    )
+    catalog.add(made)
+    return made
+
+
+def remove(catalog: Catalog, backup: Completion) -> None:
+    """Take a backup's own objects away again."""
+    for info in list(catalog.store.list(layout.backup_prefix(catalog.server, backup.backup_id))):
+        catalog.store.delete(info.key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import groupby
 
 import msgspec
 
@@ -46,13 +47,18 @@ class Verifications:
 
     def _each(self) -> Iterator[Verification]:
         names = self._store.children(layout.verified_prefix(self._server))
-        for name in sorted(names, reverse=True)[:_MOST_RUNS]:
-            run_id = name.rstrip("/")
-            for number in reversed(self._numbers(run_id)):
-                record = self._read(layout.verified_key(self._server, run_id, number))
-                if record is not None:
-                    yield record
-                    break
+        runs = sorted((name.rstrip("/") for name in names), reverse=True)[:_MOST_RUNS]
+        # Identities of one second sort by chance.
+        for _, same in groupby(runs, key=lambda run_id: run_id.rpartition("-")[0]):
+            found = [record for run_id in same if (record := self._last(run_id)) is not None]
+            yield from sorted(found, key=lambda record: record.recorded_at, reverse=True)
+
+    def _last(self, run_id: str) -> Verification | None:
+        for number in reversed(self._numbers(run_id)):
+            record = self._read(layout.verified_key(self._server, run_id, number))
+            if record is not None:
+                return record
+        return None
 
     def _numbers(self, run_id: str) -> list[int]:
         prefix = layout.verified_prefix(self._server, run_id)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
-import numpy as np
 
 from pgrecall.codec.crc import crc32c_combine, crc32c_of_zeros
 from pgrecall.errors import (
@@ -26,10 +25,9 @@ from pgrecall.repository.pack_source import PackSource
 from pgrecall.system.faults import reached
 from pgrecall.system.throttle import Throttle
 from pgrecall.verify.objects import damaged_documents
-from pgrecall.verify.packs import PackProof, PackVerifier
+from pgrecall.verify.packs import PIECE_RECORD, PackProof, PackVerifier
 from pgrecall.verify.plan import FULL, Depth
 
-_PIECES = np.dtype([("file", "u4"), ("offset", "u8"), ("length", "u8"), ("crc", "u4")])
 # Of the files of one backup so many are named.
 _MOST_NAMED = 20
 
@@ -59,7 +57,7 @@ class BackupVerifier:
     """Verifies backups of one catalog, the packs of each by ``workers`` threads.
 
     Memory: for each worker a few MiB, and for a backup what a restore's plan takes;
-    at full depth 24 bytes for each MiB of it besides.
+    at full depth some 80 bytes for each MiB of it besides.
     """
 
     def __init__(
@@ -197,11 +195,15 @@ def _strangers(backup_id: str, ids: set[str]) -> list[Finding]:
 
 def _damaged_files(contents: Contents, proofs: Sequence[PackProof]) -> list[int]:
     """Files whose bytes together are not those that the manifest has the checksum of."""
-    pieces = np.frombuffer(b"".join(proof.pieces for proof in proofs), _PIECES)
-    pieces = pieces[np.lexsort((pieces["offset"], pieces["file"]))]
+    size = PIECE_RECORD.size
+    pieces = sorted(
+        bytes(proof.pieces[at : at + size])
+        for proof in proofs
+        for at in range(0, len(proof.pieces), size)
+    )
     crcs = array("I", bytes(4 * len(contents.table)))
     ends = array("Q", bytes(8 * len(contents.table)))
-    for file, offset, length, crc in pieces.tolist():
+    for file, offset, length, crc in map(PIECE_RECORD.unpack, pieces):
         end = ends[file]
         known = crcs[file]
         if offset > end:  # what no run covers is zeros

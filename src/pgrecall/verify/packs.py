@@ -18,8 +18,8 @@ from pgrecall.repository.packs import PackReader
 from pgrecall.system.throttle import Throttle
 from pgrecall.verify.plan import FAST, FULL, Depth
 
-PIECE_RECORD = struct.Struct("=IQQI")
-"""File, offset in the file, length, CRC-32C of these bytes."""
+PIECE_RECORD = struct.Struct(">IQQI")
+"""File, offset in the file, length, CRC-32C of these bytes; as bytes they sort in this order."""
 
 # Of one damaged pack so many frames are named; it is damaged with one already.
 _MOST_NAMED = 5
