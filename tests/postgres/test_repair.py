@@ -73,6 +73,7 @@ def of_each_kind(root: Path, filled: Filled) -> dict[str, str]:
         "manifest": layout.manifest_key(SERVER, filled.first.backup_id),
         "part": layout.manifest_part_key(SERVER, filled.first.backup_id, 1),
         "pack": pack(filled.first),
+        "block digests": layout.digests_key(SERVER, filled.first.backup_id, 0),
         "manifest of the second": layout.manifest_key(SERVER, filled.second.backup_id),
         "pack of the second": pack(filled.second, 1),
         "segment": segment(filled.first),

@@ -14,12 +14,13 @@ from pgrecall.app.verifying import VerifyResult, run_verify
 from pgrecall.errors import BackupNotFoundError, InterruptedRunError
 from pgrecall.model.findings import Finding
 from pgrecall.model.ids import RUN, new_id
-from pgrecall.model.manifest import Completion
+from pgrecall.model.manifest import Completion, PackEntry
 from pgrecall.repository import layout
 from pgrecall.repository.catalog import Catalog
 from pgrecall.repository.identity import open_repository
 from pgrecall.store.base import Store
 from pgrecall.store.faulty import Fault, FaultyStore
+from pgrecall.store.local import LocalStore
 from pgrecall.store.opening import open_store
 from pgrecall.system.clock import SystemClock
 from pgrecall.system.progress import NoProgress
@@ -74,6 +75,11 @@ class Stored:
             progress=progress or NoProgress(),
         ).run()  # fmt: skip
 
+    def forget(self) -> None:
+        """Remove what verifications have written: each reads what those before it wrote."""
+        for name in ("damage", "verified"):
+            shutil.rmtree(self.root / "servers" / SERVER / name, ignore_errors=True)
+
     def failures(self, depth: str = "full") -> list[Finding]:
         found = self.verify(depth).findings
         assert all(finding.subject.startswith("one: ") for finding in found)
@@ -81,6 +87,10 @@ class Stored:
 
     def files(self) -> list[Path]:
         return sorted(path for path in self.root.rglob("*") if path.is_file())
+
+    def packs(self, backup: Completion) -> list[PackEntry]:
+        """What a backup needs, its own and those of older ones."""
+        return Catalog(LocalStore(str(self.root)), SERVER).manifest(backup).packs()
 
     def pack(self, backup: Completion, number: int = 0) -> Path:
         return self.root / layout.pack_key(SERVER, backup.backup_id, number)
@@ -105,10 +115,10 @@ def test_what_is_whole_is_proven(stored: Stored, depth: str) -> None:
         stored.second.backup_id,
     ]
     for one, backup in zip(result.backups, (stored.first, stored.second), strict=True):
-        assert (one.packs, one.files) == (backup.totals.packs, backup.totals.files)
+        assert (one.packs, one.files) == (len(stored.packs(backup)), backup.totals.files)
         if depth == "full":
             assert one.raw_bytes == backup.totals.raw_bytes
-            assert one.pages_checked == backup.totals.pages_checked
+            assert one.pages_checked >= backup.totals.pages_checked
     assert result.wal[0].files > 3
 
 
@@ -124,6 +134,7 @@ def test_a_flipped_bit_anywhere_is_found(stored: Stored) -> None:
     """In every object of the repository, at its ends and at random places."""
     chance = random.Random(7)
     kinds: set[str] = set()
+    stored.forget()
     alike: dict[str, list[Path]] = {}
     for path in stored.files():
         name = path.name if "backups" in path.parts else path.suffix
@@ -144,8 +155,7 @@ def test_a_flipped_bit_anywhere_is_found(stored: Stored) -> None:
                 assert stored.failures(), f"{path} at {place} of {len(content)}"
             finally:
                 path.write_bytes(content)
-                for name in ("damage", "verified"):  # which every verification reads
-                    shutil.rmtree(stored.root / "servers" / SERVER / name, ignore_errors=True)
+                stored.forget()
     assert {"backups", "wal", "generations", "names", "repository.json"} <= kinds
     assert stored.failures() == []
 
@@ -156,11 +166,15 @@ def test_stored_bytes_are_read_without_being_decompressed(stored: Stored) -> Non
     pack.write_bytes(content[: len(content) // 3] + b"?" + content[len(content) // 3 + 1 :])
     try:
         assert stored.failures("fast") == []  # it is there, and as long as it should be
-        (found,) = stored.failures("stored")
+        failures = stored.failures("stored")
     finally:
         pack.write_bytes(content)
-    assert (found.code, found.subject) == ("pack-damaged", f"one: {stored.first.backup_id}")
-    assert "frame" in found.message and "base/" in found.message
+    # The second backup refers to the packs of the first.
+    assert [(found.code, found.subject) for found in failures] == [
+        ("pack-damaged", f"one: {stored.first.backup_id}"),
+        ("pack-damaged", f"one: {stored.second.backup_id}"),
+    ]
+    assert all("frame" in found.message and "base/" in found.message for found in failures)
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
@@ -253,7 +267,7 @@ def stop() -> None:
 
 
 def test_an_interrupted_verification_goes_on_where_it_was(stored: Stored) -> None:
-    shutil.rmtree(stored.root / "servers" / SERVER / "verified", ignore_errors=True)
+    stored.forget()
     whole = stored.run()
     assert len(whole.backups) == 2
     assert stored.run(resume=True).skipped == ()  # the last one came to its end
@@ -267,7 +281,7 @@ def test_an_interrupted_verification_goes_on_where_it_was(stored: Stored) -> Non
 
 
 def test_it_goes_on_within_a_backup_and_within_the_wal(stored: Stored) -> None:
-    shutil.rmtree(stored.root / "servers" / SERVER / "verified", ignore_errors=True)
+    stored.forget()
     whole = stored.run()
     packs = stored.first.totals.packs
     assert packs > 1
@@ -290,12 +304,13 @@ def test_it_goes_on_within_a_backup_and_within_the_wal(stored: Stored) -> None:
 
 
 def test_what_was_found_before_a_store_fails_is_told(stored: Stored) -> None:
+    stored.forget()
     inner = open_store(stored.product.repository, {})
     counted = FaultyStore(inner)
     stored.run(store=counted)
     readers = [key for method, key in counted.calls if method == "reader"]
     third_of_wal = next(at for at, key in enumerate(readers, 1) if "/wal/" in key) + 2
-    pack = stored.pack(stored.first)
+    pack = stored.pack(stored.second)
     content = pack.read_bytes()
     pack.write_bytes(content[: len(content) // 3] + b"?" + content[len(content) // 3 + 1 :])
     fault = Fault("before", at=third_of_wal, method="reader", is_lasting=True)
@@ -307,17 +322,20 @@ def test_what_was_found_before_a_store_fails_is_told(stored: Stored) -> None:
     assert [one.code for one in proof.findings] == ["pack-damaged"]
     assert proof.wal[0].files == 2
     marks = Catalog(inner, SERVER).damage
-    assert set(marks.damaged()) == {stored.first.backup_id}
+    assert set(marks.damaged()) == {stored.second.backup_id}
     # What failed is looked at again, what was whole is not.
     rest = stored.run(resume=True)
-    assert rest.skipped == (stored.second.backup_id,)
-    assert [one.backup_id for one in rest.backups] == [stored.first.backup_id]
+    assert rest.skipped == (stored.first.backup_id,)
+    assert [one.backup_id for one in rest.backups] == [stored.second.backup_id]
     assert marks.damaged() == {}
 
 
 def test_a_damaged_pack_names_and_marks_every_backup_that_needs_it(stored: Stored) -> None:
+    stored.forget()
     catalog = Catalog(open_store(stored.product.repository, {}), SERVER)
     other = referring(catalog, stored.first)
+    # The second backup is an incremental one.
+    all_of_them = {stored.first.backup_id, stored.second.backup_id, other.backup_id}
     pack = stored.pack(stored.first)
     content = pack.read_bytes()
     try:
@@ -327,10 +345,10 @@ def test_a_damaged_pack_names_and_marks_every_backup_that_needs_it(stored: Store
         pack.write_bytes(content[: len(content) // 3] + b"?" + content[len(content) // 3 + 1 :])
         proof = stored.run(wanted=stored.first.backup_id)
         (damaged,) = proof.damage
-        assert set(proof.referring[damaged.key]) == {stored.first.backup_id, other.backup_id}
-        assert set(catalog.damage.damaged()) == {stored.first.backup_id, other.backup_id}
+        assert set(proof.referring[damaged.key]) == all_of_them
+        assert set(catalog.damage.damaged()) == all_of_them
         result = stored.verify("stored")
-        assert set(result.damage[0].backups) == {stored.first.backup_id, other.backup_id}
+        assert set(result.damage[0].backups) == all_of_them
         pack.write_bytes(content)
         assert stored.run().findings == ()
         assert catalog.damage.damaged() == {}

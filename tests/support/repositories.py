@@ -30,7 +30,7 @@ from tests.support.product import SERVER, Product
 
 
 class Filled:
-    """A product whose repository "one" has two backups and the WAL behind them; all is archived."""
+    """A product whose repository "one" has two full backups and the WAL behind; all is archived."""
 
     def __init__(self, product: Product) -> None:
         self.product = product
@@ -41,7 +41,7 @@ class Filled:
         # Without this the first look at the rows would write hint bits, and so WAL, later.
         product.server.sql("VACUUM FREEZE kept")
         product.switch()
-        self.second = product.backup()
+        self.second = product.backup(full=True)
         product.switch()
         status = product.server.pgdata / "pg_wal" / "archive_status"
         product.server.wait_until(lambda: not list(status.glob("*.ready")), "all WAL archived")
@@ -169,6 +169,10 @@ def referring(catalog: Catalog, backup: Completion) -> Completion:
         for entry in manifest.packs()
     ]
     writer.add_packs(packs)
+    writer.add_digests(
+        msgspec.structs.replace(entry, owner=entry.owner or backup.backup_id)
+        for entry in manifest.digests()
+    )
     writer.add_files(manifest.files())
     root = msgspec.structs.replace(manifest.root, backup_id=backup_id, parts=writer.parts)
     stored = writer.finish(root)
@@ -176,6 +180,7 @@ def referring(catalog: Catalog, backup: Completion) -> Completion:
         backup,
         backup_id=backup_id,
         kind="incremental",
+        references=tuple(sorted({entry.owner for entry in packs})),
         manifest_bytes=stored.root_bytes,
         manifest_digest=stored.root_digest,
     )

@@ -14,6 +14,9 @@ DAMAGE_FORMAT = 1
 # A record names so many objects; a backup is damaged with one already.
 MOST_NAMED = 100
 
+DIGESTS_DAMAGED = "digests-damaged"
+"""Of block digests: no restore needs them, so no backup is marked for them."""
+
 Depth = Literal["fast", "stored", "full"]
 State = Literal["damaged", "whole"]
 

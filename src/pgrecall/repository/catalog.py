@@ -78,9 +78,20 @@ class Catalog:
         return [one for one in complete if one.backup_id not in damaged], findings
 
     def unfinished(self) -> list[Unfinished]:
-        """What was begun and has no completion record, oldest first; raises StoreError."""
+        """What was begun and has no completion record, oldest first; raises StoreError.
+
+        Packs that a complete backup refers to are left out: those of older backups that were
+        not copied, or are no more. While a completion record cannot be read, it is not known
+        to what it refers, and nothing is named.
+        """
+        complete, damaged = self.survey()
+        if damaged:
+            return []
+        referred = {backup_id for backup in complete for backup_id in backup.references}
         found = []
         for backup_id in self.ids():
+            if backup_id in referred:
+                continue
             if self.store.head(layout.complete_key(self.server, backup_id)) is not None:
                 continue
             objects = list(self.store.list(layout.backup_prefix(self.server, backup_id)))

@@ -17,6 +17,7 @@ SERVERS_PREFIX = "servers/"
 PACK = "pack"
 MANIFEST = "manifest"
 MANIFEST_PART = "manifest-part"
+DIGESTS = "digests"
 COMPLETE = "complete"
 
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
@@ -153,9 +154,9 @@ def record_number(name: str) -> int:
 
 
 class BackupKey:
-    """A parsed key below a backup: ``kind`` is PACK, MANIFEST, MANIFEST_PART or COMPLETE.
+    """A parsed key below a backup: ``kind`` is PACK, DIGESTS, MANIFEST, MANIFEST_PART, COMPLETE.
 
-    ``number`` counts packs and manifest parts; 0 for the two kinds that are single.
+    ``number`` counts packs, digest objects and manifest parts; 0 for the two kinds that are single.
     """
 
     __slots__ = ("backup_id", "kind", "number", "server")
@@ -191,6 +192,11 @@ def pack_key(server: str, backup_id: str, number: int) -> str:
     return f"{backup_prefix(server, backup_id)}pack-{_number(number)}"
 
 
+def digests_key(server: str, backup_id: str, number: int) -> str:
+    """Key of object ``number`` of a backup's block digests."""
+    return f"{backup_prefix(server, backup_id)}digests-{_number(number)}"
+
+
 def manifest_key(server: str, backup_id: str) -> str:
     """Key of a backup's manifest root."""
     return f"{backup_prefix(server, backup_id)}manifest"
@@ -216,7 +222,8 @@ def parse_backup_key(key: str) -> BackupKey:
         return BackupKey(server, backup_id, MANIFEST)
     if name == "complete.json":
         return BackupKey(server, backup_id, COMPLETE)
-    for stem, kind in (("pack-", PACK), ("manifest-", MANIFEST_PART)):
+    stems = (("pack-", PACK), ("digests-", DIGESTS), ("manifest-", MANIFEST_PART))
+    for stem, kind in stems:
         if name.startswith(stem):
             return BackupKey(server, backup_id, kind, _parse_number(name[len(stem) :], key))
     raise _bad_key(key, "a backup's object")

@@ -15,7 +15,7 @@ from pgrecall.errors import (
     PgrecallError,
     RepositoryError,
 )
-from pgrecall.model.damage import DamagedObject
+from pgrecall.model.damage import DIGESTS_DAMAGED, DamagedObject
 from pgrecall.model.findings import Finding
 from pgrecall.model.manifest import Completion
 from pgrecall.repository import layout
@@ -24,10 +24,15 @@ from pgrecall.repository.contents import Contents
 from pgrecall.repository.pack_source import PackSource
 from pgrecall.system.faults import reached
 from pgrecall.system.throttle import Throttle
+from pgrecall.verify.digests import DigestsVerifier
 from pgrecall.verify.objects import damaged_documents
 from pgrecall.verify.packs import PIECE_RECORD, PackProof, PackVerifier
 from pgrecall.verify.plan import FULL, Depth
 
+_HINT = (
+    "heal it from another repository: pgrecall repair; where there is none, take another backup"
+    " now, and restore an older one until then"
+)
 # Of the files of one backup so many are named.
 _MOST_NAMED = 20
 
@@ -75,6 +80,7 @@ class BackupVerifier:
         self._throttle = throttle
         self._workers = workers
         self._accepted = accepted
+        self._digests = DigestsVerifier(catalog, depth, throttle)
         self._known: dict[tuple[str, str], PackProof] = {}
         self._backup_id = ""
         self._proofs: list[PackProof] = []
@@ -91,7 +97,8 @@ class BackupVerifier:
         try:
             manifest = self._catalog.manifest(backup)
             packs = manifest.packs()
-            contents = Contents(len(packs))
+            digests = manifest.digests()
+            contents = Contents(len(packs), manifest.root.server.block_bytes)
             contents.read(manifest.files())
         except (CorruptObjectError, ObjectMissingError, RepositoryError) as error:
             return self._without_manifest(backup, error)
@@ -109,6 +116,7 @@ class BackupVerifier:
                 self._proofs.append(proof)
                 reached("verify.pack")
         damage = [one for proof in self._proofs for one in proof.damage]
+        damage += self._digests.damaged(backup.backup_id, digests)
         if self._depth == FULL:
             damage += _named(contents, _damaged_files(contents, self._proofs))
         origins = {manifest.root.repository_id, *(proof.origin for proof in self._proofs)} - {""}
@@ -169,13 +177,19 @@ def _read_bytes(proofs: Sequence[PackProof]) -> int:
 
 
 def _finding(backup_id: str, damage: DamagedObject) -> Finding:
+    if damage.code == DIGESTS_DAMAGED:
+        hint = (
+            "the backup can be restored; what goes by its digests (an incremental backup,"
+            " restore --delta) cannot: pgrecall repair, or take a full backup"
+        )
+    else:
+        hint = _HINT
     return Finding(
         severity="fail",
         code=damage.code,
         subject=backup_id,
         message=damage.message,
-        hint="heal it from another repository: pgrecall repair; where there is none, take"
-        " another backup now, and restore an older one until then",
+        hint=hint,
     )
 
 

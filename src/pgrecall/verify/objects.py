@@ -7,7 +7,7 @@ import msgspec
 from pgrecall.codec.digests import stored_digest
 from pgrecall.errors import CorruptObjectError, ObjectMissingError, RepositoryError
 from pgrecall.model.damage import DamagedObject
-from pgrecall.model.manifest import Completion, PackEntry, PartEntry
+from pgrecall.model.manifest import Completion, DigestsEntry, PackEntry, PartEntry
 from pgrecall.repository import layout
 from pgrecall.repository.catalog import Catalog
 from pgrecall.repository.manifests import ManifestReader
@@ -16,7 +16,7 @@ from pgrecall.store.base import Store
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True):
-    """The manifest's root or a part of it; ``digest`` (hex) is that of the whole object."""
+    """The manifest's root or a part of it, or block digests; ``digest`` (hex): of the object."""
 
     key: str
     digest: str
@@ -38,6 +38,15 @@ class BackupObjects(msgspec.Struct, frozen=True, kw_only=True):
         }
 
 
+def digests_document(server: str, backup_id: str, entry: DigestsEntry) -> Document:
+    """An object of block digests, of this backup or of an older one."""
+    return Document(
+        key=layout.digests_key(server, entry.owner or backup_id, entry.number),
+        digest=entry.digest,
+        stored_bytes=entry.stored_bytes,
+    )
+
+
 def backup_objects(catalog: Catalog, backup: Completion) -> BackupObjects:
     """What a backup consists of, from its manifest; reads its root and its lists of packs.
 
@@ -49,8 +58,9 @@ def backup_objects(catalog: Catalog, backup: Completion) -> BackupObjects:
         layout.pack_key(server, entry.owner or backup_id, entry.number): entry
         for entry in manifest.packs()
     }
-    parts = tuple(_part(server, backup_id, part) for part in manifest.root.parts)
-    return BackupObjects(packs=packs, documents=(*parts, _root(server, backup)))
+    digests = (digests_document(server, backup_id, entry) for entry in manifest.digests())
+    parts = (_part(server, backup_id, part) for part in manifest.root.parts)
+    return BackupObjects(packs=packs, documents=(*digests, *parts, _root(server, backup)))
 
 
 def manifest_document(catalog: Catalog, backup: Completion, key: str) -> Document:

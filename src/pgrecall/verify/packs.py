@@ -104,7 +104,6 @@ class PackVerifier:
             try:
                 if self._depth == FULL:
                     raw = memoryview(pack.decode(number, stored))
-                    proof.raw_bytes += len(raw)
                     for piece in pieces.get(number, ()):
                         self._verify_piece(pack.key, piece, raw, proof)
                 else:
@@ -128,6 +127,7 @@ class PackVerifier:
     def _verify_piece(self, key: str, piece: Piece, raw: memoryview, proof: PackProof) -> None:
         file, offset, start, length = piece
         data = raw[start : start + length]
+        proof.raw_bytes += length
         proof.pieces += PIECE_RECORD.pack(file, offset, length, crc32c(data))
         path = self._contents.table.path(file)
         block = first_block(path, self._relation_blocks)

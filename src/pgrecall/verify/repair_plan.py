@@ -10,7 +10,9 @@ from pgrecall.errors import RepositoryError
 from pgrecall.model.findings import Finding
 from pgrecall.repository import layout
 
-Kind = Literal["pack", "manifest", "completion", "wal", "record", "spare", "mark", "origin", "none"]
+Kind = Literal[
+    "pack", "manifest", "digests", "completion", "wal", "record", "spare", "mark", "origin", "none"
+]
 Action = Literal["replace", "put", "remove", "none"]
 
 # Objects that only save time: what they say is made anew.
@@ -68,6 +70,8 @@ def kind_of(server: str, key: str, code: str) -> Kind:
         return "none"
     if kind == layout.PACK:
         return "pack"
+    if kind == layout.DIGESTS:
+        return "digests"
     return "completion" if kind == layout.COMPLETE else "manifest"
 
 

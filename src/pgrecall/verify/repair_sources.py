@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from pgrecall.codec.digests import stored_digest
@@ -63,8 +63,8 @@ class Healer:
         match kind:
             case "pack":
                 open_pack(store, key, self._entry(key, backups)).close()
-            case "manifest":
-                read_document(store, self._document(key))
+            case "manifest" | "digests":
+                read_document(store, self._document(key, backups))
             case "completion":
                 self._completion(key)
             case "wal":
@@ -87,8 +87,8 @@ class Healer:
             case "pack":
                 entry = self._entry(key, backups)
                 is_put = transfer.pack(key, entry, _unheard, replaces=True)
-            case "manifest":
-                is_put = transfer.document(self._document(key), replaces=True)
+            case "manifest" | "digests":
+                is_put = transfer.document(self._document(key, backups), replaces=True)
             case "completion":
                 is_put = transfer.bytes(key, self._completion(key), replaces=True)
             case "wal":
@@ -119,8 +119,8 @@ class Healer:
                             pass
                     finally:
                         pack.close()
-                case "manifest":
-                    read_document(target.store, self._document(key))
+                case "manifest" | "digests":
+                    read_document(target.store, self._document(key, backups))
                 case "completion":
                     unsealed(key, target.store.read(key))
                 case "wal":
@@ -135,6 +135,24 @@ class Healer:
 
     def _entry(self, key: str, backups: Sequence[str]) -> PackEntry:
         """The pack as the manifests here know it."""
+        for objects in self._readable(backups):
+            if key in objects.packs:
+                return objects.packs[key]
+        raise _untold(key)
+
+    def _document(self, key: str, backups: Sequence[str]) -> Document:
+        """Part or root of a manifest, or block digests, as what refers to it here says."""
+        parsed = layout.parse_backup_key(key)
+        if parsed.kind != layout.DIGESTS:
+            return manifest_document(self._here, self._here.get(parsed.backup_id), key)
+        for objects in self._readable(backups):
+            for document in objects.documents:
+                if document.key == key:
+                    return document
+        raise _untold(key)
+
+    def _readable(self, backups: Sequence[str]) -> Iterator[BackupObjects]:
+        """What the backups here consist of, as far as their manifests can be read."""
         for backup_id in backups:
             objects = self._objects.get(backup_id)
             if objects is None:
@@ -143,13 +161,7 @@ class Healer:
                 except (RepositoryError, ObjectMissingError):
                     continue
                 self._objects[backup_id] = objects
-            if key in objects.packs:
-                return objects.packs[key]
-        raise RepositoryError(f"no manifest that can be read here tells what {key} must be")
-
-    def _document(self, key: str) -> Document:
-        backup_id = layout.parse_backup_key(key).backup_id
-        return manifest_document(self._here, self._here.get(backup_id), key)
+            yield objects
 
     def _completion(self, key: str) -> bytes:
         """The completion record of the source, if it is that of the manifest here."""
@@ -202,6 +214,10 @@ class Healer:
         other = read_generation(self._transfer.target.store, self._server, number)
         if one.record() != other.record():
             raise RepositoryError(f"its generation {number} is another system")
+
+
+def _untold(key: str) -> RepositoryError:
+    return RepositoryError(f"no manifest that can be read here tells what {key} must be")
 
 
 def _agree(source: Store, target: Store, key: str) -> bool:

@@ -16,7 +16,7 @@ from pgrecall.errors import (
     RepositoryError,
     StoreError,
 )
-from pgrecall.model.damage import DamagedObject
+from pgrecall.model.damage import DIGESTS_DAMAGED, DamagedObject
 from pgrecall.model.findings import Finding
 from pgrecall.model.manifest import Completion
 from pgrecall.model.verifications import Verification
@@ -176,8 +176,9 @@ class VerifyRun:
                 self._take_backup(verifier.so_far(skips=skips))
                 raise
             self._take_backup(proof)
-            if proof.damage or backup.backup_id in marked:
-                self._mark(backup.backup_id, proof.damage)
+            harmful = [one for one in proof.damage if one.code != DIGESTS_DAMAGED]
+            if harmful or backup.backup_id in marked:
+                self._mark(backup.backup_id, harmful)
 
     def _take_backup(self, proof: BackupProof) -> None:
         self._backups.append(proof)
