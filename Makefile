@@ -22,7 +22,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-matrix test-azure test-slow test-soak test-root soak check format-check lint types layers docs-check \
-	locks-check unit format docs bench bench-million bench-startup bench-backlog bench-wal lock clean setup
+	locks-check unit format docs bench bench-million bench-startup bench-backlog bench-verify bench-wal lock clean setup
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sort \
@@ -73,6 +73,9 @@ bench-startup: $(VENV)/.dev ## Measure what wal push and wal fetch take, call by
 
 bench-backlog: $(VENV)/.dev ## Measure the agent's archiving of a backlog against pgBackRest and cp.
 	$(LAUNCH) benchmarks.backlog $(BENCH_OPTIONS)
+
+bench-verify: $(VENV)/.dev ## Measure verify against pgBackRest and pg_verifybackup.
+	$(LAUNCH) benchmarks.verify $(BENCH_OPTIONS)
 
 bench-wal: $(VENV)/.dev ## Measure archiving (directory, S3), recovery, receiving; writes docs/benchmarks-wal.md.
 	@report=$$(mktemp -d) && chmod 0777 "$$report" && trap 'rm -rf "$$report"' EXIT && \

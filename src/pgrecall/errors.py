@@ -134,6 +134,10 @@ class CorruptObjectError(RepositoryError):
     code = "corrupt-object"
     exit_status = 11
 
+    #: The object, where whoever raised it knew; and what it holds there: path, offset, length.
+    key = ""
+    pieces: tuple[tuple[str, int, int], ...] = ()
+
 
 class BackupNotFoundError(RepositoryError):
     """No complete backup has this id, or there is no backup at all."""
@@ -161,6 +165,13 @@ class NotEncryptedError(RepositoryError):
 
     code = "not-encrypted"
     exit_status = 17
+
+
+class BackupMarkedError(RepositoryError):
+    """The backup is marked: a verification found it damaged in this repository."""
+
+    code = "backup-marked-damaged"
+    exit_status = 44
 
 
 # --- PostgreSQL --------------------------------------------------------------
@@ -408,6 +419,20 @@ class VerifyFailedError(PgrecallError):
 
     code = "verify-failed"
     exit_status = 43
+
+
+class CopyFailedError(PgrecallError):
+    """At least one backup, or part of the WAL, could not be copied to another repository."""
+
+    code = "copy-failed"
+    exit_status = 45
+
+
+class RepairFailedError(PgrecallError):
+    """Something is damaged still after a repair."""
+
+    code = "repair-incomplete"
+    exit_status = 46
 
 
 class ConfirmationError(PgrecallError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,14 +11,26 @@ import pytest
 
 from pgrecall.app.requests import VerifyRequest
 from pgrecall.app.verifying import VerifyResult, run_verify
-from pgrecall.errors import BackupNotFoundError
+from pgrecall.errors import BackupNotFoundError, InterruptedRunError
 from pgrecall.model.findings import Finding
+from pgrecall.model.ids import RUN, new_id
 from pgrecall.model.manifest import Completion, PackEntry
 from pgrecall.repository import layout
 from pgrecall.repository.catalog import Catalog
+from pgrecall.repository.identity import open_repository
+from pgrecall.store.base import Store
+from pgrecall.store.faulty import Fault, FaultyStore
 from pgrecall.store.local import LocalStore
+from pgrecall.store.opening import open_store
+from pgrecall.system.clock import SystemClock
+from pgrecall.system.progress import NoProgress
+from pgrecall.system.throttle import Throttle
+from pgrecall.verify.plan import ALL
+from pgrecall.verify.run import VerifyProof, VerifyRun, VerifyTask
+from tests.support.backup_scene import Hooks
 from tests.support.postgresql import ServerFactory
 from tests.support.product import SERVER, Product
+from tests.support.repositories import Repositories, referring, remove
 
 DEPTHS = ("fast", "stored", "full")
 
@@ -41,6 +54,31 @@ class Stored:
     def verify(self, depth: str = "full", backup: str = "") -> VerifyResult:
         request = VerifyRequest(depth=depth, backup_id=backup)  # type: ignore[arg-type]
         return run_verify(self.product.context(), request)
+
+    def run(
+        self,
+        *,
+        store: Store | None = None,
+        progress: NoProgress | None = None,
+        wanted: str = ALL,
+        resume: bool = False,
+    ) -> VerifyProof:
+        """One verification of the stored bytes, a run of its own, by one thread."""
+        opened = store or open_store(self.product.repository, {})
+        now = SystemClock().now()
+        task = VerifyTask(
+            server=SERVER, run_id=new_id(RUN, now), wanted=wanted, depth="stored", workers=1,
+            generation=1, resume=resume,
+        )  # fmt: skip
+        return VerifyRun(
+            task, opened, open_repository(opened), clock=SystemClock(), throttle=Throttle(0),
+            progress=progress or NoProgress(),
+        ).run()  # fmt: skip
+
+    def forget(self) -> None:
+        """Remove what verifications have written: each reads what those before it wrote."""
+        for name in ("damage", "verified"):
+            shutil.rmtree(self.root / "servers" / SERVER / name, ignore_errors=True)
 
     def failures(self, depth: str = "full") -> list[Finding]:
         found = self.verify(depth).findings
@@ -97,13 +135,18 @@ def test_a_flipped_bit_anywhere_is_found(stored: Stored) -> None:
     """In every object of the repository, at its ends and at random places."""
     chance = random.Random(7)
     kinds: set[str] = set()
+    stored.forget()
+    alike: dict[str, list[Path]] = {}
     for path in stored.files():
+        name = path.name if "backups" in path.parts else path.suffix
+        alike.setdefault(f"{path.relative_to(stored.root).parts[:3]} {name}", []).append(path)
+    for path in (one for paths in alike.values() for one in chance.sample(paths, len(paths))[:3]):
         content = path.read_bytes()
         # White space between the fields of a record has no meaning, and is not held to its digest.
         places = [
             place for place in range(len(content)) if not content[place : place + 1].isspace()
         ]
-        chosen = {places[0], places[len(places) // 2], places[-1], *chance.sample(places, 2)}
+        chosen = {places[0], places[len(places) // 2], places[-1], *chance.sample(places, 1)}
         kinds.add(path.relative_to(stored.root).parts[2] if "servers" in path.parts else path.name)
         for place in chosen:
             damaged = bytearray(content)
@@ -113,6 +156,7 @@ def test_a_flipped_bit_anywhere_is_found(stored: Stored) -> None:
                 assert stored.failures(), f"{path} at {place} of {len(content)}"
             finally:
                 path.write_bytes(content)
+                stored.forget()
     assert {"backups", "wal", "generations", "names", "repository.json"} <= kinds
     assert stored.failures() == []
 
@@ -214,3 +258,113 @@ def test_a_repository_that_is_away_is_not_fine(stored: Stored, tmp_path: Path) -
     finally:
         (tmp_path / "away").rename(stored.root)
     assert "not verified" in found.message
+
+
+# --- interrupted, and going on ---------------------------------------------------------------
+
+
+def stop() -> None:
+    raise InterruptedRunError("enough")
+
+
+def test_an_interrupted_verification_goes_on_where_it_was(stored: Stored) -> None:
+    stored.forget()
+    whole = stored.run()
+    assert len(whole.backups) == 2
+    assert stored.run(resume=True).skipped == ()  # the last one came to its end
+
+    with pytest.raises(InterruptedRunError):
+        stored.run(progress=Hooks({"WAL": stop}))
+    rest = stored.run(resume=True)
+    assert rest.skipped == (stored.first.backup_id, stored.second.backup_id)
+    assert (rest.backups, rest.wal[0].files) == ((), whole.wal[0].files)
+    assert rest.resumed
+
+
+def test_it_goes_on_within_a_backup_and_within_the_wal(stored: Stored) -> None:
+    stored.forget()
+    whole = stored.run()
+    packs = stored.first.totals.packs
+    assert packs > 1
+    for count in (1, sum(one.packs for one in whole.backups) + 3):
+        left = iter(range(count))
+
+        def advance(done_bytes: int, left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                stop()
+
+        with pytest.raises(InterruptedRunError):
+            stored.run(progress=Hooks(advance=advance))
+        rest = stored.run(resume=True)
+        assert rest.stopped is None
+        if count == 1:
+            first = rest.backups[0]
+            assert 0 < first.read_bytes < whole.backups[0].read_bytes
+        else:
+            assert rest.wal[0].files == whole.wal[0].files - 3
+
+
+def test_what_was_found_before_a_store_fails_is_told(stored: Stored) -> None:
+    stored.forget()
+    inner = open_store(stored.product.repository, {})
+    counted = FaultyStore(inner)
+    stored.run(store=counted)
+    readers = [key for method, key in counted.calls if method == "reader"]
+    third_of_wal = next(at for at, key in enumerate(readers, 1) if "/wal/" in key) + 2
+    pack = stored.pack(stored.second)
+    content = pack.read_bytes()
+    pack.write_bytes(content[: len(content) // 3] + b"?" + content[len(content) // 3 + 1 :])
+    fault = Fault("before", at=third_of_wal, method="reader", is_lasting=True)
+    try:
+        proof = stored.run(store=FaultyStore(inner, [fault]))
+    finally:
+        pack.write_bytes(content)
+    assert proof.stopped is not None
+    assert [one.code for one in proof.findings] == ["pack-damaged"]
+    assert proof.wal[0].files == 2
+    marks = Catalog(inner, SERVER).damage
+    assert set(marks.damaged()) == {stored.second.backup_id}
+    # What failed is looked at again, what was whole is not.
+    rest = stored.run(resume=True)
+    assert rest.skipped == (stored.first.backup_id,)
+    assert [one.backup_id for one in rest.backups] == [stored.second.backup_id]
+    assert marks.damaged() == {}
+
+
+def test_a_damaged_pack_names_and_marks_every_backup_that_needs_it(stored: Stored) -> None:
+    stored.forget()
+    catalog = Catalog(open_store(stored.product.repository, {}), SERVER)
+    other = referring(catalog, stored.first)
+    # The second backup is an incremental one.
+    all_of_them = {stored.first.backup_id, stored.second.backup_id, other.backup_id}
+    pack = stored.pack(stored.first)
+    content = pack.read_bytes()
+    try:
+        both = stored.run()
+        shared = next(one for one in both.backups if one.backup_id == other.backup_id)
+        assert (shared.read_bytes, shared.damage) == (0, ())  # each pack is read once
+        pack.write_bytes(content[: len(content) // 3] + b"?" + content[len(content) // 3 + 1 :])
+        proof = stored.run(wanted=stored.first.backup_id)
+        (damaged,) = proof.damage
+        assert set(proof.referring[damaged.key]) == all_of_them
+        assert set(catalog.damage.damaged()) == all_of_them
+        result = stored.verify("stored")
+        assert set(result.damage[0].backups) == all_of_them
+        pack.write_bytes(content)
+        assert stored.run().findings == ()
+        assert catalog.damage.damaged() == {}
+    finally:
+        pack.write_bytes(content)
+        remove(catalog, other)
+
+
+def test_a_best_effort_repository_that_is_away_is_a_warning(stored: Stored, tmp_path: Path) -> None:
+    several = Repositories(stored.product)
+    several.add("two", path=str(tmp_path / "two"))
+    (tmp_path / "two").rename(tmp_path / "away")
+    result = several.verify(depth="fast")
+    assert result.result == "warn"
+    assert [(one.severity, one.subject) for one in result.findings] == [
+        ("warn", "two: the repository")
+    ]
+    assert {one.repository for one in result.backups} == {"one"}

@@ -87,7 +87,10 @@ class Observer:
 
     def _backup_facts(self, store: Store) -> dict[str, Fact]:
         catalog = Catalog(store, self._server)
+        damaged = catalog.damage.damaged()
         for backup_id in reversed(catalog.ids()):
+            if backup_id in damaged:
+                continue
             if self._backup is not None and backup_id == self._backup.backup_id:
                 break
             try:

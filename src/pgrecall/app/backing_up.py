@@ -8,6 +8,7 @@ from functools import partial
 import msgspec
 
 from pgrecall.app.context import RunContext
+from pgrecall.app.copying import copy_everywhere
 from pgrecall.app.naming import names_of_backup
 from pgrecall.app.opened import OpenedRepository, main_repository
 from pgrecall.app.requests import BackupRequest
@@ -78,7 +79,8 @@ def run_backup(context: RunContext, request: BackupRequest) -> BackupResult:
     run = BackupRun(task, tools)
     completion = run.run()
     remove_abandoned_files(opened.settings)
-    return BackupResult(plan=task.plan, backup=completion, findings=run.findings)
+    copies = copy_everywhere(context, completion.backup_id, opened.settings.name)
+    return BackupResult(plan=task.plan, backup=completion, findings=(*run.findings, *copies))
 
 
 def _connect(context: RunContext, purpose: str) -> Connection:
@@ -131,7 +133,7 @@ def _base(
     """The backup to go on from, opened, and why that one or none. Raises StoreError."""
     catalog = opened.catalog(context.server.name)
     choice = choose_base(
-        catalog.complete(),
+        catalog.usable()[0],
         generation.number,
         SystemClock().now(),
         wants_full=request.full,

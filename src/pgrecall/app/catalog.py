@@ -8,12 +8,16 @@ import msgspec
 
 from pgrecall.app.context import RunContext
 from pgrecall.app.opened import main_repository
+from pgrecall.model.damage import DamageMark
 from pgrecall.model.findings import Finding
 from pgrecall.model.manifest import Completion, TablespaceEntry
 
 
 class BackupLine(msgspec.Struct, frozen=True):
-    """One line of the list. Sizes in bytes; ``stopped_at`` is of the server's clock."""
+    """One line of the list. Sizes in bytes; ``stopped_at`` is of the server's clock.
+
+    ``damage``: what a verification found damaged; empty for none.
+    """
 
     backup_id: str
     kind: str
@@ -25,6 +29,7 @@ class BackupLine(msgspec.Struct, frozen=True):
     stop_lsn: str
     has_wal: bool
     result: str
+    damage: str = ""
 
 
 class BackupList(msgspec.Struct, frozen=True):
@@ -37,23 +42,26 @@ class BackupList(msgspec.Struct, frozen=True):
 
 
 class BackupDetails(msgspec.Struct, frozen=True):
-    """All that is known of one backup."""
+    """All that is known of one backup; ``marks``: what verifications found, oldest first."""
 
     backup: Completion
     version: str
     data_directory: str
     tablespaces: tuple[TablespaceEntry, ...] = ()
     findings: tuple[Finding, ...] = ()
+    marks: tuple[DamageMark, ...] = ()
 
 
 def list_backups(context: RunContext) -> BackupList:
     """The backups of the chosen server in its main repository."""
     opened = main_repository(context)
-    complete, findings = opened.catalog(context.server.name).survey()
+    catalog = opened.catalog(context.server.name)
+    complete, findings = catalog.survey()
+    damaged = catalog.damage.damaged()
     return BackupList(
         server=context.server.name,
         repository=opened.settings.name,
-        backups=tuple(_line(backup) for backup in complete),
+        backups=tuple(_line(backup, damaged.get(backup.backup_id)) for backup in complete),
         findings=tuple(findings),
     )
 
@@ -62,17 +70,22 @@ def show_backup(context: RunContext, backup_id: str) -> BackupDetails:
     """One backup; its manifest's root is read and checked. Raises BackupNotFoundError."""
     catalog = main_repository(context).catalog(context.server.name)
     completion = catalog.get(backup_id)
+    marks = catalog.damage.all_of(backup_id)
     root = catalog.manifest(completion).root
+    findings = root.findings
+    if marks and marks[-1].state == "damaged":
+        findings = (marks[-1].finding(), *findings)
     return BackupDetails(
         backup=completion,
         version=root.server.version,
         data_directory=root.server.data_directory,
         tablespaces=root.tablespaces,
-        findings=root.findings,
+        findings=findings,
+        marks=tuple(marks),
     )
 
 
-def _line(backup: Completion) -> BackupLine:
+def _line(backup: Completion, mark: DamageMark | None) -> BackupLine:
     return BackupLine(
         backup_id=backup.backup_id,
         kind=backup.kind,
@@ -84,4 +97,5 @@ def _line(backup: Completion) -> BackupLine:
         stop_lsn=backup.stop_lsn,
         has_wal=backup.has_wal,
         result=backup.worst,
+        damage=mark.said() if mark is not None else "",
     )

@@ -89,7 +89,7 @@ def run_find(context: RunContext, request: FindRequest) -> FindResult:
     histories = _histories(archive, request.timeline)
     backups = [
         backup
-        for backup in opened.catalog(context.server.name).complete()
+        for backup in opened.catalog(context.server.name).usable()[0]
         if backup.generation == archive.generation.number
     ]
     search = _Search(context, request, archive, (histories, backups))

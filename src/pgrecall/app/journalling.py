@@ -17,10 +17,13 @@ from pgrecall.app.opened import OpenedRepository
 from pgrecall.errors import (
     BackupDamagedError,
     CheckFailedError,
+    CopyFailedError,
     InterruptedRunError,
     PgrecallError,
+    RepairFailedError,
     ReportedError,
     SettingsError,
+    VerifyFailedError,
 )
 from pgrecall.model.runs import (
     TRIGGER_VARIABLE,
@@ -40,7 +43,14 @@ _LONGEST_MESSAGE = 1000
 _RETRY_SECONDS = 5.0
 _REQUEST_SECONDS = 20.0
 # Statuses with which a run ends that printed its result: the findings say why.
-_CODES = {kind.exit_status: kind.code for kind in (CheckFailedError, BackupDamagedError)}
+_REPORTING = (
+    CheckFailedError,
+    BackupDamagedError,
+    VerifyFailedError,
+    CopyFailedError,
+    RepairFailedError,
+)
+_CODES = {kind.exit_status: kind.code for kind in _REPORTING}
 
 
 class RunEnd(NamedTuple):

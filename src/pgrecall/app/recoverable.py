@@ -69,7 +69,7 @@ class RecoverableSurvey:
         self._opened = opened
         self._server = server
         self._catalog = opened.catalog(server)
-        self._backups, self._damaged = self._catalog.survey()
+        self._backups, self._damaged = self._catalog.usable()
         self._generations = generations(opened.store, server)
         self._snapshots = {
             generation.number: ArchiveSnapshot(WalArchive(opened.store, server, generation))

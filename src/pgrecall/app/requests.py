@@ -39,7 +39,27 @@ class CheckRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """``verify``. ``backup_id`` empty: all. ``depth``: presence, stored bytes, or all of it."""
+    """``verify``. ``backup_id`` empty: all. ``depth``: presence, stored bytes, or all of it.
+
+    ``resume``: go on where the last one was interrupted.
+    """
+
+    backup_id: str = ""
+    depth: Literal["fast", "stored", "full"] = "stored"
+    resume: bool = False
+
+
+class CopyRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``copy``. ``backup_id`` empty: all. ``source`` and ``target`` are names of repositories."""
+
+    source: str
+    target: str
+    backup_id: str = ""
+    wal_only: bool = False
+
+
+class RepairRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``repair``. ``backup_id`` empty: all. ``depth``: how deep damage is looked for."""
 
     backup_id: str = ""
     depth: Literal["fast", "stored", "full"] = "stored"
@@ -57,7 +77,8 @@ class RestoreRequest(msgspec.Struct, frozen=True, kw_only=True):
     """``restore``. ``tablespace_map`` maps old directories to new ones.
 
     ``timeline`` None: chosen by the plan. ``backup_id`` empty: the newest that
-    serves the target. ``take_over``: the copy becomes the owner of the archive. ``port`` None: with
+    serves the target. ``allow_damaged``: ``backup_id`` may be one that is marked as damaged.
+    ``take_over``: the copy becomes the owner of the archive. ``port`` None: with
     ``start``, any free one. ``keep_old``: the directory in which the PGDATA that the restore
     replaces is kept; empty: the destination must be empty. ``delta``: overwrite the PGDATA that is
     there, only where it differs. ``databases``: only these; empty: all. ``drop_others``: the
@@ -69,6 +90,7 @@ class RestoreRequest(msgspec.Struct, frozen=True, kw_only=True):
     timeline: int | None = None
     action: Action = "promote"
     backup_id: str = ""
+    allow_damaged: bool = False
     target_dir: str = ""
     tablespace_map: Mapping[str, str] = {}
     standby: bool = False

@@ -10,6 +10,7 @@ import msgspec
 
 from pgrecall.app.context import RunContext
 from pgrecall.app.copy_place import CopyPlace, choose_place
+from pgrecall.app.damaged_backup import damage_explained, require_unmarked
 from pgrecall.app.freshening import Freshness, freshen, may_be_newer
 from pgrecall.app.opened import OpenedRepository, main_repository
 from pgrecall.app.overwriting import Overwriting, Work, require_no_delta
@@ -34,6 +35,7 @@ from pgrecall.model.manifest import Completion, ManifestRoot
 from pgrecall.model.runs import RunFacts
 from pgrecall.model.targets import Latest
 from pgrecall.repository.block_digests import DigestReader
+from pgrecall.repository.catalog import Catalog
 from pgrecall.repository.contents import Contents
 from pgrecall.repository.identity import Generation, latest_generation, read_generation
 from pgrecall.repository.pack_source import PackSource
@@ -128,9 +130,7 @@ class _Preparation:
         self.request = request
         self.clock = SystemClock()
         self.opened = main_repository(context)
-        self.backups, self.generation, self.damaged = _backups(
-            context, self.opened, request.backup_id
-        )
+        self.backups, self.generation, self.damaged = _backups(context, self.opened, request)
         self.archive = WalArchive(self.opened.store, context.server.name, self.generation)
         self.now = self.clock.now()
         self.work = Work(
@@ -139,11 +139,12 @@ class _Preparation:
         self.restore_id = new_id(RESTORE, self.now)
         self.replacement = self._replacement()
         self.choice = self._choose()
-        manifest = self.opened.catalog(context.server.name).manifest(self.choice.backup)
-        self.root: ManifestRoot = manifest.root
-        packs = manifest.packs()
-        self.contents = Contents(len(packs), manifest.root.server.block_bytes)
-        self.contents.read(manifest.files())
+        with damage_explained(context, self.opened, self.choice.backup):
+            manifest = self.opened.catalog(context.server.name).manifest(self.choice.backup)
+            self.root: ManifestRoot = manifest.root
+            packs = manifest.packs()
+            self.contents = Contents(len(packs), manifest.root.server.block_bytes)
+            self.contents.read(manifest.files())
         self.source = PackSource(
             self.opened.store, context.server.name, self.choice.backup.backup_id, packs
         )
@@ -222,16 +223,17 @@ class _Preparation:
             wal_place=replacing.wal_place if replacing else None,
         )
         run = self._run(job)
-        run.check_packs()
-        if self.request.verify_wal:
-            self._verify_wal()
-        if replacing is not None:
-            salvage = replacing.old_wal.salvage()
-            run.bring_wal(replacing.old_wal.files_for(self.choice, salvage))
-            if isinstance(run, DeltaRun):
-                aside = replacing.old_wal.not_archived(salvage)
-                run.set_wal_aside(aside, is_foreign=replacing.old_wal.is_foreign)
-        run.run(self.leftover)
+        with damage_explained(self.context, self.opened, self.choice.backup, self.root):
+            run.check_packs()
+            if self.request.verify_wal:
+                self._verify_wal()
+            if replacing is not None:
+                salvage = replacing.old_wal.salvage()
+                run.bring_wal(replacing.old_wal.files_for(self.choice, salvage))
+                if isinstance(run, DeltaRun):
+                    aside = replacing.old_wal.not_archived(salvage)
+                    run.set_wal_aside(aside, is_foreign=replacing.old_wal.is_foreign)
+            run.run(self.leftover)
         seconds = time.monotonic() - began
         started = None
         if self.request.start:
@@ -428,11 +430,11 @@ def _refuse_contradictions(request: RestoreRequest) -> None:
 
 
 def _backups(
-    context: RunContext, opened: OpenedRepository, backup_id: str
+    context: RunContext, opened: OpenedRepository, request: RestoreRequest
 ) -> tuple[list[Completion], Generation, list[Finding]]:
     """The backups that may serve, the generation that they are of, and findings on others."""
-    server = context.server.name
-    complete, findings = opened.catalog(server).survey()
+    server, backup_id = context.server.name, request.backup_id
+    complete, findings = _candidates(opened.catalog(server), request)
     latest = latest_generation(opened.store, server)
     if latest is None or not complete:
         damaged = "; ".join(finding.message for finding in findings)
@@ -452,3 +454,14 @@ def _backups(
             hint="take one now; an older one is restored with --backup ID",
         )
     return chosen, read_generation(opened.store, server, number), findings
+
+
+def _candidates(
+    catalog: Catalog, request: RestoreRequest
+) -> tuple[list[Completion], list[Finding]]:
+    """What may be chosen from; one that was named is taken even if damaged, when that is wanted."""
+    if not request.backup_id:
+        return catalog.usable()
+    marked = require_unmarked(catalog, request.backup_id, is_allowed=request.allow_damaged)
+    complete, findings = catalog.survey()
+    return complete, [*findings, *marked]

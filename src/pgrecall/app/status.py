@@ -167,7 +167,7 @@ class _Look:
         survey = RecoverableSurvey(opened, name).result(self._now)
         self._findings += survey.findings
         loss = self._loss(opened, survey, said)
-        backup = _last_good(opened.catalog(name).survey()[0])
+        backup = _last_good(opened.catalog(name).usable()[0])
         everything, damaged = Journal(opened.store, name).runs(
             min(self._since, self._now - _RTO_HISTORY)
         )

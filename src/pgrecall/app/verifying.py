@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from datetime import datetime
 
 import msgspec
@@ -13,7 +14,7 @@ from pgrecall.app.requests import VerifyRequest
 from pgrecall.errors import BackupNotFoundError, PgrecallError
 from pgrecall.model.findings import Finding, Severity, worst
 from pgrecall.model.runs import RunFacts
-from pgrecall.repository.identity import latest_generation
+from pgrecall.repository.identity import generation_numbers
 from pgrecall.settings import RepositorySettings
 from pgrecall.system.clock import SystemClock
 from pgrecall.system.throttle import Throttle
@@ -24,7 +25,10 @@ from pgrecall.verify.wal import WalProof
 
 
 class VerifiedBackup(msgspec.Struct, frozen=True, kw_only=True):
-    """One backup in one repository; ``raw_bytes`` and ``pages_checked`` only at full depth."""
+    """One backup in one repository; ``raw_bytes`` and ``pages_checked`` only at full depth.
+
+    ``is_done`` False: the store failed, or the run was interrupted, before its end.
+    """
 
     repository: str
     backup_id: str
@@ -34,6 +38,7 @@ class VerifiedBackup(msgspec.Struct, frozen=True, kw_only=True):
     stored_bytes: int
     raw_bytes: int
     pages_checked: int
+    is_done: bool = True
 
 
 class VerifiedWal(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,12 +51,22 @@ class VerifiedWal(msgspec.Struct, frozen=True, kw_only=True):
     stored_bytes: int
 
 
+class Damaged(msgspec.Struct, frozen=True, kw_only=True):
+    """A damaged or missing object; ``backups``: those that need it (its blast radius)."""
+
+    repository: str
+    key: str
+    code: str
+    message: str
+    backups: tuple[str, ...] = ()
+
+
 class VerifyResult(msgspec.Struct, frozen=True, kw_only=True):
     """What ``verify`` found; ``result`` is the gravest severity.
 
     ``stored_bytes`` were read and held to their digests (at fast depth: only asked for);
     ``records`` are the other objects that were read. The subject of a finding begins
-    with its repository.
+    with its repository. ``skipped_backups``: proven by the run that this one went on from.
     """
 
     server: str
@@ -63,6 +78,8 @@ class VerifyResult(msgspec.Struct, frozen=True, kw_only=True):
     result: Severity
     backups: tuple[VerifiedBackup, ...] = ()
     wal: tuple[VerifiedWal, ...] = ()
+    damage: tuple[Damaged, ...] = ()
+    skipped_backups: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
 
     def run_facts(self) -> RunFacts:
@@ -71,11 +88,12 @@ class VerifyResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def run_verify(context: RunContext, request: VerifyRequest) -> VerifyResult:
-    """Verify in the chosen repository, or in each of the server's; nothing is changed.
+    """Verify in the chosen repository, or in each of the server's.
 
-    A repository that cannot be reached is a finding, and the others are verified: for
-    a best-effort one a warning. Raises SettingsError, and BackupNotFoundError when no
-    repository has the backup that was named.
+    A backup that is damaged is marked in its repository, so that no plan chooses it; one
+    that is whole again loses its mark. A repository that cannot be reached, or no longer,
+    is a finding, and the others are verified: for a best-effort one a warning. Raises
+    SettingsError, and BackupNotFoundError when no repository has the backup that was named.
     """
     clock = SystemClock()
     began, verified_at = clock.monotonic(), clock.now()
@@ -102,12 +120,14 @@ def run_verify(context: RunContext, request: VerifyRequest) -> VerifyResult:
         depth=request.depth,
         verified_at=verified_at,
         duration_seconds=round(clock.monotonic() - began, 3),
-        stored_bytes=sum(one.stored_bytes for one in backups)
+        stored_bytes=sum(one.read_bytes for proof in proofs.values() for one in proof.backups)
         + sum(one.stored_bytes for one in wal),
         records=sum(proof.records for proof in proofs.values()),
         result=worst(list(findings)),
         backups=backups,
         wal=wal,
+        damage=tuple(one for name, proof in proofs.items() for one in _damaged(name, proof)),
+        skipped_backups=tuple(one for proof in proofs.values() for one in proof.skipped),
         findings=findings,
     )
 
@@ -118,29 +138,75 @@ def _verify(
     settings: RepositorySettings,
     missing: list[PgrecallError],
 ) -> VerifyProof | None:
-    verify = context.settings.verify
     try:
         opened = OpenedRepository(settings, context.environment)
-        generation = latest_generation(opened.store, context.server.name)
-        task = VerifyTask(
-            server=context.server.name,
+        proof = verify_opened(
+            context,
+            opened,
             wanted=request.backup_id or ALL,
             depth=request.depth,
-            workers=verify.workers or 2 * (os.cpu_count() or 1),
-            generation=generation.number if generation is not None else None,
+            resume=request.resume,
         )
-        return VerifyRun(
-            task,
-            opened.store,
-            opened.identity,
-            throttle=Throttle(verify.bytes_per_second),
-            progress=context.progress,
-        ).run()
     except BackupNotFoundError as error:
         missing.append(error)  # backups go to the first required repository only
         return None
     except PgrecallError as error:
-        return VerifyProof(backups=(), wal=(), findings=(_unknown(settings, error),))
+        return VerifyProof(findings=(unknown_finding(settings, error, "not verified"),))
+    if proof.stopped is None:
+        return proof
+    unknown = unknown_finding(settings, proof.stopped, "not all of it was verified")
+    return msgspec.structs.replace(proof, findings=(*proof.findings, unknown))
+
+
+def verify_opened(
+    context: RunContext,
+    opened: OpenedRepository,
+    *,
+    wanted: str,
+    depth: Depth,
+    resume: bool = False,
+    is_partial: bool = False,
+) -> VerifyProof:
+    """Verify in one repository that is open; raises BackupNotFoundError, StoreError."""
+    verify = context.settings.verify
+    numbers = generation_numbers(opened.store, context.server.name)
+    task = VerifyTask(
+        server=context.server.name,
+        run_id=context.run_id,
+        wanted=wanted,
+        depth=depth,
+        workers=verify.workers or 2 * (os.cpu_count() or 1),
+        generation=numbers[-1] if numbers else None,
+        resume=resume,
+        is_partial=is_partial,
+    )
+    return VerifyRun(
+        task,
+        opened.store,
+        opened.identity,
+        clock=SystemClock(),
+        throttle=Throttle(verify.bytes_per_second),
+        progress=context.progress,
+    ).run()
+
+
+def _damaged(repository: str, proof: VerifyProof) -> Iterator[Damaged]:
+    owners: dict[str, list[str]] = {}
+    for backup in proof.backups:
+        for one in backup.damage:
+            owners.setdefault(one.key, []).append(backup.backup_id)
+    seen: set[tuple[str, str, str]] = set()
+    for one in proof.damage:
+        place = (one.key, one.code, one.message)
+        if place not in seen:
+            seen.add(place)
+            yield Damaged(
+                repository=repository,
+                key=one.key,
+                code=one.code,
+                message=one.message,
+                backups=proof.referring.get(one.key) or tuple(sorted(owners.get(one.key, ()))),
+            )
 
 
 def _backup(repository: str, proof: BackupProof) -> VerifiedBackup:
@@ -153,6 +219,7 @@ def _backup(repository: str, proof: BackupProof) -> VerifiedBackup:
         stored_bytes=proof.stored_bytes,
         raw_bytes=proof.raw_bytes,
         pages_checked=proof.pages_checked,
+        is_done=proof.is_done,
     )
 
 
@@ -166,11 +233,12 @@ def _wal(repository: str, proof: WalProof) -> VerifiedWal:
     )
 
 
-def _unknown(settings: RepositorySettings, error: PgrecallError) -> Finding:
+def unknown_finding(settings: RepositorySettings, error: PgrecallError, what: str) -> Finding:
+    """For a repository that failed: a failure, or for a best-effort one a warning."""
     return Finding(
         severity="fail" if settings.role == "required" else "warn",
         code=error.code,
         subject="the repository",
-        message=f"not verified: {error.message}",
+        message=f"{what}: {error.message}",
         hint=error.hint or "mend what keeps it from being read, and verify again",
     )

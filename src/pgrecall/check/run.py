@@ -198,7 +198,7 @@ class CheckRun:
         return generation
 
     def _backups(self, store: Store, subject: str) -> Completion | None:
-        complete, damaged = Catalog(store, self._server.name).survey()
+        complete, damaged = Catalog(store, self._server.name).usable()
         self.findings += damaged
         newest = max(complete, key=lambda backup: backup.stopped_at, default=None)
         if newest is None:

@@ -17,6 +17,7 @@ from pgrecall.app.branching import AllowBranchResult
 from pgrecall.app.catalog import BackupDetails, BackupList
 from pgrecall.app.checking import CheckResult
 from pgrecall.app.client_install import ClientResult
+from pgrecall.app.copying import CopyResult
 from pgrecall.app.demo_report import DemoReport
 from pgrecall.app.enabling import EnableResult
 from pgrecall.app.enabling_undo import UndoResult
@@ -29,6 +30,8 @@ from pgrecall.app.key_checking import KeyCheckResult
 from pgrecall.app.receiving import ReceiveResult, SlotsResult
 from pgrecall.app.recoverable_result import RecoverableResult
 from pgrecall.app.recovering import RecoveryResult, RecoveryStatus
+from pgrecall.app.repairing import RepairResult
+from pgrecall.app.repositories import RepositoriesResult
 from pgrecall.app.restoring import RestoreResult
 from pgrecall.app.status import StatusResult
 from pgrecall.app.switching import RestorePointResult, SwitchResult
@@ -83,9 +86,12 @@ SCHEMAS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "init/1": ("init", InitResult),
     "check/1": ("check", CheckResult),
     "verify/1": ("verify", VerifyResult),
+    "copy/1": ("copy", CopyResult),
+    "repair/1": ("repair", RepairResult),
     "backup/1": ("backup", BackupResult),
     "backups-list/1": ("backups list", BackupList),
     "backups-show/1": ("backups show", BackupDetails),
+    "repositories/1": ("repositories", RepositoriesResult),
     "wal-push/1": ("wal push", WalPushResult),
     "wal-fetch/1": ("wal fetch", WalFetchResult),
     "wal-fetch-ahead/1": ("wal fetch-ahead", AheadResult),

@@ -59,7 +59,12 @@ COMMANDS: dict[str, LazyCommand | LazyGroup] = {
     "check": LazyCommand("check", "command", "Prove that server, archive and repository work."),
     "backup": LazyCommand("backup", "command", "Back a server up."),
     "verify": LazyCommand("verify", "command", "Prove that what is stored is whole."),
+    "copy": LazyCommand("copy", "command", "Copy backups and WAL to another repository."),
+    "repair": LazyCommand("repair", "command", "Heal what is damaged from another repository."),
     "backups": LazyGroup("backups", table=_BACKUPS, help="List backups, or show one."),
+    "repositories": LazyCommand(
+        "repositories", "command", "Show where copies are: the 3-2-1 rule as facts."
+    ),
     "wal": LazyGroup("wal", table=_WAL, help="Archive WAL and fetch it back."),
     "restore": LazyCommand("restore", "command", "Bring a server back to any moment."),
     "undo": LazyCommand("undo", "command", "Take a restore back that kept the old data."),

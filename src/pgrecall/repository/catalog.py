@@ -17,6 +17,7 @@ from pgrecall.model.findings import Finding
 from pgrecall.model.ids import BACKUP, check_id
 from pgrecall.model.manifest import FORMAT_VERSION, Completion
 from pgrecall.repository import layout
+from pgrecall.repository.damage import DamageMarks
 from pgrecall.repository.documents import sealed, unsealed
 from pgrecall.repository.manifests import ManifestReader, put_or_find
 from pgrecall.store.base import Store
@@ -43,6 +44,7 @@ class Catalog:
     def __init__(self, store: Store, server: str) -> None:
         self.store = store
         self.server = server
+        self.damage = DamageMarks(store, server)
 
     def ids(self) -> list[str]:
         """Ids of all backups that were begun, complete or not, oldest first."""
@@ -64,10 +66,32 @@ class Catalog:
         findings = [result for result in results if isinstance(result, Finding)]
         return complete, findings
 
+    def usable(self) -> tuple[list[Completion], list[Finding]]:
+        """As survey, without the backups that are marked as damaged; each becomes a finding.
+
+        What chooses a backup by itself chooses from these.
+        """
+        complete, findings = self.survey()
+        damaged = self.damage.damaged()
+        marked = [one for one in complete if one.backup_id in damaged]
+        findings += [damaged[one.backup_id].finding() for one in marked]
+        return [one for one in complete if one.backup_id not in damaged], findings
+
     def unfinished(self) -> list[Unfinished]:
-        """What was begun and has no completion record, oldest first; raises StoreError."""
+        """What was begun and has no completion record, oldest first; raises StoreError.
+
+        Packs that a complete backup refers to are left out: those of older backups that were
+        not copied, or are no more. While a completion record cannot be read, it is not known
+        to what it refers, and nothing is named.
+        """
+        complete, damaged = self.survey()
+        if damaged:
+            return []
+        referred = {backup_id for backup in complete for backup_id in backup.references}
         found = []
         for backup_id in self.ids():
+            if backup_id in referred:
+                continue
             if self.store.head(layout.complete_key(self.server, backup_id)) is not None:
                 continue
             objects = list(self.store.list(layout.backup_prefix(self.server, backup_id)))

@@ -112,7 +112,9 @@ def _too_new(key: str, header: DocumentHeader) -> RepositoryError:
 
 
 def _corrupt(key: str, what: str) -> CorruptObjectError:
-    return CorruptObjectError(
+    error = CorruptObjectError(
         f"the object {key} {what}",
         hint="restore it from another repository, or use another backup",
     )
+    error.key = key
+    return error

@@ -12,11 +12,13 @@ from pgrecall.model.wal_files import HISTORY, WalFile
 
 REPOSITORY_KEY = "repository.json"
 KEYS_PREFIX = "keys/"
+ORIGINS_PREFIX = "origins/"
 SERVERS_PREFIX = "servers/"
 
 PACK = "pack"
 MANIFEST = "manifest"
 MANIFEST_PART = "manifest-part"
+DIGESTS = "digests"
 COMPLETE = "complete"
 
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
@@ -127,6 +129,33 @@ def branch_key(server: str, generation: int, number: int) -> str:
     return f"{branches_prefix(server, generation)}{_number(number)}.json"
 
 
+def damage_prefix(server: str, backup_id: str = "") -> str:
+    """Prefix of the marks of damaged backups, or of one backup's."""
+    prefix = f"{server_prefix(server)}damage/"
+    return f"{prefix}{backup_id}/" if backup_id else prefix
+
+
+def damage_key(server: str, backup_id: str, number: int) -> str:
+    """Key of mark ``number`` (1 and up) of a backup."""
+    return f"{damage_prefix(server, backup_id)}{_number(number)}.json"
+
+
+def verified_prefix(server: str, run_id: str = "") -> str:
+    """Prefix of the records of how far verifications came, or of one run's."""
+    prefix = f"{server_prefix(server)}verified/"
+    return f"{prefix}{run_id}/" if run_id else prefix
+
+
+def verified_key(server: str, run_id: str, number: int) -> str:
+    """Key of record ``number`` (1 and up) of one verification."""
+    return f"{verified_prefix(server, run_id)}{_number(number)}.json"
+
+
+def origin_key(repository_id: str) -> str:
+    """Key of the record that objects of another repository were copied into this one."""
+    return f"{ORIGINS_PREFIX}{repository_id}.json"
+
+
 def record_number(name: str) -> int:
     """The number of a record named ``NNNN.json``; raises RepositoryError for any other name."""
     stem, dot, suffix = name.partition(".")
@@ -139,9 +168,9 @@ def record_number(name: str) -> int:
 
 
 class BackupKey:
-    """A parsed key below a backup: ``kind`` is PACK, MANIFEST, MANIFEST_PART or COMPLETE.
+    """A parsed key below a backup: ``kind`` is PACK, DIGESTS, MANIFEST, MANIFEST_PART, COMPLETE.
 
-    ``number`` counts packs and manifest parts; 0 for the two kinds that are single.
+    ``number`` counts packs, digest objects and manifest parts; 0 for the two kinds that are single.
     """
 
     __slots__ = ("backup_id", "kind", "number", "server")
@@ -207,7 +236,8 @@ def parse_backup_key(key: str) -> BackupKey:
         return BackupKey(server, backup_id, MANIFEST)
     if name == "complete.json":
         return BackupKey(server, backup_id, COMPLETE)
-    for stem, kind in (("pack-", PACK), ("manifest-", MANIFEST_PART)):
+    stems = (("pack-", PACK), ("digests-", DIGESTS), ("manifest-", MANIFEST_PART))
+    for stem, kind in stems:
         if name.startswith(stem):
             return BackupKey(server, backup_id, kind, _parse_number(name[len(stem) :], key))
     raise _bad_key(key, "a backup's object")

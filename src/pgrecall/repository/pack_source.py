@@ -34,22 +34,26 @@ class PackSource:
         """Raise CorruptObjectError unless the pack is there and has its size (fact 38)."""
         entry = self.packs[index]
         info = self._store.head(self.key(index))
-        if info is None:
-            raise CorruptObjectError(
-                f"the pack {self.key(index)} is missing",
-                hint="use another backup, or copy the pack back from where it went",
-            )
-        if info.size != entry.stored_bytes:
-            raise CorruptObjectError(
-                f"the pack {self.key(index)} has {info.size} bytes, not {entry.stored_bytes}",
-                hint="use another backup, or put the whole pack back",
-            )
+        if info is not None and info.size == entry.stored_bytes:
+            return
+        what = "is missing" if info is None else f"has {info.size} bytes, not {entry.stored_bytes}"
+        error = CorruptObjectError(
+            f"the pack {self.key(index)} {what}",
+            hint="use another backup, or put the whole pack back",
+        )
+        error.key = self.key(index)
+        raise error
 
     def open(self, index: int) -> PackReader:
         """Open a pack; its footer must be the one that the manifest knows."""
         entry = self.packs[index]
         key = self.key(index)
-        return PackReader(key, self._store.reader(key), entry.footer_digest)
+        reader = self._store.reader(key)
+        try:
+            return PackReader(key, reader, entry.footer_digest)
+        except BaseException:
+            reader.close()
+            raise
 
     def key(self, index: int) -> str:
         """The key of a pack."""

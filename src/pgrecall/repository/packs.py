@@ -40,6 +40,7 @@ _LENGTH = struct.Struct("<I")
 _TRAILER = struct.Struct("<II32s8s")
 _LARGEST_HEADER = 64 << 10
 _LARGEST_FOOTER = 1 << 30
+_COPY_BYTES = 4 << 20
 
 
 class PackHeader(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,6 +162,7 @@ class PackReader:
         """Open; with ``footer_digest`` (from a manifest) the footer must be exactly that one."""
         self.key = key
         self._reader = reader
+        self._footer_at, self._footer_digest = 0, b""
         encoded = self._read_header()
         self.footer = self._read_footer(footer_digest)
         if stored_digest(encoded).hex() != self.footer.header:
@@ -203,7 +205,8 @@ class PackReader:
         """Check one frame's stored bytes against their digest."""
         frame = self.frames[number]
         if stored_digest(stored).hex() != frame.digest:
-            raise self._corrupt(f"frame {number} does not match its digest ({self._holds(frame)})")
+            said = f"frame {number} does not match its digest ({self._holds(frame)})"
+            raise self._corrupt(said, frame)
 
     def decode(self, number: int, stored: Buffer) -> bytes | memoryview:
         """Check one frame's stored bytes against their digest and decompress them."""
@@ -212,7 +215,39 @@ class PackReader:
         try:
             return decompress(frame.codec, stored, frame.raw_bytes)
         except CorruptObjectError as error:
-            raise self._corrupt(f"frame {number}: {error} ({self._holds(frame)})") from error
+            said = f"frame {number}: {error} ({self._holds(frame)})"
+            raise self._corrupt(said, frame) from error
+
+    def stored_pieces(self) -> Iterator[Buffer]:
+        """Every byte of the pack in order, each checked before it is given: for a copy of it.
+
+        Raises CorruptObjectError, also where bytes lie between the frames.
+        """
+        at = self.frames[0].offset if self.frames else self._footer_at
+        front = self._reader.read(0, at)
+        if stored_digest(front[len(MAGIC) + _LENGTH.size :]).hex() != self.footer.header:
+            raise self._corrupt("has a header that does not match its digest")
+        yield front
+        first = 0
+        while first < len(self.frames):
+            last, size = first, 0
+            while last < len(self.frames) and (last == first or size < _COPY_BYTES):
+                if self.frames[last].offset != at:
+                    raise self._corrupt(f"has bytes that no frame covers in front of frame {last}")
+                size += self.frames[last].stored_bytes
+                at += self.frames[last].stored_bytes
+                last += 1
+            for number, stored in self.stored_span(first, last - 1):
+                self.check(number, stored)
+                yield stored
+            first = last
+        if at != self._footer_at:
+            raise self._corrupt("has bytes that no frame covers in front of its footer")
+        end = self._reader.read(at, self._reader.size - at)
+        digest = stored_digest(end[: -_TRAILER.size])
+        if digest != self._footer_digest or digest != _TRAILER.unpack(end[-_TRAILER.size :])[2]:
+            raise self._corrupt("has a footer that does not match its digest")
+        yield end
 
     def close(self) -> None:
         """Close the object."""
@@ -261,6 +296,7 @@ class PackReader:
         stored = self._reader.read(start, stored_bytes)
         if stored_digest(stored) != digest or (expected is not None and digest.hex() != expected):
             raise self._corrupt("has a footer that does not match its digest")
+        self._footer_at, self._footer_digest = start, digest
         try:
             return _FOOTERS.decode(decompress(CODEC_ZSTD, stored, raw_bytes))
         except (CorruptObjectError, msgspec.DecodeError) as error:
@@ -275,11 +311,18 @@ class PackReader:
         more = len(frame.slices) - len(shown)
         return ", ".join(shown) + (f" and {more} more files" if more else "")
 
-    def _corrupt(self, what: str) -> CorruptObjectError:
-        return CorruptObjectError(
+    def _corrupt(self, what: str, frame: Frame | None = None) -> CorruptObjectError:
+        error = CorruptObjectError(
             f"the pack {self.key} {what}",
             hint="take another backup now; older backups and other repositories are not affected",
         )
+        error.key = self.key
+        if frame is not None:
+            error.pieces = tuple(
+                (self.footer.paths[piece.path], piece.file_offset, piece.length)
+                for piece in frame.slices
+            )
+        return error
 
 
 def _printable(path: bytes) -> str:

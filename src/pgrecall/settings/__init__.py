@@ -6,6 +6,7 @@ from pgrecall.settings.references import resolve_secret
 from pgrecall.settings.sections import (
     AgentSettings,
     BackupSettings,
+    CopySettings,
     LogSettings,
     ReceiveSettings,
     RepositorySettings,
@@ -20,6 +21,7 @@ from pgrecall.settings.sections import (
 __all__ = [
     "AgentSettings",
     "BackupSettings",
+    "CopySettings",
     "LogSettings",
     "ReceiveSettings",
     "RepositorySettings",

@@ -10,6 +10,7 @@ from pgrecall.settings.declare import Section, did_you_mean
 from pgrecall.settings.sections import (
     AgentSettings,
     BackupSettings,
+    CopySettings,
     LogSettings,
     ReceiveSettings,
     RepositorySettings,
@@ -31,7 +32,7 @@ class Settings:
     """
 
     __slots__ = (
-        "agent", "backup", "log", "path", "receive", "repositories", "restore", "schedule",
+        "agent", "backup", "copy", "log", "path", "receive", "repositories", "restore", "schedule",
         "servers", "targets", "verify", "wal",
     )  # fmt: skip
 
@@ -46,6 +47,7 @@ class Settings:
         self.repositories: dict[str, RepositorySettings] = dict(repositories or {})
         self.backup = _section(sections.pop("backup", None), BackupSettings)
         self.verify = _section(sections.pop("verify", None), VerifySettings)
+        self.copy = _section(sections.pop("copy", None), CopySettings)
         self.wal = _section(sections.pop("wal", None), WalSettings)
         self.agent = _section(sections.pop("agent", None), AgentSettings)
         self.receive = _section(sections.pop("receive", None), ReceiveSettings)

@@ -57,6 +57,13 @@ class RepositorySettings(Section):
         choices=("required", "best-effort"),
         doc="Whether a backup or a pushed segment counts only when it is in this repository.",
     )
+    copies_backups: bool = setting(
+        default=False,
+        doc="Whether each backup is copied here when it is complete in the first repository.",
+    )
+    is_offsite: bool = setting(
+        default=False, doc="Whether it is at another place than the server (3-2-1 rule)."
+    )
     path: str = setting(default="", is_path=True, doc="Directory of a local store.")
     bucket: str = setting(default="", doc="Bucket (S3, Google) or container (Azure).")
     prefix: str = setting(default="", doc="What all keys in the bucket begin with.")
@@ -245,6 +252,23 @@ class VerifySettings(Section):
     )
 
 
+class CopySettings(Section):
+    """How backups and WAL go from one repository to another, and are healed: ``[copy]``."""
+
+    workers: int = setting(
+        default=0,
+        bounds=(0, 256),
+        doc="Threads that read, check and write. 0: two for each core. Fewer where the packs of"
+        " so many would not fit into 512 MiB of memory.",
+    )
+    bytes_per_second: int = setting(
+        default=0,
+        unit="bytes",
+        bounds=(0, 1 << 50),
+        doc="How much is copied in a second at most. 0: as fast as it goes.",
+    )
+
+
 class AgentSettings(Section):
     """The process that stays beside a server: ``[agent]``."""
 
@@ -388,6 +412,7 @@ class LogSettings(Section):
 SINGLE_SECTIONS: dict[str, type[Section]] = {
     "backup": BackupSettings,
     "verify": VerifySettings,
+    "copy": CopySettings,
     "wal": WalSettings,
     "agent": AgentSettings,
     "receive": ReceiveSettings,

@@ -95,3 +95,29 @@ def mount_of(path: str) -> tuple[int, int]:
         return device, next((int(words[1]) for words in lines if words[0] == "mnt_id:"), device)
     finally:
         os.close(descriptor)
+
+
+def filesystem_of(directory: str) -> tuple[str, str]:
+    """Type and device (``ext4``, ``8:1``) of the file system that a directory lies on.
+
+    Linux: from /proc/self/mountinfo; a type that cannot be told is empty. Raises OSError
+    when the directory is not there.
+    """
+    device = os.stat(directory).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
+            lines = [line.split() for line in file]
+    except OSError:
+        return "", number
+    # btrfs and overlays give their files another device than their mount has: then by path.
+    path = os.path.realpath(directory)
+    by_device = [words for words in lines if words[2] == number]
+    by_path = [words for words in lines if _is_below(path, words[4])]
+    found = max(by_device or by_path, key=lambda words: len(words[4]), default=None)
+    return (found[found.index("-") + 1] if found is not None else ""), number
+
+
+def _is_below(path: str, mount_point: str) -> bool:
+    point = mount_point.encode().decode("unicode_escape").rstrip("/")
+    return path == point or path.startswith(point + "/")

@@ -2,51 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 from pgrecall.errors import CorruptObjectError, ObjectMissingError
-from pgrecall.model.findings import Finding
-from pgrecall.repository.block_digests import DigestReader
-from pgrecall.store.base import Store
+from pgrecall.model.damage import DIGESTS_DAMAGED, DamagedObject
+from pgrecall.model.manifest import DigestsEntry
+from pgrecall.repository.catalog import Catalog
+from pgrecall.system.throttle import Throttle
+from pgrecall.verify.objects import Document, digests_document, read_document
 from pgrecall.verify.plan import FAST, Depth
 
 
-def verify_digests(
-    store: Store, reader: DigestReader, backup_id: str, depth: Depth, take: Callable[[int], None]
-) -> list[Finding]:
-    """Prove that they are there, and unless ``depth`` is fast that they are whole.
+class DigestsVerifier:
+    """Looks at each object once, however many backups refer to it. For one thread."""
 
-    ``take`` is told the bytes of each before it is read. Raises StoreError.
-    """
-    findings = []
-    for index, entry in enumerate(reader.objects):
-        key = reader.key(index)
-        said = ""
+    def __init__(self, catalog: Catalog, depth: Depth, throttle: Throttle) -> None:
+        self._catalog = catalog
+        self._depth = depth
+        self._throttle = throttle
+        self._known: dict[tuple[str, str], str] = {}
+
+    def damaged(self, backup_id: str, objects: Sequence[DigestsEntry]) -> list[DamagedObject]:
+        """Which are missing, or, unless the depth is fast, not whole; raises StoreError."""
+        found = []
+        for entry in objects:
+            document = digests_document(self._catalog.server, backup_id, entry)
+            place = (document.key, document.digest)
+            if place not in self._known:
+                self._known[place] = self._problem(document)
+            said = self._known[place]
+            if said:
+                found.append(DamagedObject(key=document.key, code=DIGESTS_DAMAGED, message=said))
+        return found
+
+    def _problem(self, document: Document) -> str:
+        """What is wrong with it, or nothing."""
+        store = self._catalog.store
         try:
-            if depth == FAST:
-                info = store.head(key)
-                if info is None:
-                    said = f"{key} is missing"
-                elif info.size != entry.stored_bytes:
-                    said = f"{key} has {info.size} bytes, not {entry.stored_bytes}"
-            else:
-                take(entry.stored_bytes)
-                reader.read(index)
+            if self._depth != FAST:
+                self._throttle.take(document.stored_bytes)
+                read_document(store, document)
+                return ""
         except ObjectMissingError:
-            said = f"{key} is missing"
+            return f"{document.key} is missing"
         except CorruptObjectError as error:
-            said = error.message
-        if said:
-            findings.append(_finding(backup_id, said))
-    return findings
-
-
-def _finding(backup_id: str, said: str) -> Finding:
-    return Finding(
-        severity="fail",
-        code="digests-damaged",
-        subject=backup_id,
-        message=said,
-        hint="the backup can be restored; what goes by its digests (an incremental backup,"
-        " restore --delta) cannot: take a full backup",
-    )
+            return error.message
+        info = store.head(document.key)
+        if info is None:
+            return f"{document.key} is missing"
+        if info.size != document.stored_bytes:
+            return f"{document.key} has {info.size} bytes, not {document.stored_bytes}"
+        return ""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pgrecall.codec.crc import crc32c
 from pgrecall.codec.pages import check_pages
 from pgrecall.errors import CorruptObjectError, ObjectMissingError
-from pgrecall.model.findings import Finding
+from pgrecall.model.damage import DamagedObject
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.manifest import ManifestRoot
 from pgrecall.model.relation_files import first_block
@@ -18,8 +18,8 @@ from pgrecall.repository.packs import PackReader
 from pgrecall.system.throttle import Throttle
 from pgrecall.verify.plan import FAST, FULL, Depth
 
-PIECE_RECORD = struct.Struct("=IQQI")
-"""File, offset in the file, length, CRC-32C of these bytes."""
+PIECE_RECORD = struct.Struct(">IQQI")
+"""File, offset in the file, length, CRC-32C of these bytes; as bytes they sort in this order."""
 
 # Of one damaged pack so many frames are named; it is damaged with one already.
 _MOST_NAMED = 5
@@ -27,10 +27,16 @@ _PAGE_LSN = struct.Struct("<II")
 
 
 class PackProof:
-    """What became of one pack. ``pieces`` (PIECE_RECORDs) only at full depth."""
+    """What became of one pack. ``pieces`` (PIECE_RECORDs) only at full depth.
+
+    ``origin``: the repository that its header names. ``is_known``: not read again, an
+    older backup that refers to it was verified before.
+    """
 
     def __init__(self) -> None:
-        self.findings: list[Finding] = []
+        self.damage: list[DamagedObject] = []
+        self.origin = ""
+        self.is_known = False
         self.stored_bytes = 0
         self.raw_bytes = 0
         self.pages_checked = 0
@@ -52,7 +58,6 @@ class PackVerifier:
         self._source = source
         self._depth = depth
         self._throttle = throttle
-        self._backup_id = root.backup_id
         self._page_bytes = root.server.block_bytes
         self._relation_blocks = root.server.relation_segment_bytes // root.server.block_bytes
         self._start = Lsn.parse(root.wal_range.start)
@@ -60,7 +65,7 @@ class PackVerifier:
         self._has_checksums = root.server.data_checksums != 0
 
     def verify(self, index: int) -> PackProof:
-        """Prove the pack at ``index`` of the manifest's list; damage is a finding.
+        """Prove the pack at ``index`` of the manifest's list.
 
         Raises StoreError: what cannot be read now is neither whole nor damaged.
         """
@@ -69,17 +74,18 @@ class PackVerifier:
         try:
             pack = self._source.open(index)
         except ObjectMissingError:
-            proof.findings.append(self._damage("pack-missing", f"the pack {key} is missing"))
+            proof.damage.append(_damage(key, "pack-missing", f"the pack {key} is missing"))
             return proof
         except CorruptObjectError as error:
-            proof.findings.append(self._damage("pack-damaged", error.message))
+            proof.damage.append(_damage(key, "pack-damaged", error.message))
             return proof
         try:
             wanted = self._source.packs[index].stored_bytes
             if pack.stored_bytes != wanted:
                 said = f"the pack {key} has {pack.stored_bytes} bytes, not {wanted}"
-                proof.findings.append(self._damage("pack-damaged", said))
+                proof.damage.append(_damage(key, "pack-damaged", said))
             proof.stored_bytes = pack.stored_bytes
+            proof.origin = pack.header.repository_id
             if self._depth != FAST:
                 self._verify_frames(pack, index, proof)
         finally:
@@ -92,25 +98,24 @@ class PackVerifier:
             if self._depth == FULL:
                 pieces = pieces_by_frame(pack, self._contents.runs_of(index))
         except CorruptObjectError as error:
-            proof.findings.append(self._damage("pack-damaged", error.message))
+            proof.damage.append(_damage(pack.key, "pack-damaged", error.message))
         damaged = 0
         for number, read in self._frames(pack):
             try:
                 stored = read if read is not None else _one_frame(pack, number)
                 if self._depth == FULL:
                     raw = memoryview(pack.decode(number, stored))
-                    proof.raw_bytes += len(raw)
                     for piece in pieces.get(number, ()):
-                        self._verify_piece(piece, raw, proof)
+                        self._verify_piece(pack.key, piece, raw, proof)
                 else:
                     pack.check(number, stored)
             except CorruptObjectError as error:
                 damaged += 1
                 if damaged <= _MOST_NAMED:
-                    proof.findings.append(self._damage("pack-damaged", error.message))
+                    proof.damage.append(_damage(pack.key, "pack-damaged", error.message))
         if damaged > _MOST_NAMED:
             said = f"{damaged} frames of {pack.key} are damaged; the first were named"
-            proof.findings.append(self._damage("pack-damaged", said))
+            proof.damage.append(_damage(pack.key, "pack-damaged", said))
 
     def _frames(self, pack: PackReader) -> Iterator[tuple[int, memoryview | None]]:
         """The frames as they are stored; None: to be read alone, its span has damage."""
@@ -127,9 +132,10 @@ class PackVerifier:
                 continue
             yield from found
 
-    def _verify_piece(self, piece: Piece, raw: memoryview, proof: PackProof) -> None:
+    def _verify_piece(self, key: str, piece: Piece, raw: memoryview, proof: PackProof) -> None:
         file, offset, start, length = piece
         data = raw[start : start + length]
+        proof.raw_bytes += length
         proof.pieces += PIECE_RECORD.pack(file, offset, length, crc32c(data))
         path = self._contents.table.path(file)
         block = first_block(path, self._relation_blocks)
@@ -145,18 +151,12 @@ class PackVerifier:
             is_replayed = Lsn(high << 32 | low) >= self._start
             if block + page not in known and not is_replayed:
                 said = f"block {block + page} of {path.decode(errors='replace')} fails its checksum"
-                proof.findings.append(self._damage("page-damaged", said))
-
-    def _damage(self, code: str, message: str) -> Finding:
-        return Finding(
-            severity="fail",
-            code=code,
-            subject=self._backup_id,
-            message=message,
-            hint="this backup cannot be trusted: take another one now, and restore from another"
-            " repository or an older backup until then",
-        )
+                proof.damage.append(_damage(key, "page-damaged", said))
 
 
 def _one_frame(pack: PackReader, number: int) -> memoryview:
     return next(stored for _, stored in pack.stored_span(number, number))
+
+
+def _damage(key: str, code: str, message: str) -> DamagedObject:
+    return DamagedObject(key=key, code=code, message=message)

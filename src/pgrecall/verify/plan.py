@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from pgrecall.errors import BackupNotFoundError
+from pgrecall.model.damage import Depth
 from pgrecall.model.ids import BACKUP, check_id
 from pgrecall.model.manifest import Completion
-
-Depth = Literal["fast", "stored", "full"]
 
 FAST: Depth = "fast"
 STORED: Depth = "stored"
 FULL: Depth = "full"
 
 ALL = "all"
+
+__all__ = ["ALL", "FAST", "FULL", "STORED", "Depth", "chosen_backups"]
 
 
 def chosen_backups(complete: Sequence[Completion], wanted: str) -> list[Completion]:

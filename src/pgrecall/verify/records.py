@@ -7,39 +7,65 @@ import struct
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import msgspec
+
 from pgrecall.errors import CorruptObjectError, ObjectMissingError, RepositoryError
+from pgrecall.model.damage import DamagedObject
 from pgrecall.model.findings import Finding
 from pgrecall.repository import layout
 from pgrecall.repository.documents import MAGIC, decode_document, unsealed
 from pgrecall.repository.identity import RepositoryIdentity, generation_numbers
 from pgrecall.repository.records import decode_record
 from pgrecall.repository.wal_objects import WalObjectReader
-from pgrecall.store.base import Store
+from pgrecall.store.base import ObjectInfo, Store
+from pgrecall.system.throttle import Throttle
 
 # Proven apart, by backup and by generation.
 _APART = frozenset({"backups/", "wal/"})
 _LENGTH = struct.Struct("<I")
 
 
+class RecordsProof(msgspec.Struct, frozen=True):
+    """How many objects were read, and which are damaged; each carries its own digest."""
+
+    records: int
+    damage: tuple[DamagedObject, ...]
+
+    def findings(self) -> list[Finding]:
+        """A finding for each."""
+        return [
+            Finding(
+                severity="fail",
+                code=one.code,
+                subject=one.key,
+                message=one.message,
+                hint="bring it back from another repository: pgrecall repair",
+            )
+            for one in self.damage
+        ]
+
+
 def damaged_records(
-    store: Store, server: str, identity: RepositoryIdentity, workers: int
-) -> tuple[int, list[Finding]]:
-    """How many objects were read, and which are damaged; each carries its own digest.
+    store: Store, server: str, identity: RepositoryIdentity, workers: int, throttle: Throttle
+) -> RecordsProof:
+    """Read all of them.
 
     Raises StoreError. Memory: one object for each worker, a few MiB at most.
     """
+
+    def prove(info: ObjectInfo) -> DamagedObject | None:
+        throttle.take(info.size)
+        return _damage(info.key, lambda: check_record(info.key, store.read(info.key)))
+
+    def prove_tail(info: ObjectInfo) -> DamagedObject | None:
+        throttle.take(info.size)
+        return _damage(info.key, lambda: _check_tail(store, info.key, identity))
+
     keys = list(_keys(store, server))
     tails = list(_tails(store, server))
-
-    def prove(key: str) -> Finding | None:
-        return _finding(key, lambda: check_record(key, store.read(key)))
-
-    def prove_tail(key: str) -> Finding | None:
-        return _finding(key, lambda: _check_tail(store, key, identity))
-
     with ThreadPoolExecutor(workers, thread_name_prefix="verify-records") as pool:
         found = [*pool.map(prove, keys), *pool.map(prove_tail, tails)]
-    return len(found), [finding for finding in found if finding is not None]
+    return RecordsProof(len(found), tuple(one for one in found if one is not None))
 
 
 def check_record(key: str, data: bytes) -> None:
@@ -67,32 +93,27 @@ def _check_tail(store: Store, key: str, identity: RepositoryIdentity) -> None:
         stored.verify()
 
 
-def _keys(store: Store, server: str) -> Iterator[str]:
+def _keys(store: Store, server: str) -> Iterator[ObjectInfo]:
     prefix = layout.server_prefix(server)
     for child in store.children(prefix):
         if child not in _APART:
-            yield from (info.key for info in store.list(prefix + child))
+            yield from store.list(prefix + child)
     for number in generation_numbers(store, server):
-        yield from (info.key for info in store.list(layout.gaps_prefix(server, number)))
-    yield from (info.key for info in store.list(layout.KEYS_PREFIX))
+        yield from store.list(layout.gaps_prefix(server, number))
+    yield from store.list(layout.ORIGINS_PREFIX)
+    yield from store.list(layout.KEYS_PREFIX)
 
 
-def _tails(store: Store, server: str) -> Iterator[str]:
+def _tails(store: Store, server: str) -> Iterator[ObjectInfo]:
     for number in generation_numbers(store, server):
-        yield from (info.key for info in store.list(layout.tails_prefix(server, number)))
+        yield from store.list(layout.tails_prefix(server, number))
 
 
-def _finding(key: str, check: Callable[[], None]) -> Finding | None:
+def _damage(key: str, check: Callable[[], None]) -> DamagedObject | None:
     try:
         check()
     except ObjectMissingError:
         return None  # a tail that its segment has taken the place of, since it was listed
     except (CorruptObjectError, RepositoryError) as error:
-        return Finding(
-            severity="fail",
-            code="record-damaged",
-            subject=key,
-            message=error.message,
-            hint="bring the object back from another repository; nothing rewrites it",
-        )
+        return DamagedObject(key=key, code="record-damaged", message=error.message)
     return None

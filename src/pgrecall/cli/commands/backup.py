@@ -9,8 +9,7 @@ from pgrecall.app.requests import BackupRequest
 from pgrecall.cli.frame import Example, framed_command
 from pgrecall.cli.invocation import Invocation
 from pgrecall.cli.journalling import journalled
-from pgrecall.errors import BackupDamagedError
-from pgrecall.model.findings import worst
+from pgrecall.errors import BackupDamagedError, CopyFailedError
 from pgrecall.settings.sections import BackupSettings
 
 _FIELDS = BackupSettings.fields
@@ -49,11 +48,15 @@ def command(
 
     The backup counts as complete when all of its files and the WAL that makes
     them consistent are in the repository. Options marked [backup] override the
-    setting of the same name. Ends with 42 when the backup is complete, and pages
-    of the server's data in it are damaged.
+    setting of the same name. Then it is copied to the repositories that say so
+    (copies_backups). Ends with 42 when the backup is complete, and pages of the server's
+    data in it are damaged; with 45 when a required repository did not get its copy.
     """
     context = invocation.context({f"backup.{key}": value for key, value in overrides.items()})
     request = BackupRequest(full=full, with_wal=with_wal, dry_run=invocation.flag("dry_run"))
     result = run_backup(context, request)
     invocation.emit(result, "backup/1")
-    return BackupDamagedError.exit_status if worst(list(result.findings)) == "fail" else 0
+    failed = {finding.code for finding in result.findings if finding.severity == "fail"}
+    if failed == {CopyFailedError.code}:
+        return CopyFailedError.exit_status
+    return BackupDamagedError.exit_status if failed else 0

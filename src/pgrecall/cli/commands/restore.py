@@ -58,6 +58,7 @@ _HIGHEST_TIMELINE = (1 << 32) - 1
 @click.option("--timeline", type=click.IntRange(1, _HIGHEST_TIMELINE), help="[default: planned]")
 @click.option("--action", type=click.Choice(("promote", "pause", "shutdown")), default="promote")
 @click.option("--backup", "backup_id", default="", metavar="ID", help="[default: planned]")
+@click.option("--allow-damaged", is_flag=True, help="With --backup: also one that is marked.")
 @click.option("--target-dir", type=click.Path(), help="[default: data_directory]")
 @click.option("--tablespace-map", multiple=True, metavar="OLD=NEW", help="For each tablespace.")
 @click.option("--standby", is_flag=True, help="Make a standby: standby.signal.")
@@ -92,6 +93,8 @@ def command(
         )
     if options["keep_old"] == "":
         raise UsageError("--keep-old is empty", hint="name a directory beside the data directory")
+    if options["allow_damaged"] and not options["backup_id"]:
+        raise UsageError("--allow-damaged needs --backup ID", hint="name the damaged backup")
     target = _target(options)
     values = {
         name: value

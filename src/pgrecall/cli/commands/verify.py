@@ -18,6 +18,7 @@ from pgrecall.errors import UsageError, VerifyFailedError
         Example("pgrecall verify", "every stored byte of every backup, and of their WAL"),
         Example("pgrecall verify --fast", "that everything is there: seconds, hardly a byte read"),
         Example("pgrecall verify b-20261122T201637Z-7k3q --full", "one backup, as if restored"),
+        Example("pgrecall verify --resume", "go on where the last one was interrupted"),
         Example("pgrecall verify --bytes-per-second 50000000", "leave bandwidth to others"),
     ),
 )
@@ -26,16 +27,24 @@ from pgrecall.errors import UsageError, VerifyFailedError
 @click.option(
     "--full", is_flag=True, help="Decompress, too: checksums of files and of pages, and whole WAL."
 )
+@click.option("--resume", is_flag=True, help="Leave out what an interrupted one has proven.")
 @click.option("--bytes-per-second", type=int, help="Read no faster. [default: the setting]")
 @journalled("verify")
 def command(
-    invocation: Invocation, *, backup: str, fast: bool, full: bool, bytes_per_second: int | None
+    invocation: Invocation,
+    *,
+    backup: str,
+    fast: bool,
+    full: bool,
+    resume: bool,
+    bytes_per_second: int | None,
 ) -> int:
     """Prove that BACKUP (an id, or all) and the WAL that it needs are whole.
 
     Completion records, manifests and packs, the stored bytes against their digests, that
     each backup's WAL is there up to where it is consistent and on to the newest. Ends
-    with 43 when something failed; the findings name what, and where. Nothing is changed.
+    with 43 when something failed; the findings name what, and where. A damaged backup is
+    marked, so that no restore chooses it; a clean verification takes the mark back.
     """
     if fast and full:
         raise UsageError("--fast and --full contradict each other", hint="leave one out")
@@ -43,6 +52,7 @@ def command(
     request = VerifyRequest(
         backup_id="" if backup == "all" else backup,
         depth="fast" if fast else "full" if full else "stored",
+        resume=resume,
     )
     result = run_verify(context, request)
     invocation.emit(result, "verify/1")
