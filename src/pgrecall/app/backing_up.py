@@ -8,6 +8,7 @@ from functools import partial
 import msgspec
 
 from pgrecall.app.context import RunContext
+from pgrecall.app.leasing import using
 from pgrecall.app.naming import names_of_backup
 from pgrecall.app.opened import OpenedRepository, main_repository
 from pgrecall.app.requests import BackupRequest
@@ -71,7 +72,8 @@ def run_backup(context: RunContext, request: BackupRequest) -> BackupResult:
         record_names=partial(names_of_backup, context, opened),
     )
     run = BackupRun(task, tools)
-    completion = run.run()
+    with using(context, opened, "backup"):
+        completion = run.run()
     remove_abandoned_files(opened.settings)
     return BackupResult(plan=task.plan, backup=completion, findings=run.findings)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 
 import msgspec
@@ -10,10 +11,15 @@ from pgrecall.app.context import RunContext
 from pgrecall.app.opened import main_repository
 from pgrecall.model.findings import Finding
 from pgrecall.model.manifest import Completion, TablespaceEntry
+from pgrecall.repository.retention_log import ExpiredItem, Hold, read_state
+from pgrecall.system.clock import SystemClock
 
 
 class BackupLine(msgspec.Struct, frozen=True):
-    """One line of the list. Sizes in bytes; ``stopped_at`` is of the server's clock."""
+    """One line of the list. Sizes in bytes; ``stopped_at`` is of the server's clock.
+
+    ``state``: empty, or ``held`` or ``expired`` with what is to be known of that.
+    """
 
     backup_id: str
     kind: str
@@ -25,6 +31,7 @@ class BackupLine(msgspec.Struct, frozen=True):
     stop_lsn: str
     has_wal: bool
     result: str
+    state: str = ""
 
 
 class BackupList(msgspec.Struct, frozen=True):
@@ -46,14 +53,20 @@ class BackupDetails(msgspec.Struct, frozen=True):
     findings: tuple[Finding, ...] = ()
 
 
-def list_backups(context: RunContext) -> BackupList:
-    """The backups of the chosen server in its main repository."""
+def list_backups(context: RunContext, *, with_expired: bool = False) -> BackupList:
+    """The backups of the chosen server in its main repository, expired ones if that is asked."""
     opened = main_repository(context)
-    complete, findings = opened.catalog(context.server.name).survey()
+    name = context.server.name
+    complete, findings = opened.catalog(name).survey(with_expired=with_expired)
+    state = read_state(opened.store, name)
+    holds = state.active_holds(SystemClock().now())
     return BackupList(
         server=context.server.name,
         repository=opened.settings.name,
-        backups=tuple(_line(backup) for backup in complete),
+        backups=tuple(
+            _line(backup, _state_of(state.expired.get(backup.backup_id), holds, backup.backup_id))
+            for backup in complete
+        ),
         findings=tuple(findings),
     )
 
@@ -72,7 +85,13 @@ def show_backup(context: RunContext, backup_id: str) -> BackupDetails:
     )
 
 
-def _line(backup: Completion) -> BackupLine:
+def _state_of(expired: ExpiredItem | None, holds: Mapping[str, Hold], backup_id: str) -> str:
+    if expired is not None:
+        return f"expired {expired.expired_at:%Y-%m-%d %H:%M} by {expired.run_id}"
+    return f"held: {holds[backup_id].reason}" if backup_id in holds else ""
+
+
+def _line(backup: Completion, state: str) -> BackupLine:
     return BackupLine(
         backup_id=backup.backup_id,
         kind=backup.kind,
@@ -84,4 +103,5 @@ def _line(backup: Completion) -> BackupLine:
         stop_lsn=backup.stop_lsn,
         has_wal=backup.has_wal,
         result=backup.worst,
+        state=state,
     )

@@ -10,6 +10,7 @@ import msgspec
 
 from pgrecall.app.context import RunContext
 from pgrecall.app.copy_place import CopyPlace, choose_place
+from pgrecall.app.leasing import using
 from pgrecall.app.opened import OpenedRepository, main_repository
 from pgrecall.app.requests import RestoreRequest
 from pgrecall.app.restore_commands import restore_command_of
@@ -29,6 +30,7 @@ from pgrecall.model.targets import Latest
 from pgrecall.repository.contents import Contents
 from pgrecall.repository.identity import Generation, latest_generation, read_generation
 from pgrecall.repository.pack_source import PackSource
+from pgrecall.repository.retention_log import read_state
 from pgrecall.repository.wal_archive import WalArchive
 from pgrecall.restore.choice import Choice, Chooser
 from pgrecall.restore.destination import (
@@ -97,7 +99,10 @@ def run_restore(context: RunContext, request: RestoreRequest) -> RestoreResult:
     question = "Shall the restored server replace the one that owns the archive?"
     if not context.approve(plan, question=question if request.take_over else ""):
         return RestoreResult(plan=plan)
-    return prepared.carry_out(plan)
+    used = [prepared.choice.backup.backup_id]
+    with using(context, prepared.opened, "restore", used):
+        prepared.opened.catalog(context.server.name).get(*used)  # not expired meanwhile
+        return prepared.carry_out(plan)
 
 
 class _Preparation:
@@ -113,6 +118,8 @@ class _Preparation:
             context, self.opened, request.backup_id
         )
         self.archive = WalArchive(self.opened.store, context.server.name, self.generation)
+        state = read_state(self.opened.store, context.server.name)
+        self.archive.hide(state.hidden_wal(self.generation.number))
         self.choice = self._choose()
         manifest = self.opened.catalog(context.server.name).manifest(self.choice.backup)
         self.root: ManifestRoot = manifest.root

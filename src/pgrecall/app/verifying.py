@@ -8,6 +8,7 @@ from datetime import datetime
 import msgspec
 
 from pgrecall.app.context import RunContext
+from pgrecall.app.leasing import using
 from pgrecall.app.opened import OpenedRepository
 from pgrecall.app.requests import VerifyRequest
 from pgrecall.errors import BackupNotFoundError, PgrecallError
@@ -129,13 +130,16 @@ def _verify(
             workers=verify.workers or 2 * (os.cpu_count() or 1),
             generation=generation.number if generation is not None else None,
         )
-        return VerifyRun(
+        run = VerifyRun(
             task,
             opened.store,
             opened.identity,
             throttle=Throttle(verify.bytes_per_second),
             progress=context.progress,
-        ).run()
+        )
+        used = [request.backup_id] if request.backup_id else []
+        with using(context, opened, "verify", used):
+            return run.run()
     except BackupNotFoundError as error:
         missing.append(error)  # backups go to the first required repository only
         return None

@@ -129,6 +129,7 @@ def completion(
         finding_count=len(taken.findings),
         tool_version=__version__,
         restore_id=task.restore_id or "",
+        refers_to=(),
     )
 
 

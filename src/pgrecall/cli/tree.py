@@ -43,6 +43,10 @@ _RECOVERY = {
     "resume": LazyCommand("recovery", "resume_command", "Go on after a pause."),
     "promote": LazyCommand("recovery", "promote_command", "End recovery where it is."),
 }
+_HOLD = {
+    "add": LazyCommand("hold", "add_command", "Never let a backup expire."),
+    "release": LazyCommand("hold", "release_command", "End a hold."),
+}
 _SERVER = {
     "upgrade": LazyCommand("server", "upgrade_command", "Open a new generation."),
 }
@@ -60,6 +64,10 @@ COMMANDS: dict[str, LazyCommand | LazyGroup] = {
         "recoverable", "command", "Show every moment that can be reached, and the gaps."
     ),
     "find": LazyCommand("find", "command", "Find the moment before a DROP, and how to restore it."),
+    "expire": LazyCommand("expire", "command", "Let expire what the policy does not keep; undo."),
+    "purge": LazyCommand("expire", "purge_command", "Delete the bytes of what has expired."),
+    "hold": LazyGroup("hold", table=_HOLD, help="Keep a backup whatever the policy says."),
+    "holds": LazyCommand("hold", "list_command", "List what is on hold."),
     "restore-point": LazyCommand(
         "wal_switch", "restore_point_command", "Name this moment, and see it archived."
     ),

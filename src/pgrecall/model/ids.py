@@ -13,6 +13,7 @@ RUN = "r"
 RESTORE = "x"
 NAMES = "n"
 CHANGE = "c"
+LEASE = "l"
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _PATTERN = re.compile(r"^([a-z])-(\d{8}T\d{6}Z)-([0-9a-hjkmnp-tv-z]{4})$")

@@ -177,6 +177,8 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     """The record that makes a backup exist; written last.
 
     LSNs are text; ``started_at`` and ``stopped_at`` are of the server's clock.
+    ``refers_to``: the ids of older backups whose packs the manifest names; None: a record
+    from before there was this field, the manifest tells.
     """
 
     format: int = FORMAT_VERSION
@@ -208,3 +210,4 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     tool_version: str = ""
     restore_id: str = ""
     annotations: dict[str, str] = {}
+    refers_to: tuple[str, ...] | None = None

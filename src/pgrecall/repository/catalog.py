@@ -19,6 +19,7 @@ from pgrecall.model.manifest import FORMAT_VERSION, Completion
 from pgrecall.repository import layout
 from pgrecall.repository.documents import sealed, unsealed
 from pgrecall.repository.manifests import ManifestReader, put_or_find
+from pgrecall.repository.retention_log import read_state
 from pgrecall.store.base import Store
 
 _COMPLETIONS = msgspec.json.Decoder(Completion)
@@ -49,13 +50,19 @@ class Catalog:
         names = self.store.children(layout.backups_prefix(self.server))
         return sorted(name.rstrip("/") for name in names if name.endswith("/"))
 
-    def survey(self) -> tuple[list[Completion], list[Finding]]:
+    def survey(self, *, with_expired: bool = False) -> tuple[list[Completion], list[Finding]]:
         """All complete backups, oldest first, and findings on those that cannot be read.
 
-        One damaged completion record must not hide the other backups: it
+        Those that have expired are none any more, unless ``with_expired`` (until a purge
+        has begun to delete them). One damaged completion record must not hide the other backups: it
         becomes a finding. A store that fails raises.
         """
-        ids = self.ids()
+        state = read_state(self.store, self.server)
+        ids = [
+            backup_id
+            for backup_id in self.ids()
+            if state.is_listed(backup_id) or (with_expired and backup_id not in state.purging)
+        ]
         with ThreadPoolExecutor(_READERS, thread_name_prefix="catalog") as pool:
             results = list(pool.map(self._examine, ids))
         complete = [result for result in results if isinstance(result, Completion)]
@@ -65,10 +72,17 @@ class Catalog:
         return complete, findings
 
     def unfinished(self) -> list[Unfinished]:
-        """What was begun and has no completion record, oldest first; raises StoreError."""
+        """What was begun and has no completion record, oldest first; raises StoreError.
+
+        What a purge has begun to delete is not among them.
+        """
         found = []
+        purging = read_state(self.store, self.server).purging
         for backup_id in self.ids():
-            if self.store.head(layout.complete_key(self.server, backup_id)) is not None:
+            if (
+                backup_id in purging
+                or self.store.head(layout.complete_key(self.server, backup_id)) is not None
+            ):
                 continue
             objects = list(self.store.list(layout.backup_prefix(self.server, backup_id)))
             if not objects:
@@ -88,12 +102,24 @@ class Catalog:
         return self.survey()[0]
 
     def get(self, backup_id: str) -> Completion:
-        """One complete backup.
+        """One complete backup that has not expired.
 
-        Raises BackupNotFoundError when it was never completed or does not
-        exist, CorruptObjectError when its record is damaged.
+        Raises BackupNotFoundError when it was never completed, has expired or does
+        not exist, CorruptObjectError when its record is damaged.
         """
         check_id(backup_id, BACKUP)
+        state = read_state(self.store, self.server)
+        if backup_id in state.expired:
+            raise BackupNotFoundError(
+                f"backup {backup_id} of server {self.server!r} has expired"
+                f" ({state.expired[backup_id].expired_at:%Y-%m-%d})",
+                hint=f"until it is purged, pgrecall expire --undo {backup_id} brings it back",
+            )
+        if backup_id in state.purging:
+            raise BackupNotFoundError(
+                f"backup {backup_id} of server {self.server!r} was purged",
+                hint="'pgrecall backups list' shows those there are",
+            )
         completion = self._load(backup_id)
         if completion is None:
             raise BackupNotFoundError(

@@ -7,6 +7,7 @@ method that may be called from several threads says so.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
@@ -22,6 +23,7 @@ from pgrecall.errors import (
     StoreError,
     WalMissingError,
 )
+from pgrecall.model.catalog_items import WalSpan, merged_spans
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.timelines import TimelineHistory
 from pgrecall.model.wal_files import HISTORY, SEGMENT, WalFile, history_name, segment_name
@@ -71,6 +73,14 @@ class WalArchive:
         self._rollups = RollUps(store, server, generation.number)
         self._indexes: dict[str, WalIndex] = {}
         self._tails: dict[str, StoredTail] = {}
+        self._hidden: dict[int, list[tuple[int, int]]] = {}
+
+    def hide(self, spans: Iterable[WalSpan]) -> None:
+        """Leave segments whose bytes lie in ``spans`` out of what is listed: they have expired."""
+        self._hidden = {}
+        for span in merged_spans(tuple(spans)):
+            if span.generation == self.generation.number:
+                self._hidden.setdefault(span.timeline, []).append((span.start, span.end))
 
     # --- files -----------------------------------------------------------------
 
@@ -195,10 +205,18 @@ class WalArchive:
     def _segments_of_log(self, prefix: str, low: str, high: str) -> Iterator[StoredSegment]:
         for info in self.store.list(prefix):
             file = layout.parse_wal_key(info.key)[2]
-            if file.kind == SEGMENT and low <= file.name[8:] <= high:
+            if file.kind == SEGMENT and low <= file.name[8:] <= high and not self._hides(file):
                 self._sizes[file.name] = info.size
                 self._stored_at[file.name] = info.stored_at
                 yield StoredSegment(file.name, info.size)
+
+    def _hides(self, file: WalFile) -> bool:
+        hidden = self._hidden.get(file.timeline)
+        if hidden is None:
+            return False
+        start = file.start(self.segment_bytes)
+        at = bisect_right(hidden, (start, 1 << 64)) - 1
+        return at >= 0 and start + self.segment_bytes <= hidden[at][1]
 
     # --- paths -----------------------------------------------------------------------
 

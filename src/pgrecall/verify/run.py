@@ -10,6 +10,7 @@ from pgrecall.model.findings import Finding
 from pgrecall.model.manifest import Completion
 from pgrecall.repository.catalog import Catalog
 from pgrecall.repository.identity import RepositoryIdentity, read_generation
+from pgrecall.repository.retention_log import read_state
 from pgrecall.repository.wal_archive import WalArchive
 from pgrecall.store.base import Store
 from pgrecall.system.progress import Progress
@@ -105,5 +106,6 @@ class VerifyRun:
         archive = WalArchive(self._store, task.server, generation)
         verifier = WalVerifier(archive, self._identity, task.depth, self._throttle, task.workers)
         backups = [backup for backup in chosen if backup.generation == number]
+        verifier.expect_expired(read_state(self._store, task.server).hidden_wal(number))
         is_whole = task.wanted == ALL
         return verifier.verify(backups, self._progress.advance, is_whole=is_whole)
