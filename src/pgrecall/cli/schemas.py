@@ -20,6 +20,7 @@ from pgrecall.app.client_install import ClientResult
 from pgrecall.app.demo_report import DemoReport
 from pgrecall.app.enabling import EnableResult
 from pgrecall.app.enabling_undo import UndoResult
+from pgrecall.app.estimating import EstimateResult
 from pgrecall.app.expiring import ExpireResult, UndoExpiryResult
 from pgrecall.app.fetching_ahead import AheadResult
 from pgrecall.app.finding import FindResult
@@ -98,6 +99,7 @@ SCHEMAS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "expire/1": ("expire", ExpireResult),
     "expire-undo/1": ("expire --undo", UndoExpiryResult),
     "purge/1": ("purge", PurgeResult),
+    "estimate/1": ("estimate", EstimateResult),
     "hold/1": ("hold add", HoldResult),
     "holds/1": ("holds", HoldList),
     "find/1": ("find", FindResult),

@@ -66,6 +66,7 @@ COMMANDS: dict[str, LazyCommand | LazyGroup] = {
     "find": LazyCommand("find", "command", "Find the moment before a DROP, and how to restore it."),
     "expire": LazyCommand("expire", "command", "Let expire what the policy does not keep; undo."),
     "purge": LazyCommand("expire", "purge_command", "Delete the bytes of what has expired."),
+    "estimate": LazyCommand("estimate", "command", "What retention policies will take."),
     "hold": LazyGroup("hold", table=_HOLD, help="Keep a backup whatever the policy says."),
     "holds": LazyCommand("hold", "list_command", "List what is on hold."),
     "restore-point": LazyCommand(
