@@ -114,7 +114,6 @@ def _backup(root: Path, shape: Shape, number: int, repository_id: str) -> None:
         completed_at=at, duration_seconds=1.0, label="pgrecall", compression="zstd:1",
         has_wal=False, manifest_bytes=1, manifest_digest="00",
         totals=Totals(files=1, directories=1, raw_bytes=10, stored_bytes=1 << 30, packs=9),
-        refers_to=(),
     )  # fmt: skip
     path = root / layout.complete_key(SERVER, backup_id)
     path.parent.mkdir(parents=True)

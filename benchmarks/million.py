@@ -27,21 +27,23 @@ from pathlib import Path
 
 import pgrecall
 from pgrecall.backup.copy import CopyPool
+from pgrecall.backup.entries import EntryWriter
 from pgrecall.backup.pack_sink import PackFactory
 from pgrecall.backup.results import CopyResults
-from pgrecall.backup.run_log import file_entries
 from pgrecall.backup.scan import Scan, scan_data_directory
 from pgrecall.backup.units import Unit, cut_into_units
-from pgrecall.backup.worker import CopySource, WorkerResult
+from pgrecall.backup.worker import CopySource, PageShape, WorkerResult
 from pgrecall.errors import PgrecallError
 from pgrecall.model.ids import BACKUP, new_id
 from pgrecall.model.manifest import ManifestRoot, PackEntry, ServerFactsRecord, WalRange
+from pgrecall.repository.block_digests import DigestSink, DigestStore
 from pgrecall.repository.contents import Contents
 from pgrecall.repository.manifests import ManifestReader, ManifestWriter
 from pgrecall.repository.pack_source import PackSource
 from pgrecall.repository.packs import FRAME_BYTES, PackHeader
 from pgrecall.restore.writer import FileWriter, make_directories
 from pgrecall.store.local import LocalStore
+from pgrecall.store.memory import MemoryStore
 from pgrecall.system.progress import NoProgress
 from pgrecall.system.signals import signals_as_errors
 
@@ -105,17 +107,11 @@ class _Steps:
             results.packs = _noted(units, results)
             self._did("note runs")
         writer = ManifestWriter(self._store, _SERVER, backup_id, _REPOSITORY_ID)
-        writer.add_packs(results.packs)
         owners = dict.fromkeys(scan.table.uids, 0)
         groups = dict.fromkeys(scan.table.gids, 0)
-        entries = file_entries(
-            scan.table,
-            results.runs(),
-            vanished=results.vanished,
-            bad_blocks=results.bad_blocks(),
-            owners=(owners, groups),
-        )
-        writer.add_files(entries)
+        entries = EntryWriter(results.copied(), results.packs, [], base=None, page_bytes=8192)
+        writer.add_files(entries.entries((owners, groups)))
+        writer.add_packs(entries.packs)
         stored = writer.finish(_root(backup_id, writer))
         self._did("manifest")
         note = {"backup_id": backup_id, "digest": stored.root_digest, "bytes": stored.all_bytes}
@@ -128,7 +124,7 @@ class _Steps:
         self._did("start")
         manifest = ManifestReader(self._store, _SERVER, note["backup_id"], note["digest"])
         packs = manifest.packs()
-        contents = Contents(len(packs))
+        contents = Contents(len(packs), manifest.root.server.block_bytes)
         contents.read(manifest.files())
         self._did("read manifest")
         table = contents.table
@@ -159,14 +155,23 @@ class _Steps:
         self, scan: Scan, units: list[Unit], backup_id: str, results: CopyResults
     ) -> list[PackEntry]:
         source = CopySource(
-            os.fsencode(self._root), scan.table, None, page_bytes=8192, relation_blocks=131_072
+            os.fsencode(self._root),
+            scan.table,
+            None,
+            PageShape(8192, 131_072),
+            seed=1,
         )
         header = PackHeader(
             repository_id=_REPOSITORY_ID, server=_SERVER, backup_id=backup_id, number=0
         )
         factory = PackFactory(self._store, header, codec="zstd", level=1, committers=2)
         pool = CopyPool(
-            source, factory, workers=_WORKERS, progress=NoProgress(), watch=lambda: None
+            source,
+            factory,
+            self._digests(backup_id),
+            workers=_WORKERS,
+            progress=NoProgress(),
+            watch=lambda: None,
         )
         try:
             for result in pool.run(units):
@@ -174,6 +179,9 @@ class _Steps:
             return factory.finish()
         finally:
             factory.close()
+
+    def _digests(self, backup_id: str) -> DigestStore:
+        return DigestStore(self._store, _SERVER, backup_id, _REPOSITORY_ID)
 
     def _did(self, name: str) -> None:
         now = time.perf_counter()
@@ -184,7 +192,8 @@ class _Steps:
 def _noted(units: list[Unit], results: CopyResults) -> list[PackEntry]:
     """What workers note of small files, as if they had copied them; the packs they would fill."""
     files_a_frame = FRAME_BYTES // _FILE_BYTES - 1
-    noted = [WorkerResult() for _ in range(_WORKERS)]
+    digests = DigestStore(MemoryStore(), _SERVER, "b-0", _REPOSITORY_ID)
+    noted = [WorkerResult(DigestSink(digests), 8192) for _ in range(_WORKERS)]
     packs = 0
     for worker, result in enumerate(noted):
         for done, index in enumerate(_files_of(units[worker::_WORKERS])):
@@ -192,7 +201,7 @@ def _noted(units: list[Unit], results: CopyResults) -> list[PackEntry]:
             if done % _FILES_A_PACK == 0:
                 packs += 1
             position = (packs - 1, frame, place * _FILE_BYTES)
-            result.runs.add(index, 0, _FILE_BYTES, _CRC, place=position)
+            result.runs.add(index, 0, _FILE_BYTES, place=position)
         results.add(result)
     return [PackEntry(number, 128 << 20, "0" * 64) for number in range(packs)]
 

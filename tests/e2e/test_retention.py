@@ -43,7 +43,7 @@ class Kept:
     def another(self, number: int) -> None:
         server = self.scene.server
         server.sql(f"INSERT INTO marks VALUES ({number})")
-        self.backups.append(self.scene.taken(with_wal=False))
+        self.backups.append(self.scene.taken(with_wal=False, full=number == 1))
         server.sql("SELECT pg_switch_wal()")
 
     @property
@@ -137,7 +137,9 @@ def test_from_the_plan_to_the_purge(kept: Kept, pg_factory: ServerFactory, tmp_p
     purge = kept.json("purge", "--yes")
     assert [item["item_id"] for item in purge["plan"]["items"]] == [ids[0]]
     assert purge["refused"] == 0
-    assert kept.files(ids[0]) == []
+    # It was a full one, and the others are incremental: what they refer to stays, and no more.
+    assert purge["plan"]["items"][0]["kept_objects"] == len(kept.files(ids[0])) > 0
+    assert not any(name.startswith(("complete", "manifest")) for name in kept.files(ids[0]))
     late = scene.run("expire", "--undo", ids[0], status=RetentionError.exit_status)
     assert "was purged" in late
     kept.require_restores(pg_factory, tmp_path)
@@ -148,7 +150,8 @@ def test_from_the_plan_to_the_purge(kept: Kept, pg_factory: ServerFactory, tmp_p
     assert scene.ids() == ids[2:]
     kept.age()
     scene.run("purge", "--yes")
-    assert kept.files(ids[1]) == []
+    assert "complete.json" not in kept.files(ids[1])
+    kept.scene.run("verify", "--full")
     journal = Journal(scene.store, scene.name).runs(datetime(2000, 1, 1, tzinfo=UTC))[0]
     commands = [run.command for run in journal]
     assert (commands.count("expire"), commands.count("purge")) == (5, 3)  # one undo failed

@@ -353,6 +353,7 @@ def test_a_full_store(scene: BackupScene) -> None:
     limit = (1 << 20, 1 << 20)
     errors = scene.run(
         "backup",
+        "--full",
         "--yes",
         status=StoreFullError.exit_status,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),

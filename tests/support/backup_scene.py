@@ -26,7 +26,9 @@ from pgrecall.model.manifest import Completion, FileEntry, ManifestRoot
 from pgrecall.postgres.control import read_control
 from pgrecall.repository import layout
 from pgrecall.repository.catalog import Catalog
+from pgrecall.repository.contents import Contents
 from pgrecall.repository.identity import System, add_generation, create_repository
+from pgrecall.repository.pack_source import pieces_by_frame
 from pgrecall.repository.packs import PackReader
 from pgrecall.settings import load_settings
 from pgrecall.store.base import Store
@@ -140,10 +142,16 @@ class BackupScene:
         return RunContext(settings, surroundings)
 
     def backup(
-        self, *, with_wal: bool = True, progress: NoProgress | None = None, **flags: Any
+        self,
+        *,
+        with_wal: bool = True,
+        full: bool = True,
+        progress: NoProgress | None = None,
+        **flags: Any,
     ) -> BackupResult:
-        """Take a backup in this process."""
-        return run_backup(self.context(progress, **flags), BackupRequest(with_wal=with_wal))
+        """Take a backup in this process: a full one unless ``full`` is false."""
+        request = BackupRequest(with_wal=with_wal, full=full)
+        return run_backup(self.context(progress, **flags), request)
 
     def taken(self, **options: Any) -> Completion:
         """Take a backup in this process; its completion record."""
@@ -269,20 +277,19 @@ def read_files(store: Store, server: str, backup: Completion) -> dict[bytes, byt
         pack = PackReader(key, store.reader(key), entry.footer_digest)
         assert pack.stored_bytes == entry.stored_bytes
         packs.append(pack)
-    files = {}
-    for entry in manifest.files():
-        if entry.kind != "f":
-            continue
-        content = bytearray(entry.size)
-        for run in entry.runs:
-            at, frame, start, left = run.file_offset, run.frame, run.frame_offset, run.length
-            while left:
-                piece = packs[run.pack].raw(frame)[start : start + left]
-                content[at : at + len(piece)] = piece
-                at, frame, start, left = at + len(piece), frame + 1, 0, left - len(piece)
-        assert len(content) == entry.size
-        assert crc32c(bytes(content)) == entry.crc32c, entry.path
-        files[entry.path_bytes()] = bytes(content)
+    contents = Contents(len(packs), manifest.root.server.block_bytes)
+    contents.read(manifest.files())
+    table = contents.table
+    made = {index: bytearray(table.sizes[index]) for index in table.files()}
+    for number, pack in enumerate(packs):
+        for frame, pieces in pieces_by_frame(pack, contents.runs_of(number)).items():
+            raw = pack.raw(frame)
+            for index, at, start, length in pieces:
+                made[index][at : at + length] = raw[start : start + length]
+    files = {table.path(index): bytes(content) for index, content in made.items()}
+    for index, content in made.items():
+        assert len(content) == table.sizes[index]
+        assert crc32c(content) == contents.crcs[index], table.path(index)
     for pack in packs:
         pack.close()
     return files

@@ -138,7 +138,7 @@ class RetentionScene:
             stop_lsn=str(Lsn(start + 6000)), started_at=self.now, stopped_at=self.now,
             completed_at=self.now, duration_seconds=1.0, label="pgrecall", compression="none",
             has_wal=False, totals=totals, manifest_bytes=0, manifest_digest="",
-            refers_to=refers_to,
+            references=refers_to,
         )  # fmt: skip
 
     # --- what runs do -----------------------------------------------------------------

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from pgrecall.backup.digest_log import DigestIndex
 from pgrecall.backup.pack_sink import PackFactory, PackSink
 from pgrecall.backup.page_check import PageInspector
 from pgrecall.backup.run_log import RunIndex
 from pgrecall.backup.units import PIECE_BYTES, cut_into_units
-from pgrecall.backup.worker import CopySource, CopyWorker
+from pgrecall.backup.worker import CopySource, CopyWorker, PageShape
 from pgrecall.codec.crc import crc32c
 from pgrecall.codec.pages import page_checksum
 from pgrecall.errors import (
@@ -21,6 +22,7 @@ from pgrecall.errors import (
 from pgrecall.model.file_table import FILE, FileTable
 from pgrecall.model.lsn import Lsn
 from pgrecall.repository import layout
+from pgrecall.repository.block_digests import DigestStore
 from pgrecall.repository.packs import FRAME_BYTES, PackHeader, PackReader
 from pgrecall.store.faulty import Fault, FaultyStore
 from pgrecall.store.memory import MemoryStore
@@ -41,9 +43,14 @@ class Copy:
         header = PackHeader(repository_id="r", server="main", backup_id="b-1", number=0)
         self.factory = PackFactory(self.store, header, codec="zstd", level=1, committers=1)
         self.source = CopySource(
-            os.fsencode(root), self.table, inspector, page_bytes=PAGE, relation_blocks=131072
+            os.fsencode(root),
+            self.table,
+            inspector,
+            PageShape(PAGE, 131072),
+            seed=7,
         )
-        self.worker = CopyWorker(self.source, PackSink(self.factory))
+        self.digests = DigestStore(self.store, "main", "b-1", "r")
+        self.worker = CopyWorker(self.source, PackSink(self.factory), self.digests)
 
     def run(self) -> dict[str, bytes]:
         try:
@@ -55,13 +62,14 @@ class Copy:
             self.worker.close()
             self.factory.close()
         index = RunIndex([self.worker.result.runs], len(self.table))
+        digests = DigestIndex([self.worker.result.digests], len(self.table))
         found = {}
         for file in self.table.files():
             if file in self.worker.result.vanished:
                 continue
-            runs, size, crc = index.of(file)
+            size, crc, _ = digests.of(file)
             content = bytearray(size)
-            for run in runs:
+            for run in index.of(file):
                 key = layout.pack_key("main", "b-1", run.pack)
                 reader = PackReader(key, self.store.reader(key))
                 at, frame, start = run.file_offset, run.frame, run.frame_offset

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from pgrecall.backup.external import external_files
-from pgrecall.backup.plan import BackupWishes, plan_backup
+from pgrecall.backup.plan import BackupWishes, BaseChoice, choose_base, plan_backup
 from pgrecall.errors import (
     DataDirectoryError,
     IdentityError,
     PostgresRightsError,
     UnsupportedServerError,
 )
+from pgrecall.model.manifest import Completion
 from pgrecall.postgres.control import ControlData
 from pgrecall.postgres.facts import ServerFacts, ServerRights
+from tests.unit.test_catalog import completion
 
 PAGE = 8192
 SEGMENT = 1 << 24
+FULL = BaseChoice(None, "asked for")
 
 
 def server(**changes: object) -> ServerFacts:
@@ -65,15 +69,15 @@ def planned(
     **changes: bool,
 ) -> object:  # fmt: skip
     made: ControlData = control or Control()  # type: ignore[assignment]
-    return plan_backup(wishes(**changes), facts, role or rights(), made)
+    return plan_backup(wishes(**changes), facts, role or rights(), made, FULL)
 
 
 def test_a_plan_says_what_will_be_done() -> None:
-    plan = plan_backup(wishes(), server(), rights(), Control())  # type: ignore[arg-type]
+    plan = plan_backup(wishes(), server(), rights(), Control(), FULL)  # type: ignore[arg-type]
     assert (plan.kind, plan.source, plan.checks_pages, plan.findings) == ("full", "local", True, ())
     assert len(plan.reasons) == 2
     unchecked = plan_backup(
-        wishes(), server(has_checksums=False), rights(), Control()  # type: ignore[arg-type]
+        wishes(), server(has_checksums=False), rights(), Control(), FULL  # type: ignore[arg-type]
     )  # fmt: skip
     assert [finding.code for finding in unchecked.findings] == ["page-checksums-off"]
     assert not unchecked.checks_pages
@@ -125,3 +129,41 @@ def test_configuration_outside_of_pgdata(tmp_path: Path) -> None:
         (str(etc / "missing.conf"), "configuration-left-out"),
         (str(etc / "extra.conf"), "configuration-left-out"),
     }
+
+
+NOW = datetime(2026, 11, 27, tzinfo=UTC)
+
+
+def backup(kind: str, days_ago: float, generation: int = 1) -> Completion:
+    return completion(
+        f"b-20261101T000000Z-{int(days_ago):04d}",
+        kind=kind,
+        generation=generation,
+        stopped_at=NOW - timedelta(days=days_ago),
+    )
+
+
+def chosen(*backups: Completion, wants_full: bool = False, full_days: int = 7) -> BaseChoice:
+    return choose_base(backups, 1, NOW, wants_full=wants_full, full_days=full_days)
+
+
+def test_a_backup_goes_on_from_the_newest_of_its_system() -> None:
+    full, first, second = backup("full", 3), backup("incremental", 2), backup("incremental", 1)
+    assert chosen(full, first, second).base is second
+    assert chosen(full, second, backup("full", 0.5, generation=2)).base is second
+    assert chosen(full).base is full
+
+
+def test_a_full_backup_and_why() -> None:
+    full, newest = backup("full", 7), backup("incremental", 1)
+    for choice, why in (
+        (chosen(), "no backup of this system yet"),
+        (chosen(backup("full", 1, generation=2)), "only of an earlier one"),
+        (chosen(backup("full", 1), wants_full=True), "asked for"),
+        (chosen(full, newest), "7 days old"),
+        (chosen(newest), "7 days old"),  # the full one is gone, its packs are not
+    ):
+        assert choice.base is None
+        assert why in choice.reason
+    assert chosen(full, newest, full_days=8).base is newest
+    assert chosen(full, newest, full_days=0).base is newest

@@ -7,10 +7,12 @@ from array import array
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgrecall.backup.run_log import RunIndex, RunLog, file_entries
+from pgrecall.backup.digest_log import DigestIndex
+from pgrecall.backup.entries import Copied, EntryWriter
+from pgrecall.backup.run_log import RunIndex, RunLog
 from pgrecall.backup.units import BATCH_BYTES, BATCH_FILES, PIECE_BYTES, cut_into_units
-from pgrecall.codec.crc import crc32c
 from pgrecall.model.file_table import DIRECTORY, FILE, FileTable
+from pgrecall.repository.overlay import run_pages
 from pgrecall.repository.packs import FRAME_BYTES
 
 
@@ -70,59 +72,67 @@ def test_many_small_files_are_cut_into_batches() -> None:
     assert [len(unit.files) for unit in units] == [BATCH_FILES, BATCH_FILES, 1]
 
 
+PAGE = 10
+
+
 @settings(deadline=None)
 @given(st.data())
-def test_crcs_of_runs_make_the_crc_of_the_file(data: st.DataObject) -> None:
-    """Pieces in any order, from any worker; what no run covers is zeros."""
-    pieces = data.draw(st.lists(st.binary(min_size=1, max_size=40), max_size=12))
-    holes = data.draw(st.lists(st.booleans(), min_size=len(pieces), max_size=len(pieces)))
-    logs = [RunLog(), RunLog()]
-    whole = bytearray()
-    noted = []
-    for place, (piece, is_hole) in enumerate(zip(pieces, holes, strict=True)):
-        if is_hole:
-            whole += bytes(len(piece))
-        else:
-            noted.append((place, len(whole), piece))
-            whole += piece
-    end = max((offset + len(piece) for _, offset, piece in noted), default=0)
-    for place, offset, piece in data.draw(st.permutations(noted)):
-        log = logs[data.draw(st.integers(0, 1))]
-        log.add(1, offset, len(piece), crc32c(piece), place=(0, place, 0))
-    runs, size, crc = RunIndex(logs, 3).of(1)
-    assert size == end
-    assert crc == crc32c(bytes(whole[:end]))
-    covered = bytearray(end)
+def test_runs_say_where_every_byte_went(data: st.DataObject) -> None:
+    """Pages of a file in any pieces, from any worker, with or without gaps between."""
+    pieces = data.draw(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 4)), max_size=12))
+    logs = [RunLog(PAGE), RunLog(PAGE)]
+    wanted: dict[int, tuple[int, int]] = {}
+    streams: list[list[int]] = [[], []]
+    page = 0
+    for gap, count in pieces:
+        page += gap
+        worker = data.draw(st.integers(0, 1))
+        frame, start = divmod(len(streams[worker]), 4)
+        for number in range(count):
+            # Frames of four pages; each of its slices is noted alone, as the worker does.
+            frame, start = divmod(len(streams[worker]), 4)
+            logs[worker].add(1, (page + number) * PAGE, PAGE, place=(worker, frame, start * PAGE))
+            streams[worker].append(page + number)
+            wanted[page + number] = (worker, len(streams[worker]) - 1)
+        page += count
+    runs = RunIndex(logs, 3).of(1)
+    found = {}
     for run in runs:
-        covered[run.file_offset : run.file_offset + run.length] = b"\1" * run.length
-    for _, offset, piece in noted:
-        assert covered[offset : offset + len(piece)] == b"\1" * len(piece)
-    assert sum(covered) == sum(len(piece) for _, _, piece in noted)
+        first = run.frame * 4 + run.frame_offset // PAGE
+        for place, number in enumerate(run_pages(run, PAGE).tolist()):
+            found[number] = (run.pack, first + place)
+    assert found == wanted
+
+
+def lengths(index: RunIndex, file: int) -> list[tuple[int, tuple[int, ...]]]:
+    return [(run.length, run.spread) for run in index.of(file)]
 
 
 def test_runs_grow_over_frames_that_follow_and_only_those() -> None:
-    log = RunLog()
-    log.add(0, 0, 10, 1, place=(0, 0, 0))
-    log.add(0, 10, 10, 2, place=(0, 1, 0))  # goes on
-    log.add(0, 20, 10, 3, place=(1, 0, 0))  # another pack
-    log.add(0, 30, 10, 4, place=(1, 2, 0))  # a frame lies between
-    log.add(0, 50, 10, 5, place=(1, 3, 0))  # bytes lie between
-    log.add(0, 60, 10, 6, place=(1, 4, 7))  # begins inside a frame
-    log.add(1, 70, 10, 7, place=(1, 5, 0))  # another file
+    log = RunLog(PAGE)
+    log.add(0, 0, 10, place=(0, 0, 0))
+    log.add(0, 10, 10, place=(0, 1, 0))  # goes on
+    log.add(0, 20, 10, place=(1, 0, 0))  # another pack
+    log.add(0, 30, 10, place=(1, 2, 0))  # a frame lies between
+    log.add(0, 50, 10, place=(1, 3, 0))  # a page is left out
+    log.add(0, 60, 10, place=(1, 4, 7))  # begins inside a frame
+    log.add(0, 5, 10, place=(1, 5, 0))  # not behind it
+    log.add(0, 15 + (64 << 20), 10, place=(1, 6, 0))  # far from it
+    log.add(1, 70, 10, place=(1, 7, 0))  # another file
     index = RunIndex([log], 2)
-    assert [run.length for run in index.of(0)[0]] == [20, 10, 10, 10, 10]
-    assert [run.length for run in index.of(1)[0]] == [10]
+    assert lengths(index, 0) == [
+        (20, ()), (10, ()), (10, ()), (20, (1, 1, 1)), (10, ()), (10, ()),
+    ]  # fmt: skip
+    assert lengths(index, 1) == [(10, ())]
 
 
-def test_a_file_that_is_all_hole_at_its_beginning() -> None:
-    log = RunLog()
-    log.add(0, 5 << 30, 4, crc32c(b"tail"), place=(0, 0, 0))
-    runs, size, crc = RunIndex([log], 1).of(0)
-    expected = 0
-    zeros = bytes(64 << 20)
-    for _ in range(80):
-        expected = crc32c(zeros, expected)
-    assert (len(runs), size, crc) == (1, (5 << 30) + 4, crc32c(b"tail", expected))
+def test_spreads_of_several_workers() -> None:
+    logs = [RunLog(PAGE), RunLog(PAGE), RunLog(PAGE)]
+    for number, log in enumerate(logs):
+        log.add(0, 100 * number * PAGE, PAGE, place=(number, 0, 0))
+        log.add(0, (100 * number + 2 + number) * PAGE, PAGE, place=(number, 0, PAGE))
+    index = RunIndex(logs, 1)
+    assert [run.spread for run in index.of(0)] == [(1, 1, 1), (1, 2, 1), (1, 3, 1)]
 
 
 def test_entries_leave_out_what_vanished() -> None:
@@ -130,15 +140,11 @@ def test_entries_leave_out_what_vanished() -> None:
     table.add(b"d", DIRECTORY, 0, (0o40700, 5, 6, 1))
     table.add(b"d/gone", FILE, 3, (0o100600, 5, 6, 2))
     table.add(b"d/\xff", FILE, 3, (0o100600, 5, 6, 3))
-    entries = list(
-        file_entries(
-            table,
-            RunIndex([], 3),
-            vanished={1},
-            bad_blocks={2: [7, 3]},
-            owners=({5: 0}, {6: 1}),
-        )
+    copied = Copied(
+        table, RunIndex([], 3), DigestIndex([], 3), vanished={1}, bad_blocks={2: [7, 3]}
     )
+    writer = EntryWriter(copied, [], [], base=None, page_bytes=PAGE)
+    entries = list(writer.entries(({5: 0}, {6: 1})))
     assert [entry.path_bytes() for entry in entries] == [b"d", b"d/\xff"]
     assert [entry.kind for entry in entries] == ["d", "f"]
     assert entries[1].bad_blocks == (3, 7)

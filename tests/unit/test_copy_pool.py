@@ -16,9 +16,10 @@ import pytest
 from pgrecall.backup.copy import CopyPool
 from pgrecall.backup.pack_sink import PackFactory, PackSink
 from pgrecall.backup.units import cut_into_units
-from pgrecall.backup.worker import CopySource
+from pgrecall.backup.worker import CopySource, PageShape
 from pgrecall.errors import InterruptedRunError
 from pgrecall.model.file_table import FILE, FileTable
+from pgrecall.repository.block_digests import DigestStore
 from pgrecall.repository.packs import FRAME_BYTES, PackHeader
 from pgrecall.store.memory import MemoryStore
 from pgrecall.system.progress import NoProgress
@@ -37,12 +38,11 @@ class Scene:
         for number in range(FILES):
             (root / str(number)).write_bytes(os.urandom(FRAME_BYTES))
             table.add(str(number).encode(), FILE, FRAME_BYTES, (0o600, 0, 0, 0))
-        self.source = CopySource(
-            os.fsencode(root), table, None, page_bytes=8192, relation_blocks=131072
-        )
+        self.source = CopySource(os.fsencode(root), table, None, PageShape(8192, 131072), seed=7)
         header = PackHeader(repository_id="r", server="main", backup_id="b-1", number=0)
         store = MemoryStore(pack_bytes=64 << 20)
         self.factory = PackFactory(store, header, codec="none", level=0, committers=1)
+        self.digests = DigestStore(store, "main", "b-1", "r")
         self.units = cut_into_units(array("I", table.files()), table.sizes, FRAME_BYTES)
         self.begun = threading.Event()
         self.were_stopped: list[bool] = []
@@ -52,6 +52,7 @@ class Scene:
         CopyPool(
             self.source,
             self.factory,
+            self.digests,
             workers=WORKERS,
             progress=Lasting(self),
             watch=lambda: None,

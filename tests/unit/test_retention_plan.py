@@ -305,6 +305,16 @@ def test_a_timeline_of_unknown_descent_stays() -> None:
     assert {one.fate for one in planned.wal if one.timeline == 5} == {"stays"}
 
 
+def test_a_parents_segment_reaches_to_the_switch_only() -> None:
+    """The child's own segment of that position is missing: there its path ends."""
+    switch = 5 * SIZE + SIZE // 2
+    histories = {1: TimelineHistory(1), 2: TimelineHistory(2, (TimelineSwitch(1, Lsn(switch)),))}
+    world = World([backup(1)], {1: set(range(6)), 2: {6, 7}}, histories)
+    one, two = plan(world, Policy(keep_last=1)).reachable_before
+    assert (one.timeline, one.to_lsn) == (1, str(Lsn(6 * SIZE)))
+    assert (two.timeline, two.to_lsn) == (2, str(Lsn(switch)))
+
+
 def test_a_record_that_cannot_be_read_keeps_all_wal() -> None:
     planned = plan(straight([0, 24], 60), Policy(keep_last=1), unknown={"b-x": "is damaged"})
     assert kept(planned) == ["b-1-24"]
@@ -341,10 +351,11 @@ def worlds(draw: st.DrawFn) -> World:
     segments = {1: set(range(length)) - lost}
     items = []
     if fork is not None:
-        histories[2] = TimelineHistory(2, (TimelineSwitch(1, Lsn(fork * SIZE)),))
-        segments[2] = set(range(fork, length)) - lost
+        switch = fork * SIZE + draw(st.sampled_from([0, SIZE // 2]))
+        histories[2] = TimelineHistory(2, (TimelineSwitch(1, Lsn(switch)),))
+        segments[2] = set(range(fork, length)) - draw(st.sampled_from([lost, {fork}]))
     for hour in hours:
-        timeline = 2 if fork is not None and hour >= fork and draw(st.booleans()) else 1
+        timeline = 2 if fork is not None and hour > fork and draw(st.booleans()) else 1
         is_own = draw(st.integers(0, 5)) == 0
         start = hour * SIZE + 1000
         items.append(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-import msgspec
 import pytest
 
 from pgrecall.errors import (
@@ -21,7 +20,6 @@ from pgrecall.repository import layout
 from pgrecall.repository.leases import Lease, leased, new_lease, read_leases
 from pgrecall.repository.retention_log import append_any, read_state
 from pgrecall.retention.fates import ExpiryPlan
-from pgrecall.retention.gathering import gather
 from pgrecall.store.faulty import Fault, FaultyStore
 from tests.support.retention_scene import GRACE, PACK_BYTES, SIZE, RetentionScene
 
@@ -137,26 +135,8 @@ def test_packs_that_a_kept_backup_refers_to_stay_until_it_goes(scene: RetentionS
     assert scene.listed() == [last]
 
 
-def test_references_are_read_from_a_manifest_that_has_no_record_of_them(
-    scene: RetentionScene,
-) -> None:
-    """A completion record from before there was the field."""
-    full = scene.backup()
-    scene.work(23)
-    child = scene.backup({full: [1]})
-    key = layout.complete_key("main", child)
-    content, at = scene.memory.objects[key]
-    assert b'"refers_to":["b-' in content
-    old = scene.catalog.get(child)
-    del scene.memory.objects[key]
-
-    scene.catalog.add(msgspec.structs.replace(old, refers_to=None))
-    assert gather(scene.store, "main").refers_to[child] == (full,)
-    scene.memory.objects[key] = (scene.memory.objects[key][0], at)
-
-
-def test_a_damaged_manifest_keeps_every_pack(scene: RetentionScene) -> None:
-    """What it refers to is not known (only where the completion record does not say it)."""
+def test_a_record_that_cannot_be_read_keeps_every_pack(scene: RetentionScene) -> None:
+    """Nor is it known what a damaged completion record refers to."""
     ids = days(scene, 3)
     key = layout.complete_key("main", ids[1])
     scene.memory.objects[key] = (b"rubbish", scene.now)

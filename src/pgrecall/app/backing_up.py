@@ -12,9 +12,11 @@ from pgrecall.app.leasing import using
 from pgrecall.app.naming import names_of_backup
 from pgrecall.app.opened import OpenedRepository, main_repository
 from pgrecall.app.requests import BackupRequest
-from pgrecall.backup.plan import BackupPlan, BackupWishes, plan_backup
-from pgrecall.backup.records import BackupTask
+from pgrecall.backup.base import Base
+from pgrecall.backup.plan import BackupPlan, BackupWishes, BaseChoice, choose_base, plan_backup
+from pgrecall.backup.records import BackupTask, Lineage
 from pgrecall.backup.run import BackupRun, BackupTools
+from pgrecall.errors import CorruptObjectError, ObjectMissingError, RepositoryError
 from pgrecall.model.findings import Finding, worst
 from pgrecall.model.manifest import Completion
 from pgrecall.model.runs import RunFacts
@@ -22,7 +24,7 @@ from pgrecall.postgres.connection import Connection, connect
 from pgrecall.postgres.control import read_control
 from pgrecall.postgres.facts import server_facts, server_rights
 from pgrecall.postgres.slots import PHYSICAL, slot_state
-from pgrecall.repository.identity import require_generation, require_owner
+from pgrecall.repository.identity import Generation, require_generation, require_owner
 from pgrecall.repository.wal_archive import WalArchive
 from pgrecall.store.remains import remove_abandoned_files
 from pgrecall.system.clock import SystemClock
@@ -106,16 +108,40 @@ def _task(context: RunContext, opened: OpenedRepository, request: BackupRequest)
         with_wal=request.with_wal,
         is_received=slot is not None and slot.is_active and slot.kind == PHYSICAL,
     )
-    plan = plan_backup(wishes, facts, rights, control)
     generation = require_generation(
         opened.store, server.name, facts.system_identifier, data_directory
     )
+    base, choice = _base(context, opened, request, generation)
+    plan = plan_backup(wishes, facts, rights, control, choice)
     restore_id = require_owner(opened.store, server.name, data_directory)
     return BackupTask(
         plan,
         facts,
         control,
-        identity=opened.identity,
-        generation=generation,
-        restore_id=restore_id,
+        lineage=Lineage(opened.identity, generation, restore_id),
+        base=base,
     )
+
+
+def _base(
+    context: RunContext, opened: OpenedRepository, request: BackupRequest, generation: Generation
+) -> tuple[Base | None, BaseChoice]:
+    """The backup to go on from, opened, and why that one or none. Raises StoreError."""
+    catalog = opened.catalog(context.server.name)
+    choice = choose_base(
+        catalog.complete(),
+        generation.number,
+        SystemClock().now(),
+        wants_full=request.full,
+        full_days=context.settings.backup.full_every_days,
+    )
+    if choice.base is None:
+        return None, choice
+    backup_id = choice.base.backup_id
+    try:
+        base = Base(catalog, choice.base)
+    except (CorruptObjectError, ObjectMissingError, RepositoryError) as error:
+        return None, BaseChoice(None, f"the newest backup cannot be read: {error.message}")
+    if not base.has_digests:
+        return None, BaseChoice(None, f"{backup_id} keeps no digests to compare with")
+    return base, choice

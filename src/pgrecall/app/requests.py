@@ -45,9 +45,10 @@ class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BackupRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """``backup``: a full backup; overrides of [backup] are in the settings already."""
+    """``backup``; overrides of [backup] are in the settings already. ``full``: not incremental."""
 
     with_wal: bool = False
+    full: bool = False
     dry_run: bool = False
 
 

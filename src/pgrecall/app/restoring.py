@@ -124,7 +124,7 @@ class _Preparation:
         manifest = self.opened.catalog(context.server.name).manifest(self.choice.backup)
         self.root: ManifestRoot = manifest.root
         packs = manifest.packs()
-        self.contents = Contents(len(packs))
+        self.contents = Contents(len(packs), manifest.root.server.block_bytes)
         self.contents.read(manifest.files())
         self.source = PackSource(
             self.opened.store, context.server.name, self.choice.backup.backup_id, packs

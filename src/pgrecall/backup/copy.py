@@ -9,6 +9,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pgrecall.backup.pack_sink import PackFactory, PackSink
 from pgrecall.backup.units import Unit
 from pgrecall.backup.worker import CopySource, CopyWorker, WorkerResult
+from pgrecall.repository.block_digests import DigestStore
 from pgrecall.system.faults import reached
 from pgrecall.system.held_signals import signals_held
 from pgrecall.system.progress import Progress
@@ -23,6 +24,7 @@ class CopyPool:
         self,
         source: CopySource,
         factory: PackFactory,
+        digests: DigestStore,
         *,
         workers: int,
         progress: Progress,
@@ -31,6 +33,7 @@ class CopyPool:
         """``watch`` is called every second from the calling thread; it raises to end the copy."""
         self._source = source
         self._factory = factory
+        self._digests = digests
         self._workers = workers
         self._progress = progress
         self._watch = watch
@@ -62,7 +65,7 @@ class CopyPool:
             self._factory.raise_failure()
 
     def _work(self, queue: Iterator[Unit]) -> WorkerResult:
-        worker = CopyWorker(self._source, PackSink(self._factory))
+        worker = CopyWorker(self._source, PackSink(self._factory), self._digests)
         try:
             while not self._source.stopped.is_set():
                 with self._lock:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
 import msgspec
 
 from pgrecall.errors import (
@@ -11,10 +14,12 @@ from pgrecall.errors import (
     UnsupportedServerError,
 )
 from pgrecall.model.findings import Finding
+from pgrecall.model.manifest import BackupKind, BackupSource, Completion
 from pgrecall.postgres.control import ControlData
 from pgrecall.postgres.facts import ServerFacts, ServerRights
 
 OLDEST_MAJOR = 13
+SUMMARIES_MAJOR = 17
 
 
 class BackupPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,8 +27,10 @@ class BackupPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     server: str
     repository: str
-    kind: str
-    source: str
+    kind: BackupKind
+    source: BackupSource
+    base_id: str
+    uses_summaries: bool
     data_directory: str
     checkpoint: str
     compression: str
@@ -33,6 +40,13 @@ class BackupPlan(msgspec.Struct, frozen=True, kw_only=True):
     checks_pages: bool
     reasons: tuple[str, ...]
     findings: tuple[Finding, ...] = ()
+
+
+class BaseChoice(msgspec.Struct, frozen=True):
+    """The backup to go on from, or none, and why."""
+
+    base: Completion | None
+    reason: str
 
 
 class BackupWishes(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,7 +67,11 @@ class BackupWishes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def plan_backup(
-    wishes: BackupWishes, facts: ServerFacts, rights: ServerRights, control: ControlData
+    wishes: BackupWishes,
+    facts: ServerFacts,
+    rights: ServerRights,
+    control: ControlData,
+    choice: BaseChoice,
 ) -> BackupPlan:
     """The plan for a server with these facts; ``control`` is PGDATA's pg_control as read here.
 
@@ -73,7 +91,15 @@ def plan_backup(
             " it is a copy of the server's data directory, not the directory itself",
             hint="set data_directory to what SHOW data_directory prints",
         )
-    reasons = ["full: incremental backups are not part of this version"]
+    kind: BackupKind = "incremental" if choice.base is not None else "full"
+    reasons = [f"{kind}: {choice.reason}"]
+    obstacle = _summaries_obstacle(facts, choice.base) if choice.base is not None else ""
+    if choice.base is not None:
+        reasons.append(
+            f"every file is read and compared: {obstacle}"
+            if obstacle
+            else "the WAL summaries tell what has changed in tables and indexes"
+        )
     if wishes.with_wal:
         reasons.append("with WAL: the backup holds the WAL that it needs to become consistent")
     else:
@@ -92,8 +118,10 @@ def plan_backup(
     return BackupPlan(
         server=wishes.server,
         repository=wishes.repository,
-        kind="full",
+        kind=kind,
         source="local",
+        base_id=choice.base.backup_id if choice.base is not None else "",
+        uses_summaries=choice.base is not None and not obstacle,
         data_directory=wishes.data_directory,
         checkpoint=wishes.checkpoint,
         compression=wishes.compression,
@@ -104,6 +132,42 @@ def plan_backup(
         reasons=tuple(reasons),
         findings=tuple(findings),
     )
+
+
+def choose_base(
+    backups: Sequence[Completion],
+    generation: int,
+    now: datetime,
+    *,
+    wants_full: bool,
+    full_days: int,
+) -> BaseChoice:
+    """The backup that the next one goes on from: the newest of this generation.
+
+    ``backups``: the complete ones of the server, oldest first; ``full_days``: a full one is taken
+    when the newest full one is so old; 0: never for that reason.
+    """
+    if wants_full:
+        return BaseChoice(None, "asked for")
+    usable = [backup for backup in backups if backup.generation == generation]
+    if not usable:
+        reason = "there is no backup of this system yet"
+        return BaseChoice(None, reason if not backups else f"{reason}, only of an earlier one")
+    fulls = [backup.stopped_at for backup in usable if backup.kind == "full"]
+    if full_days and (not fulls or now - max(fulls) >= timedelta(days=full_days)):
+        return BaseChoice(None, f"the newest full backup is {full_days} days old, or older")
+    return BaseChoice(usable[-1], f"what has changed since {usable[-1].backup_id}")
+
+
+def _summaries_obstacle(facts: ServerFacts, base: Completion) -> str:
+    """Why the WAL summaries cannot tell what has changed since ``base``; empty: they may."""
+    if facts.major < SUMMARIES_MAJOR:
+        return f"PostgreSQL {facts.major} keeps no WAL summaries, {SUMMARIES_MAJOR} is the first"
+    if facts.settings.get("summarize_wal") != "on":
+        return "summarize_wal is off"
+    if facts.timeline != base.timeline:
+        return f"the server went from timeline {base.timeline} to {facts.timeline} since"
+    return ""
 
 
 def _require_supported(wishes: BackupWishes, facts: ServerFacts, rights: ServerRights) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import NamedTuple
 
 import msgspec
 
 from pgrecall import __version__
+from pgrecall.backup.base import Base
 from pgrecall.backup.plan import BackupPlan
 from pgrecall.model.findings import Finding, worst
 from pgrecall.model.manifest import (
@@ -27,8 +29,19 @@ from pgrecall.repository.identity import Generation, RepositoryIdentity
 LABEL = "pgrecall"
 
 
+class Lineage(NamedTuple):
+    """Whom a backup belongs to; ``restore_id``: of the restored copy that is backed up."""
+
+    identity: RepositoryIdentity
+    generation: Generation
+    restore_id: str | None
+
+
 class BackupTask:
-    """What a backup works with: the plan, the server's facts, and whom it belongs to."""
+    """What a backup works with: the plan, the server's facts, and whom it belongs to.
+
+    ``base``: what an incremental one is compared with.
+    """
 
     def __init__(
         self,
@@ -36,16 +49,16 @@ class BackupTask:
         facts: ServerFacts,
         control: ControlData,
         *,
-        identity: RepositoryIdentity,
-        generation: Generation,
-        restore_id: str | None,
+        lineage: Lineage,
+        base: Base | None = None,
     ) -> None:
         self.plan = plan
         self.facts = facts
         self.control = control
-        self.identity = identity
-        self.generation = generation
-        self.restore_id = restore_id
+        self.identity = lineage.identity
+        self.generation = lineage.generation
+        self.restore_id = lineage.restore_id
+        self.base = base
 
 
 class Taken(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,17 +75,18 @@ def manifest_root(
     taken: Taken,
     *,
     parts: tuple[PartEntry, ...],
-    owners: tuple[str, ...],
-    groups: tuple[str, ...],
+    names: tuple[tuple[str, ...], tuple[str, ...]],
     external: tuple[ExternalFile, ...],
+    block_digest: str,
 ) -> ManifestRoot:
-    """The manifest's root."""
+    """The manifest's root; ``names`` are those of owners and groups."""
     label = taken.stop.label
     return ManifestRoot(
         backup_id=taken.backup_id,
         repository_id=task.identity.repository_id,
         digest="blake3",
-        kind="full",
+        block_digest=block_digest,
+        kind="incremental" if task.base is not None else "full",
         source="local",
         system_identifier=str(task.facts.system_identifier),
         backup_label=label.text.encode(),
@@ -84,8 +98,8 @@ def manifest_root(
             for space in task.facts.tablespaces
         ),
         external_files=external,
-        owners=owners,
-        groups=groups,
+        owners=names[0],
+        groups=names[1],
         findings=taken.findings,
         parts=parts,
     )
@@ -96,11 +110,14 @@ def completion(
     taken: Taken,
     *,
     totals: Totals,
-    manifest: tuple[int, str],
-    completed_at: datetime,
-    duration_seconds: float,
+    manifest: tuple[int, str, tuple[str, ...]],
+    change_source: str,
+    ended: tuple[datetime, float],
 ) -> Completion:
-    """The completion record; ``manifest`` is the root's stored size and digest (hex)."""
+    """The completion record; ``manifest``: the root's size and digest (hex), what it refers to.
+
+    ``ended``: when, and after how many seconds.
+    """
     plan, facts = task.plan, task.facts
     return Completion(
         backup_id=taken.backup_id,
@@ -108,7 +125,7 @@ def completion(
         server=plan.server,
         generation=task.generation.number,
         system_identifier=str(facts.system_identifier),
-        kind="full",
+        kind="incremental" if task.base is not None else "full",
         source="local",
         version_num=facts.version_num,
         segment_bytes=facts.segment_bytes,
@@ -117,8 +134,8 @@ def completion(
         stop_lsn=str(taken.stop.lsn),
         started_at=taken.start.started_at,
         stopped_at=taken.stop.stopped_at,
-        completed_at=completed_at,
-        duration_seconds=round(duration_seconds, 3),
+        completed_at=ended[0],
+        duration_seconds=round(ended[1], 3),
         label=LABEL,
         compression=f"{plan.compression}:{plan.level}",
         has_wal=plan.with_wal,
@@ -129,7 +146,9 @@ def completion(
         finding_count=len(taken.findings),
         tool_version=__version__,
         restore_id=task.restore_id or "",
-        refers_to=(),
+        base_id=task.base.completion.backup_id if task.base is not None else "",
+        references=manifest[2],
+        change_source=change_source,
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from pgrecall.backup.digest_log import DigestIndex, DigestLog
+from pgrecall.backup.entries import Copied
 from pgrecall.backup.page_check import BadPage
 from pgrecall.backup.run_log import RunIndex, RunLog
 from pgrecall.backup.worker import WorkerResult
@@ -20,26 +22,26 @@ class CopyResults:
     def __init__(self, table: FileTable) -> None:
         self.vanished: set[int] = set()
         self.bytes = 0
+        self.new_bytes = 0
         self.pages_checked = 0
         self.packs: list[PackEntry] = []
         self._table = table
         self._logs: list[RunLog] = []
+        self._digests: list[DigestLog] = []
         self._bad: dict[int, list[BadPage]] = {}
         self._odd_sizes: set[int] = set()
 
     def add(self, result: WorkerResult) -> None:
         """Add what one worker did."""
         self._logs.append(result.runs)
+        self._digests.append(result.digests)
         self.vanished |= result.vanished
         self.bytes += result.bytes
+        self.new_bytes += result.new_bytes
         self.pages_checked += result.pages_checked
         self._odd_sizes |= result.odd_sizes
         for index, pages in result.bad.items():
             self._bad.setdefault(index, []).extend(pages)
-
-    def runs(self) -> RunIndex:
-        """The runs of every file; a file that vanished before its end keeps none."""
-        return RunIndex(self._logs, len(self._table))
 
     def bad_blocks(self) -> dict[int, list[int]]:
         """Blocks that stay bad, by file."""
@@ -80,13 +82,24 @@ class CopyResults:
             )
         return findings
 
-    def totals(self, manifest_bytes: int, wal_segments: int) -> Totals:
-        """Counts and bytes of the whole backup."""
+    def copied(self) -> Copied:
+        """Where the bytes and digests of each file went."""
+        return Copied(
+            self._table,
+            RunIndex(self._logs, len(self._table)),
+            DigestIndex(self._digests, len(self._table)),
+            vanished=self.vanished,
+            bad_blocks=self.bad_blocks(),
+        )
+
+    def totals(self, raw_bytes: int, manifest_bytes: int, wal_segments: int) -> Totals:
+        """Counts and bytes of the whole backup; ``raw_bytes`` is the size of all files."""
         directories = self._table.kinds.count(DIRECTORY)
         return Totals(
             files=len(self._table) - directories - len(self.vanished),
             directories=directories,
-            raw_bytes=self.bytes,
+            raw_bytes=raw_bytes,
+            new_bytes=self.new_bytes,
             stored_bytes=sum(pack.stored_bytes for pack in self.packs) + manifest_bytes,
             packs=len(self.packs),
             pages_checked=self.pages_checked,

@@ -1,4 +1,4 @@
-"""Take a full backup of a server whose PGDATA this process can read."""
+"""Take a backup of a server whose PGDATA this process can read."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
+from pgrecall.backup.comparison import compare, source_of
 from pgrecall.backup.copy import CopyPool
+from pgrecall.backup.entries import EntryWriter
 from pgrecall.backup.external import external_files
 from pgrecall.backup.own_objects import remove_own_objects
 from pgrecall.backup.pack_sink import PackFactory, PackSink
 from pgrecall.backup.page_check import PageInspector
 from pgrecall.backup.records import LABEL, BackupTask, Taken, completion, manifest_root
 from pgrecall.backup.results import CopyResults
-from pgrecall.backup.run_log import file_entries
 from pgrecall.backup.scan import Scan, scan_data_directory
 from pgrecall.backup.selection import CONTROL_FILE
 from pgrecall.backup.units import cut_into_units
 from pgrecall.backup.wal import add_wal_files, await_segments, needed_segments
-from pgrecall.backup.worker import CopySource, CopyWorker
+from pgrecall.backup.worker import Comparison, CopySource, CopyWorker, PageShape
+from pgrecall.codec.block_digests import KIND as DIGEST_KIND
 from pgrecall.errors import BackupError
 from pgrecall.model.findings import Finding
 from pgrecall.model.ids import BACKUP, new_id
@@ -35,6 +37,7 @@ from pgrecall.postgres.backup_session import BackupSession, BackupStart, BackupS
 from pgrecall.postgres.connection import Connection
 from pgrecall.postgres.control import read_control_bytes
 from pgrecall.repository import layout
+from pgrecall.repository.block_digests import DigestStore
 from pgrecall.repository.catalog import Catalog
 from pgrecall.repository.manifests import ManifestWriter, StoredManifest
 from pgrecall.repository.packs import FRAME_BYTES, PackHeader
@@ -75,7 +78,13 @@ class BackupRun:
         self._findings: list[Finding] = list(task.plan.findings)
         self._factory: PackFactory | None = None
         self._manifest: ManifestWriter | None = None
+        self._digests = DigestStore(
+            tools.store, task.plan.server, self.backup_id, task.identity.repository_id
+        )
+        base = task.base
+        self._seed = base.seed if base is not None else int.from_bytes(os.urandom(8))
         self._may_exist = False
+        self._comparison: Comparison | None = None
 
     def run(self) -> Completion:
         """Take the backup.
@@ -109,20 +118,30 @@ class BackupRun:
             if not self._task.plan.with_wal:
                 self._await_wal(session, side, segments)
         self._findings += results.findings()
+        if self._task.base is not None:
+            self._findings += self._task.base.findings()
         external, unreadable = external_files(self._task.facts, self._task.plan.data_directory)
         self._findings += unreadable
         taken = Taken(
             backup_id=self.backup_id, start=start, stop=stop, findings=tuple(self._findings)
         )
-        stored = self._store_manifest(taken, scan, results, external)
-        self._prove_stored(results, stored)
+        entries = EntryWriter(
+            results.copied(),
+            results.packs,
+            self._digests.entries(),
+            base=self._task.base,
+            page_bytes=self._task.facts.block_bytes,
+        )
+        stored = self._store_manifest(taken, scan, entries, external)
+        self._prove_stored(entries, stored)
+        own_bytes = stored.all_bytes + self._digests.stored_bytes
         record = completion(
             self._task,
             taken,
-            totals=results.totals(stored.all_bytes, len(segments)),
-            manifest=(stored.root_bytes, stored.root_digest),
-            completed_at=self._tools.clock.now(),
-            duration_seconds=self._tools.clock.monotonic() - began,
+            totals=results.totals(entries.raw_bytes, own_bytes, len(segments)),
+            manifest=(stored.root_bytes, stored.root_digest, _owners(entries)),
+            change_source=source_of(self._comparison),
+            ended=(self._tools.clock.now(), self._tools.clock.monotonic() - began),
         )
         self._may_exist = True
         Catalog(self._tools.store, self._task.plan.server).add(record)
@@ -159,6 +178,8 @@ class BackupRun:
             has_summaries=facts.major >= 17,
         )
         self._findings += scan.findings
+        if self._task.base is not None:
+            self._task.base.match(scan.table)
         reached("backup.scanned")
         return scan
 
@@ -167,6 +188,8 @@ class BackupRun:
     ) -> tuple[CopyResults, BackupStop]:
         """Copy everything but pg_control, then that (fact 15), stop the backup, then its WAL."""
         plan, table = self._task.plan, scan.table
+        self._comparison, findings = compare(self._task, start, side)
+        self._findings += findings
         source = self._source(scan, start, side)
         factory = self._factory = self._pack_factory()
         self._tools.progress.phase("copy")
@@ -175,11 +198,12 @@ class BackupRun:
         pool = CopyPool(
             source,
             factory,
+            self._digests,
             workers=plan.workers,
             progress=self._tools.progress,
             watch=session.alive,
         )
-        last = CopyWorker(source, PackSink(factory))
+        last = CopyWorker(source, PackSink(factory), self._digests)
         try:
             control = None
             files = array("I")
@@ -237,7 +261,7 @@ class BackupRun:
         self,
         taken: Taken,
         scan: Scan,
-        results: CopyResults,
+        entries: EntryWriter,
         external: tuple[ExternalFile, ...],
     ) -> StoredManifest:
         self._tools.progress.phase("manifest")
@@ -247,39 +271,54 @@ class BackupRun:
         )
         uids, owners = _names(scan.table.uids, lambda uid: pwd.getpwuid(uid).pw_name)
         gids, groups = _names(scan.table.gids, lambda gid: grp.getgrgid(gid).gr_name)
-        manifest.add_packs(results.packs)
         reached("backup.manifest")
-        manifest.add_files(
-            file_entries(
-                scan.table,
-                results.runs(),
-                vanished=results.vanished,
-                bad_blocks=results.bad_blocks(),
-                owners=(uids, gids),
-            )
-        )
+        manifest.add_files(entries.entries((uids, gids)))
+        # Only now it is known which objects of older backups are needed.
+        manifest.add_packs(entries.packs)
+        manifest.add_digests(entries.digests)
         root = manifest_root(
-            task, taken, parts=manifest.parts, owners=owners, groups=groups, external=external
+            task,
+            taken,
+            parts=manifest.parts,
+            names=(owners, groups),
+            external=external,
+            block_digest=f"{DIGEST_KIND}:{self._seed:016x}",
         )
         stored = manifest.finish(root)
         reached("backup.manifest-stored")
         return stored
 
-    def _prove_stored(self, results: CopyResults, stored: StoredManifest) -> None:
-        """See every object of the backup in the store before anything says that it exists."""
-        server = self._task.plan.server
-        prefix = layout.backup_prefix(server, self.backup_id)
-        found = {info.key: info.size for info in self._tools.store.list(prefix)}
+    def _prove_stored(self, entries: EntryWriter, stored: StoredManifest) -> None:
+        """See every object that the backup needs in the store before anything says that it exists.
+
+        Those of older backups too (fact 36): they may have been removed meanwhile.
+        """
+        server, store = self._task.plan.server, self._tools.store
+        found: dict[str, int] = {}
+        for owner in {self.backup_id, *_owners(entries)}:
+            prefix = layout.backup_prefix(server, owner)
+            found.update((info.key, info.size) for info in store.list(prefix))
         wanted = dict(stored.sizes)
-        for pack in results.packs:
-            wanted[layout.pack_key(server, self.backup_id, pack.number)] = pack.stored_bytes
+        for pack in entries.packs:
+            owner = pack.owner or self.backup_id
+            wanted[layout.pack_key(server, owner, pack.number)] = pack.stored_bytes
+        for entry in entries.digests:
+            owner = entry.owner or self.backup_id
+            wanted[layout.digests_key(server, owner, entry.number)] = entry.stored_bytes
+        own = layout.backup_prefix(server, self.backup_id)
         for key, size in wanted.items():
-            if found.get(key) != size:
-                seen = f"has {found[key]} bytes there" if key in found else "is not there"
+            if found.get(key) == size:
+                continue
+            seen = f"has {found[key]} bytes there" if key in found else "is not there"
+            if key.startswith(own):
                 raise BackupError(
-                    f"{self._tools.store.name} took {key} ({size} bytes), and it {seen}",
+                    f"{store.name} took {key} ({size} bytes), and it {seen}",
                     hint="the store loses what it acknowledges: do not trust it with backups",
                 )
+            raise BackupError(
+                f"{key} ({size} bytes) of an older backup is needed, and it {seen}",
+                hint="run 'pgrecall verify', and take a full backup: pgrecall backup --full",
+            )
 
     def _remove_stored(self) -> None:
         """After a failure: nobody will ever read what was stored, unless it may be a backup."""
@@ -287,7 +326,7 @@ class BackupRun:
             return
         keys = self._manifest.keys if self._manifest is not None else ()
         packs = self._factory.created_keys if self._factory is not None else ()
-        remove_own_objects(self._tools.store, (*keys, *packs))
+        remove_own_objects(self._tools.store, (*keys, *packs, *self._digests.created_keys))
 
     # --- parts -------------------------------------------------------------------
 
@@ -313,8 +352,9 @@ class BackupRun:
             os.fsencode(plan.data_directory),
             scan.table,
             inspector,
-            page_bytes=facts.block_bytes,
-            relation_blocks=facts.relation_segment_blocks,
+            PageShape(facts.block_bytes, facts.relation_segment_blocks),
+            seed=self._seed,
+            comparison=self._comparison,
         )
 
     def _pack_factory(self) -> PackFactory:
@@ -332,6 +372,13 @@ class BackupRun:
             level=plan.level,
             committers=_COMMITTERS,
         )
+
+
+def _owners(entries: EntryWriter) -> tuple[str, ...]:
+    """The older backups whose objects are needed."""
+    packs = {pack.owner for pack in entries.packs}
+    digests = {one.owner for one in entries.digests}
+    return tuple(sorted((packs | digests) - {""}))
 
 
 def _names(

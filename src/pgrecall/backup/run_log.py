@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Sequence
 
-from pgrecall.codec.crc import crc32c_combine, crc32c_of_zeros
-from pgrecall.model.file_table import FILE, FileTable
-from pgrecall.model.manifest import FileEntry, Run
+from pgrecall.backup.units import PIECE_BYTES
+from pgrecall.model.manifest import Run
+from pgrecall.repository.overlay import spread_of
 
 _RECORD = struct.Struct("<IIIIQQI4x")
 _NONE = 0xFFFFFFFF
@@ -17,35 +18,43 @@ _NONE = 0xFFFFFFFF
 class RunLog:
     """One worker's runs; for one thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, page_bytes: int) -> None:
+        self.spreads: list[tuple[int, ...]] = []
+        self._page_bytes = page_bytes
         self._records = bytearray()
         self._open: list[int] | None = None
-        self._next_frame = -1
+        self._pieces: list[tuple[int, int]] = []
+        self._file_end = 0
 
-    def add(
-        self, file: int, file_offset: int, length: int, crc: int, *, place: tuple[int, int, int]
-    ) -> None:
-        """Note ``length`` bytes of a file; ``crc`` is their CRC-32C alone.
+    def add(self, file: int, file_offset: int, length: int, *, place: tuple[int, int, int]) -> None:
+        """Note ``length`` bytes of a file, in the order in which they went into packs.
 
-        ``place`` is (pack, frame, offset within the raw frame). Bytes that
-        follow the ones noted last, in the next frame of the same pack, make
-        that run longer.
+        ``place`` is (pack, frame, offset within the raw frame). Bytes of the same file
+        that lie further on in it, and follow in the same pack, make a run longer.
         """
-        pack, frame, frame_offset = place
+        page = self._page_bytes
         last = self._open
-        if (
-            last is not None
-            and frame_offset == 0
-            and frame == self._next_frame
-            and (last[0], last[1]) == (file, pack)
-            and last[4] + last[5] == file_offset
-        ):
-            last[5] += length
-            last[6] = crc32c_combine(last[6], crc, length)
-        else:
+        if last is None or not self._follows(last, file, file_offset, place):
             self._close()
-            self._open = [file, pack, frame, frame_offset, file_offset, length, crc]
-        self._next_frame = frame + 1
+            self._open = [file, *place, file_offset, 0]
+            last = self._open
+        # Pages only where there are gaps between them; a short one is the last of its run.
+        self._pieces.append((file_offset // page, -(-length // page)))
+        last[5] += length
+        self._file_end = file_offset + length
+        self._place = place[0], place[1], place[2] + length
+
+    def _follows(
+        self, last: list[int], file: int, file_offset: int, place: tuple[int, int, int]
+    ) -> bool:
+        pack, frame, end = self._place
+        return (
+            (last[0], pack) == (file, place[0])
+            and (place[1:] in ((frame, end), (frame + 1, 0)))
+            and 0 <= file_offset - self._file_end < PIECE_BYTES
+            and self._file_end % self._page_bytes == 0
+            and file_offset % self._page_bytes == 0
+        )
 
     def records(self) -> bytearray:
         """Everything noted so far."""
@@ -53,9 +62,16 @@ class RunLog:
         return self._records
 
     def _close(self) -> None:
-        if self._open is not None:
-            self._records += _RECORD.pack(*self._open)
-            self._open = None
+        if self._open is None:
+            return
+        spread = spread_of(self._pieces)
+        number = _NONE
+        if spread:
+            number = len(self.spreads)
+            self.spreads.append(spread)
+        self._records += _RECORD.pack(*self._open, number)
+        self._open = None
+        self._pieces.clear()
 
 
 class RunIndex:
@@ -63,8 +79,11 @@ class RunIndex:
 
     def __init__(self, logs: Sequence[RunLog], file_count: int) -> None:
         self._records = bytearray()
+        self._logs = logs
+        self._ends = []
         for log in logs:
             self._records += log.records()
+            self._ends.append(len(self._records) // _RECORD.size)
         count = len(self._records) // _RECORD.size
         self._first = array("I", [_NONE]) * file_count
         self._next = array("I", [_NONE]) * count
@@ -72,62 +91,17 @@ class RunIndex:
             self._next[number] = self._first[file]
             self._first[file] = number
 
-    def of(self, file: int) -> tuple[list[Run], int, int]:
-        """Runs of a file by offset, the size that they reach, and the CRC-32C of the whole.
-
-        What lies between two runs is zeros: the file was cut and grew again
-        meanwhile, and WAL replay writes what belongs there.
-        """
+    def of(self, file: int) -> list[Run]:
+        """The runs of a file, by offset; they do not overlap."""
         found = []
         number = self._first[file]
         while number != _NONE:
-            found.append(_RECORD.unpack_from(self._records, number * _RECORD.size))
+            record = _RECORD.unpack_from(self._records, number * _RECORD.size)
+            spread: tuple[int, ...] = ()
+            if record[6] != _NONE:
+                spread = self._logs[bisect_right(self._ends, number)].spreads[record[6]]
+            _, pack, frame, frame_offset, file_offset, length, _ = record
+            found.append(Run(pack, frame, frame_offset, file_offset, length, spread))
             number = self._next[number]
-        found.sort(key=lambda record: int(record[4]))
-        runs: list[Run] = []
-        crc = size = 0
-        for _, pack, frame, frame_offset, file_offset, length, run_crc in found:
-            if file_offset > size:
-                crc = crc32c_combine(crc, crc32c_of_zeros(file_offset - size), file_offset - size)
-            crc = crc32c_combine(crc, run_crc, length) if file_offset else run_crc
-            size = file_offset + length
-            runs.append(Run(pack, frame, frame_offset, file_offset, length))
-        return runs, size, crc
-
-
-def file_entries(
-    table: FileTable,
-    runs: RunIndex,
-    *,
-    vanished: set[int],
-    bad_blocks: dict[int, list[int]],
-    owners: tuple[dict[int, int], dict[int, int]],
-) -> Iterator[FileEntry]:
-    """The manifest's entries, in the table's order; ``owners`` maps uids and gids to indexes."""
-    uids, gids = owners
-    for index, kind in enumerate(table.kinds):
-        if index in vanished:
-            continue
-        raw = table.path(index)
-        path, raw_path = _printable(raw)
-        found, size, crc = runs.of(index) if kind == FILE else ([], 0, 0)
-        yield FileEntry(
-            path=path,
-            kind=chr(kind),
-            mode=table.modes[index],
-            owner=uids[table.uids[index]],
-            group=gids[table.gids[index]],
-            modified_at=table.modified[index],
-            size=size,
-            crc32c=crc,
-            runs=tuple(found),
-            bad_blocks=tuple(sorted(bad_blocks.get(index, ()))),
-            raw_path=raw_path,
-        )
-
-
-def _printable(path: bytes) -> tuple[str, str]:
-    try:
-        return path.decode(), ""
-    except UnicodeDecodeError:
-        return path.decode(errors="replace"), path.hex()
+        found.sort(key=lambda run: run.file_offset)
+        return found

@@ -9,22 +9,60 @@ from __future__ import annotations
 import mmap
 import os
 import threading
+from typing import NamedTuple
 
+from pgrecall.backup.base import Base, BasePiece
+from pgrecall.backup.changes import PageShares, Range, changed_ranges, ranges_to_read
+from pgrecall.backup.digest_log import DigestLog
 from pgrecall.backup.pack_sink import PackSink
 from pgrecall.backup.page_check import BadPage, PageInspector
 from pgrecall.backup.run_log import RunLog
-from pgrecall.backup.units import Unit
-from pgrecall.codec.crc import crc32c
+from pgrecall.backup.summaries import Changes, FileChanges
+from pgrecall.backup.units import PIECE_BYTES, Unit
+from pgrecall.codec.block_digests import (
+    BLOCK_BYTES,
+    RECORD_BYTES,
+    as_records,
+    block_count,
+    block_records,
+    combined_crc,
+)
 from pgrecall.errors import DataDirectoryError, PostgresRightsError
 from pgrecall.model.file_table import FileTable
 from pgrecall.model.relation_files import first_block
+from pgrecall.repository.block_digests import DigestSink, DigestStore
 from pgrecall.repository.packs import FRAME_BYTES
+
+# Of the buffer, so much must be free before more of a file is read behind what it holds.
+_LEAST_ROOM = FRAME_BYTES // 2
+
+
+class PageShape(NamedTuple):
+    """Bytes of a page, and how many of them a whole relation file (1 GiB) has."""
+
+    page_bytes: int
+    relation_blocks: int
+
+
+class Comparison(NamedTuple):
+    """What an incremental backup goes by.
+
+    ``changes``: what the WAL summaries tell, None where they are not used. ``is_exact``: a page of
+    which they do not tell, and whose LSN lies before ``start_lsn``, is byte for byte the base's;
+    else only a digest can tell, because hint bits change without WAL.
+    """
+
+    base: Base
+    changes: Changes | None = None
+    start_lsn: int = 0
+    is_exact: bool = False
 
 
 class CopySource:
-    """What the workers copy from. ``relation_blocks``: blocks in a whole relation file (1 GiB).
+    """What the workers copy from.
 
-    ``stopped`` is set when the copy has failed: workers then end at the next frame.
+    ``seed``: of the block digests, that of the base where there is a ``comparison``. ``stopped`` is
+    set when the copy has failed: workers then end at the next frame.
     """
 
     def __init__(
@@ -32,63 +70,88 @@ class CopySource:
         root: bytes,
         table: FileTable,
         inspector: PageInspector | None,
+        pages: PageShape,
         *,
-        page_bytes: int,
-        relation_blocks: int,
+        seed: int,
+        comparison: Comparison | None = None,
     ) -> None:
         self.stopped = threading.Event()
+        self.seed = seed
+        self.comparison = comparison
         self.root = root
         self.table = table
         self.inspector = inspector
-        self.page_bytes = page_bytes
-        self.relation_blocks = relation_blocks
+        self.page_bytes = pages.page_bytes
+        self.relation_blocks = pages.relation_blocks
 
 
 class WorkerResult:
-    """What one worker did: runs, files that were gone, pages checked, and pages that stay bad."""
+    """What one worker did: runs, digests, files that were gone, pages checked and those bad.
 
-    def __init__(self) -> None:
-        self.runs = RunLog()
+    ``bytes`` were read, ``new_bytes`` of them went into packs.
+    """
+
+    def __init__(self, digests: DigestSink, page_bytes: int) -> None:
+        self.runs = RunLog(page_bytes)
+        self.digests = DigestLog(digests)
         self.vanished: set[int] = set()
         self.bad: dict[int, list[BadPage]] = {}
         self.odd_sizes: set[int] = set()
         self.pages_checked = 0
         self.bytes = 0
+        self.new_bytes = 0
+
+
+class _File(NamedTuple):
+    """A file that is open for reading: its number in the table, its path below PGDATA."""
+
+    descriptor: int
+    number: int
+    path: bytes
 
 
 class CopyWorker:
     """Copies units into packs; for one thread. ``close`` must be called at the end."""
 
-    def __init__(self, source: CopySource, sink: PackSink) -> None:
-        self.result = WorkerResult()
+    def __init__(self, source: CopySource, sink: PackSink, digests: DigestStore) -> None:
+        self.result = WorkerResult(DigestSink(digests), source.page_bytes)
         self._source = source
         self._sink = sink
         self._buffer = memoryview(mmap.mmap(-1, FRAME_BYTES))
         self._used = 0
         self._slices: list[tuple[int, int, int]] = []
+        self._base: BasePiece | None = None
+        self._piece_offset = 0
 
     def copy(self, unit: Unit) -> int:
-        """Copy one unit; returns the bytes that were read."""
-        before = self.result.bytes
-        if unit.is_batch:
-            for index in unit.files:
-                self._copy_small(index)
-        else:
-            self._copy_piece(unit.files[0], unit.offset, unit.length)
-        return self.result.bytes - before
+        """Copy one unit; returns how many bytes it has."""
+        for index in unit.files:
+            path = self._source.table.path(index)
+            length = self._source.table.sizes[index] if unit.is_batch else unit.length
+            changes = self._changes(index, path)
+            if changes is not None:
+                self._copy_changes(index, path, (unit.offset, unit.offset + length), changes)
+            elif unit.is_batch:
+                self._copy_small(index, path)
+            else:
+                self._copy_piece(index, path, unit.offset, unit.length)
+        return unit.length
 
     def store(self, index: int, content: bytes) -> None:
         """Store ``content`` as the whole of a file that was read already (at most one frame)."""
         self._flush()
         self._buffer[: len(content)] = content
-        self._slices.append((index, 0, len(content)))
-        self._used = len(content)
+        self.result.digests.begin(index, 0, None)
+        records, crc = block_records(self._buffer[: len(content)], self._source.seed)
+        self.result.digests.add(len(content), records, crc, is_same=False)
+        self._keep(index, 0, len(content))
         self.result.bytes += len(content)
 
     def finish(self) -> None:
-        """Write what is still in the buffer, and hand the last pack over."""
+        """Write what is still in the buffer, and hand the last pack and the digests over."""
         self._flush()
         self._sink.finish_pack()
+        self.result.digests.finish()
 
     def close(self) -> None:
         """Drop an unfinished pack. The buffer goes when nothing looks at it any more.
@@ -99,108 +162,252 @@ class CopyWorker:
         self._sink.discard()
         self._buffer.release()
 
-    def _copy_small(self, index: int) -> None:
-        path = self._source.table.path(index)
+    def _changes(self, index: int, path: bytes) -> FileChanges | None:
+        """What the WAL summaries tell of a file that the base has; None: it must be read."""
+        comparison = self._source.comparison
+        if comparison is None or comparison.changes is None:
+            return None
+        base = comparison.base
+        if not base.has(index) or base.is_spoilt(index):
+            return None
+        return comparison.changes.of(path)
+
+    def _copy_changes(self, index: int, path: bytes, place: Range, changes: FileChanges) -> None:
+        """Copy the changed pages of a piece, or of a small file; ``place``: its bytes."""
+        comparison = self._source.comparison
+        assert comparison is not None
+        offset, end = place
+        span = comparison.base.span(index, offset)
+        page_bytes = self._source.page_bytes
+        reading = ranges_to_read(changes, place, span[1] if span else 0, page_bytes)
+        if span is not None and not reading:
+            self.result.digests.lend(index, offset, end - offset, span[0])
+            return
+        base = comparison.base.piece(index, offset)
+        if base is None:
+            self._copy_piece(index, path, offset, end - offset)
+            return
+        descriptor = self._open(path, index)
+        if descriptor is None:
+            return
+        try:
+            self._base = base
+            self._piece_offset = offset
+            shares = None
+            if comparison.is_exact:
+                base_end = offset + base.length
+                shares = PageShares(changes, base_end, page_bytes, comparison.start_lsn)
+            file = _File(descriptor, index, path)
+            self._read_ranges(file, place, reading, shares)
+        finally:
+            os.close(descriptor)
+
+    def _read_ranges(
+        self, file: _File, place: Range, reading: list[Range], shares: PageShares | None
+    ) -> None:
+        assert self._base is not None
+        offset, end = place
+        records = bytearray(
+            self._base.records.tobytes()[: block_count(end - offset) * RECORD_BYTES]
+        )
+        records += bytes(block_count(end - offset) * RECORD_BYTES - len(records))
+        is_same = end - offset == self._base.length
+        is_last = end >= self._source.table.sizes[file.number]
+        for begin, range_end in reading:
+            at = offset + begin
+            while at < offset + range_end and not self._source.stopped.is_set():
+                wanted = min(self._room(), offset + range_end - at)
+                got = self._read(file, at, wanted, fills=not is_last)
+                if got:
+                    found = self._take_some(file, at, got, shares)
+                    first = (at - offset) // BLOCK_BYTES * RECORD_BYTES
+                    is_same &= records[first : first + len(found)] == found
+                    records[first : first + len(found)] = found
+                at += got
+                if got < wanted:
+                    end = at  # truncated meanwhile, and replay knows
+                    break
+            if at < offset + range_end:
+                break
+        length = end - offset
+        del records[block_count(length) * RECORD_BYTES :]
+        self.result.digests.begin(file.number, offset, self._base)
+        crc = combined_crc(as_records(records), length)
+        self.result.digests.add(length, records, crc, is_same=is_same)
+
+    def _copy_small(self, index: int, path: bytes) -> None:
         if self._used + self._source.table.sizes[index] >= FRAME_BYTES:
             self._flush()
         descriptor = self._open(path, index)
         if descriptor is None:
             return
+        file = _File(descriptor, index, path)
         try:
-            length = self._fill(descriptor, 0, FRAME_BYTES - self._used, path)
+            length = self._fill(file, 0, FRAME_BYTES - self._used)
             if self._used + length == FRAME_BYTES and self._used:
                 # It grew since the walk, and does not fit behind the others any more.
                 self._flush()
-                length = self._fill(descriptor, 0, FRAME_BYTES, path)
+                length = self._fill(file, 0, FRAME_BYTES)
             if length == FRAME_BYTES:
-                self._read_piece(descriptor, index, path, 0, os.fstat(descriptor).st_size)
+                self._read_pieces(file, 0, os.fstat(descriptor).st_size)
                 return
-            self._take(descriptor, index, path, 0, length)
+            self._begin(index, 0)
+            self._take(file, 0, length)
         finally:
             os.close(descriptor)
 
-    def _copy_piece(self, index: int, offset: int, length: int) -> None:
-        self._flush()
-        path = self._source.table.path(index)
+    def _copy_piece(self, index: int, path: bytes, offset: int, length: int) -> None:
         descriptor = self._open(path, index)
         if descriptor is None:
             return
         try:
-            self._read_piece(descriptor, index, path, offset, length)
+            self._read_pieces(_File(descriptor, index, path), offset, length)
         finally:
             os.close(descriptor)
 
-    def _read_piece(
-        self, descriptor: int, index: int, path: bytes, offset: int, length: int
-    ) -> None:
+    def _read_pieces(self, file: _File, offset: int, length: int) -> None:
         end = offset + length
+        fills = end < self._source.table.sizes[file.number]
         while offset < end and not self._source.stopped.is_set():
-            wanted = min(FRAME_BYTES, end - offset)
-            got = self._fill(descriptor, offset, wanted, path)
-            if got:
-                self._take(descriptor, index, path, offset, got)
-                self._flush()
+            if offset % PIECE_BYTES == 0:
+                self._begin(file.number, offset)
+            if self._base is None:
+                self._flush()  # frames that begin and end with a MiB of the file
+            piece_end = min(end, offset - offset % PIECE_BYTES + PIECE_BYTES)
+            wanted = min(self._room(), piece_end - offset)
+            got = self._read(file, offset, wanted, fills=fills)
+            self._take(file, offset, got)
             if got < wanted:
                 return  # shorter than at the walk: truncated meanwhile, and replay knows
             offset += got
 
-    def _fill(self, descriptor: int, offset: int, wanted: int, path: bytes) -> int:
+    def _begin(self, index: int, offset: int) -> None:
+        """Begin a file, or its piece of PIECE_BYTES at ``offset``."""
+        comparison = self._source.comparison
+        self._base = comparison.base.piece(index, offset) if comparison is not None else None
+        self._piece_offset = offset
+        self.result.digests.begin(index, offset, self._base)
+
+    def _room(self) -> int:
+        """Bytes of whole blocks for which the buffer has room; it is emptied where that is few."""
+        if FRAME_BYTES - self._used < _LEAST_ROOM:
+            self._flush()
+        room = FRAME_BYTES - self._used
+        return room - room % BLOCK_BYTES
+
+    def _read(self, file: _File, offset: int, wanted: int, *, fills: bool) -> int:
+        """Read as _fill does. ``fills``: where the file is shorter by now, zeros follow.
+
+        It was truncated meanwhile, and a later piece of it may be there again: replay of the WAL
+        sees to what belongs here. Zeros, as pg_basebackup has it.
+        """
+        got = self._fill(file, offset, wanted)
+        if got < wanted and fills:
+            self._buffer[self._used + got : self._used + wanted] = bytes(wanted - got)
+            return wanted
+        return got
+
+    def _fill(self, file: _File, offset: int, wanted: int) -> int:
         """Read up to ``wanted`` bytes behind what the buffer holds; fewer at the end only."""
         got = 0
         room = self._buffer[self._used : self._used + wanted]
         while got < wanted:
             try:
-                count = os.preadv(descriptor, [room[got:]], offset + got)
+                count = os.preadv(file.descriptor, [room[got:]], offset + got)
             except OSError as error:
-                raise self._unreadable(path, error) from error
+                raise self._unreadable(file.path, error) from error
             if count == 0:
                 break
             got += count
         return got
 
-    def _take(self, descriptor: int, index: int, path: bytes, offset: int, length: int) -> None:
-        """Account for ``length`` bytes that lie behind what the buffer holds already."""
+    def _take(self, file: _File, offset: int, length: int) -> None:
+        """Account for ``length`` bytes behind what the buffer holds; keep what the base lacks."""
         if length == 0:
             return
         data = self._buffer[self._used : self._used + length]
-        self._check(data, index, path, descriptor, offset)
+        self._check(file, data, offset)
+        records, crc = block_records(data, self._source.seed)
+        self.result.bytes += length
+        base = self._base
+        if base is None:
+            self._keep(file.number, offset, length)
+            self.result.digests.add(length, records, crc, is_same=False)
+            return
+        first = (offset - self._piece_offset) // BLOCK_BYTES
+        changed = changed_ranges(as_records(records), base.records[first:], length)
+        self._keep_ranges(file.number, offset, changed)
+        self.result.digests.add(length, records, crc, is_same=not changed)
+
+    def _take_some(
+        self, file: _File, offset: int, length: int, shares: PageShares | None
+    ) -> bytearray:
+        """The same where the WAL summaries tell which pages changed; returns the blocks' records.
+
+        ``shares`` None: they tell of blocks only.
+        """
+        assert self._base is not None
+        data = self._buffer[self._used : self._used + length]
+        bad = self._check(file, data, offset)
+        records, _ = block_records(data, self._source.seed)
+        self.result.bytes += length
+        if shares is None:
+            first = (offset - self._piece_offset) // BLOCK_BYTES
+            ranges = changed_ranges(as_records(records), self._base.records[first:], length)
+        else:
+            ranges = shares.ranges(data, offset, bad)
+        self._keep_ranges(file.number, offset, ranges)
+        return records
+
+    def _keep_ranges(self, index: int, offset: int, ranges: list[Range]) -> None:
+        """Keep ranges of what was read at ``offset``, and lies behind what the buffer holds.
+
+        They move up to where what was kept before ends: never beyond themselves.
+        """
+        start = self._used
+        for begin, end in ranges:
+            if start + begin != self._used:
+                kept = self._buffer[self._used : self._used + end - begin]
+                kept[:] = self._buffer[start + begin : start + end]
+            self._keep(index, offset + begin, end - begin)
+
+    def _keep(self, index: int, offset: int, length: int) -> None:
+        """So many bytes behind what the buffer holds go into the backup."""
         self._slices.append((index, offset, length))
         self._used += length
-        self.result.bytes += length
+        self.result.new_bytes += length
 
-    def _check(
-        self, data: memoryview, index: int, path: bytes, descriptor: int, offset: int
-    ) -> None:
-        first = first_block(path, self._source.relation_blocks)
+    def _check(self, file: _File, data: memoryview, offset: int) -> list[int]:
+        """Check the pages in ``data``; the numbers of those that stay bad, from its beginning."""
+        first = first_block(file.path, self._source.relation_blocks)
         if first is None:
-            return
+            return []
         inspector = self._source.inspector
         page_bytes = self._source.page_bytes
         whole = len(data) - len(data) % page_bytes
         if whole != len(data):
-            self.result.odd_sizes.add(index)
+            self.result.odd_sizes.add(file.number)
         if inspector is None or not whole:
-            return
+            return []
         block = first + offset // page_bytes
         try:
-            bad = inspector.inspect(data[:whole], block, descriptor, offset)
+            bad = inspector.inspect(data[:whole], block, file.descriptor, offset)
         except OSError as error:
-            raise self._unreadable(path, error) from error
+            raise self._unreadable(file.path, error) from error
         self.result.pages_checked += whole // page_bytes
         if bad:
-            self.result.bad.setdefault(index, []).extend(bad)
+            self.result.bad.setdefault(file.number, []).extend(bad)
+        return [page.block - block for page in bad]
 
     def _flush(self) -> None:
         if not self._used:
             return
         paths = self._source.table
         slices = [(paths.path(index), offset, length) for index, offset, length in self._slices]
-        raw = self._buffer[: self._used]
-        pack, frame = self._sink.add(raw, slices)
+        pack, frame = self._sink.add(self._buffer[: self._used], slices)
         place = 0
         for index, offset, length in self._slices:
-            crc = crc32c(raw[place : place + length])
-            self.result.runs.add(index, offset, length, crc, place=(pack, frame, place))
+            self.result.runs.add(index, offset, length, place=(pack, frame, place))
             place += length
         self._used = 0
         self._slices.clear()

@@ -38,7 +38,11 @@ class Run(msgspec.Struct, frozen=True, array_like=True):
     They begin ``frame_offset`` bytes into the raw bytes of frame ``frame`` of
     the pack at index ``pack`` of the manifest's pack list, and go on through
     the following frames of that pack. Bytes of a file that no run covers are
-    zeros.
+    zeros; where runs overlap, the later one counts.
+
+    ``spread``: how the bytes lie in the file where they are not consecutive, in
+    pages of the server (block_bytes): so many pages from ``file_offset`` on,
+    so many left out, so many that follow, and so on.
     """
 
     pack: int
@@ -46,6 +50,33 @@ class Run(msgspec.Struct, frozen=True, array_like=True):
     frame_offset: int
     file_offset: int
     length: int
+    spread: tuple[int, ...] = ()
+
+
+class DigestsEntry(msgspec.Struct, frozen=True, array_like=True):
+    """One object of block digests: number, stored bytes, its digest (hex), and how many records.
+
+    ``owner`` as of a pack: the older backup under which it lies; empty means this one.
+    """
+
+    number: int
+    stored_bytes: int
+    digest: str
+    records: int
+    owner: str = ""
+
+
+class DigestSpan(msgspec.Struct, frozen=True, array_like=True):
+    """The digests of ``count`` blocks of a file that follow each other, and their CRC-32C.
+
+    They begin at record ``first`` of the object at index ``source`` of the
+    manifest's list of digest objects.
+    """
+
+    source: int
+    first: int
+    count: int
+    crc32c: int
 
 
 class FileEntry(msgspec.Struct, frozen=True, array_like=True):
@@ -56,7 +87,8 @@ class FileEntry(msgspec.Struct, frozen=True, array_like=True):
     "d"; ``mode`` the permission bits; ``owner`` and ``group`` index into the
     root's owners and groups; ``modified_at`` seconds since 1970 UTC;
     ``crc32c`` that of the whole file (the server manifest's checksum);
-    ``bad_blocks`` the blocks that failed their page checksum.
+    ``bad_blocks`` the blocks that failed their page checksum; ``digests`` those of
+    all blocks of the file in order, or none at all.
     """
 
     path: str
@@ -70,6 +102,7 @@ class FileEntry(msgspec.Struct, frozen=True, array_like=True):
     runs: tuple[Run, ...] = ()
     bad_blocks: tuple[int, ...] = ()
     raw_path: str = ""
+    digests: tuple[DigestSpan, ...] = ()
 
     def path_bytes(self) -> bytes:
         """The path as the file system has it."""
@@ -80,7 +113,7 @@ class PartEntry(msgspec.Struct, frozen=True, array_like=True):
     """One part of a manifest: number, what it lists, entries, stored bytes and digest (hex)."""
 
     number: int
-    kind: Literal["files", "packs"]
+    kind: Literal["files", "packs", "digests"]
     entries: int
     stored_bytes: int
     digest: str
@@ -137,12 +170,17 @@ class WalRange(msgspec.Struct, frozen=True):
 
 
 class ManifestRoot(msgspec.Struct, frozen=True, kw_only=True):
-    """The small head of a manifest; ``parts`` hold the packs and the files."""
+    """The small head of a manifest; ``parts`` hold the packs, the digest objects and the files.
+
+    ``block_digest``: kind of the blocks' digests and its seed (16 hexadecimal digits)
+    with a colon between; empty where there are none.
+    """
 
     format: int = FORMAT_VERSION
     backup_id: str
     repository_id: str
     digest: str
+    block_digest: str = ""
     suite: str = "none"
     kind: BackupKind
     source: BackupSource
@@ -160,13 +198,18 @@ class ManifestRoot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True):
-    """Counts and bytes of a backup: raw ones of the files, stored ones of packs and manifest."""
+    """Counts and bytes of a backup: raw ones of the files, stored ones of packs and manifest.
+
+    ``new_bytes``: raw bytes that are in its own packs; the others lie in packs of older
+    backups. ``packs`` and ``stored_bytes`` count its own objects only.
+    """
 
     files: int
     directories: int
     raw_bytes: int
     stored_bytes: int
     packs: int
+    new_bytes: int = 0
     pages_checked: int = 0
     pages_failed: int = 0
     files_vanished: int = 0
@@ -177,8 +220,9 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     """The record that makes a backup exist; written last.
 
     LSNs are text; ``started_at`` and ``stopped_at`` are of the server's clock.
-    ``refers_to``: the ids of older backups whose packs the manifest names; None: a record
-    from before there was this field, the manifest tells.
+    ``base_id``: the backup that an incremental one was compared with; ``references``: the ids
+    of all backups whose packs and digests it refers to, sorted; ``change_source``: how it was
+    found what has changed, ``summaries`` of the WAL or ``digests`` of all files.
     """
 
     format: int = FORMAT_VERSION
@@ -210,4 +254,6 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     tool_version: str = ""
     restore_id: str = ""
     annotations: dict[str, str] = {}
-    refers_to: tuple[str, ...] | None = None
+    base_id: str = ""
+    references: tuple[str, ...] = ()
+    change_source: str = ""

@@ -53,6 +53,14 @@ def insert_lsn(connection: Connection) -> Lsn:
     return Lsn.parse(text)
 
 
+def summarizer_lsn(connection: Connection) -> Lsn:
+    """How far the WAL summarizer has read, 17 and later; 0 where it does not run."""
+    text: str | None = connection.value(
+        "SELECT pending_lsn::pg_catalog.text FROM pg_catalog.pg_get_wal_summarizer_state()"
+    )
+    return Lsn.parse(text or "0/0")
+
+
 def replay_or_insert_lsn(connection: Connection) -> Lsn:
     """The position before which everything that a query sees was committed, or aborted."""
     text: str = connection.value(

@@ -7,14 +7,20 @@ from array import array
 from collections.abc import Iterable
 
 from pgrecall.model.file_table import DIRECTORY, FILE, FileTable
-from pgrecall.model.manifest import FileEntry
+from pgrecall.model.manifest import DigestSpan, FileEntry, Run
+from pgrecall.repository.overlay import overlap, visible
 
-_RECORD = struct.Struct("<IIIQQ")
+_RECORD = struct.Struct("<IIQQQ")
+_SPAN = struct.Struct("<IIII")
 _NONE = 0xFFFFFFFF
 
 
 class PackRun:
-    """``length`` bytes of ``file`` from ``file_offset``, beginning in a frame at an offset."""
+    """``length`` bytes of ``file`` from ``file_offset``, and where they are in a pack.
+
+    They begin ``frame_offset`` bytes behind the beginning of ``frame``, which may be
+    in one of the frames that follow it.
+    """
 
     __slots__ = ("file", "file_offset", "frame", "frame_offset", "length")
 
@@ -28,12 +34,16 @@ class PackRun:
 class Contents:
     """A manifest's files, read once: a table of them, and their runs found by pack.
 
+    Runs that overlap are resolved: a byte of a file is in one run here, or in none.
+
     ``bad_blocks``: of the files that had any, by index; blocks of the relation's fork.
 
     A million files with one run each take about 150 MB.
     """
 
-    def __init__(self, pack_count: int) -> None:
+    def __init__(self, pack_count: int, page_bytes: int) -> None:
+        """``page_bytes``: of the server, the root's block_bytes."""
+        self._page_bytes = page_bytes
         self.table = FileTable()
         self.crcs = array("I")
         self.bad_blocks: dict[int, frozenset[int]] = {}
@@ -41,6 +51,8 @@ class Contents:
         self._records = bytearray()
         self._first = array("I", [_NONE]) * pack_count
         self._next = array("I")
+        self._spans = bytearray()
+        self._span_ends = array("Q")
 
     def read(self, entries: Iterable[FileEntry]) -> None:
         """Take in the manifest's entries."""
@@ -52,17 +64,32 @@ class Contents:
             self.bytes += entry.size
             if entry.bad_blocks:
                 self.bad_blocks[index] = frozenset(entry.bad_blocks)
-            for run in entry.runs:
-                number = len(self._next)
-                self._records += _RECORD.pack(
-                    index, run.frame, run.frame_offset, run.file_offset, run.length
-                )
-                self._next.append(self._first[run.pack])
-                self._first[run.pack] = number
+            for span in entry.digests:
+                self._spans += _SPAN.pack(span.source, span.first, span.count, span.crc32c)
+            self._span_ends.append(len(self._spans))
+            if overlap(entry.runs, entry.size):
+                for piece in visible(entry.runs, entry.size, self._page_bytes):
+                    run = entry.runs[piece.run]
+                    place = run.frame_offset + piece.stream_offset
+                    self._add(index, run, place, (piece.file_offset, piece.length))
+            else:
+                for run in entry.runs:
+                    self._add(index, run, run.frame_offset, (run.file_offset, run.length))
+
+    def _add(self, file: int, run: Run, frame_offset: int, place: tuple[int, int]) -> None:
+        self._next.append(self._first[run.pack])
+        self._first[run.pack] = len(self._next) - 1
+        self._records += _RECORD.pack(file, run.frame, frame_offset, *place)
 
     def packs(self) -> list[int]:
         """Indexes of the packs that are needed."""
         return [pack for pack, first in enumerate(self._first) if first != _NONE]
+
+    def digests(self, file: int) -> list[DigestSpan]:
+        """Where the digests of all blocks of a file are, in order; empty when there are none."""
+        start = self._span_ends[file - 1] if file else 0
+        spans = self._spans[start : self._span_ends[file]]
+        return [DigestSpan(*fields) for fields in _SPAN.iter_unpack(spans)]
 
     def runs_of(self, pack: int) -> list[PackRun]:
         """The runs of a pack in the order of its frames."""

@@ -183,6 +183,11 @@ def pack_key(server: str, backup_id: str, number: int) -> str:
     return f"{backup_prefix(server, backup_id)}pack-{_number(number)}"
 
 
+def digests_key(server: str, backup_id: str, number: int) -> str:
+    """Key of object ``number`` of a backup's block digests."""
+    return f"{backup_prefix(server, backup_id)}digests-{_number(number)}"
+
+
 def manifest_key(server: str, backup_id: str) -> str:
     """Key of a backup's manifest root."""
     return f"{backup_prefix(server, backup_id)}manifest"

@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 
 from pgrecall.codec.digests import stored_digest
 from pgrecall.errors import CorruptObjectError, RepositoryError
-from pgrecall.model.manifest import FORMAT_VERSION, FileEntry, ManifestRoot, PackEntry, PartEntry
+from pgrecall.model.manifest import (
+    FORMAT_VERSION,
+    DigestsEntry,
+    FileEntry,
+    ManifestRoot,
+    PackEntry,
+    PartEntry,
+)
 from pgrecall.repository import layout
 from pgrecall.repository.documents import decode_document, encode_document
 from pgrecall.store.base import Store
 
 PART_ENTRIES = 20_000
 ROOT_KIND = "manifest"
-PART_KINDS = {"files": "manifest-files", "packs": "manifest-packs"}
+PART_KINDS = {
+    "files": "manifest-files",
+    "packs": "manifest-packs",
+    "digests": "manifest-digests",
+}
+_Kind = Literal["files", "packs", "digests"]
 
 _Entry = TypeVar("_Entry")
+_Listed = FileEntry | PackEntry | DigestsEntry
 
 _ENCODER = msgspec.json.Encoder()
 _ROOTS = msgspec.json.Decoder(ManifestRoot)
 _FILES = msgspec.json.Decoder(list[FileEntry])
 _PACKS = msgspec.json.Decoder(list[PackEntry])
+_DIGESTS = msgspec.json.Decoder(list[DigestsEntry])
 
 
 class StoredManifest(msgspec.Struct, frozen=True):
@@ -76,12 +90,16 @@ class ManifestWriter:
         """List the packs; their order is what runs refer to."""
         self._add("packs", packs)
 
+    def add_digests(self, objects: Iterable[DigestsEntry]) -> None:
+        """List the objects of block digests; their order is what files refer to."""
+        self._add("digests", objects)
+
     def add_files(self, files: Iterable[FileEntry]) -> None:
         """List files and directories, sorted; read once, never held whole."""
         self._add("files", files)
 
-    def _add(self, kind: str, entries: Iterable[FileEntry] | Iterable[PackEntry]) -> None:
-        batch: list[FileEntry | PackEntry] = []
+    def _add(self, kind: _Kind, entries: Iterable[_Listed]) -> None:
+        batch: list[_Listed] = []
         for entry in entries:
             batch.append(entry)
             if len(batch) == PART_ENTRIES:
@@ -90,7 +108,7 @@ class ManifestWriter:
         if batch:
             self._store_part(kind, batch)
 
-    def _store_part(self, kind: str, batch: list[FileEntry | PackEntry]) -> None:
+    def _store_part(self, kind: _Kind, batch: list[_Listed]) -> None:
         number = len(self._parts)
         # One entry a line: whoever reads a manifest by hand has lines to look at.
         body = bytearray(b"[")
@@ -103,7 +121,7 @@ class ManifestWriter:
         self._parts.append(
             PartEntry(
                 number=number,
-                kind="files" if kind == "files" else "packs",
+                kind=kind,
                 entries=len(batch),
                 stored_bytes=len(data),
                 digest=stored_digest(data).hex(),
@@ -150,6 +168,14 @@ class ManifestReader:
             if part.kind == "packs":
                 packs.extend(self._part(part, _PACKS))
         return packs
+
+    def digests(self) -> list[DigestsEntry]:
+        """All objects of block digests, in the order that files refer to."""
+        objects: list[DigestsEntry] = []
+        for part in self.root.parts:
+            if part.kind == "digests":
+                objects.extend(self._part(part, _DIGESTS))
+        return objects
 
     def files(self) -> Iterator[FileEntry]:
         """All files and directories, in order, one part in memory at a time."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 from pgrecall.errors import CorruptObjectError
 from pgrecall.model.manifest import PackEntry
@@ -59,11 +61,17 @@ def pieces_by_frame(pack: PackReader, runs: Sequence[PackRun]) -> dict[int, list
     """What is needed of each frame; raises CorruptObjectError when a run leads out of the pack."""
     pieces: dict[int, list[Piece]] = {}
     frames = pack.frames
+    # Where each frame ends in the raw bytes of all of them, one behind the other.
+    ends = list(accumulate(frame.raw_bytes for frame in frames))
     for run in runs:
-        number, start = run.frame, run.frame_offset
+        if run.frame >= len(frames):
+            raise CorruptObjectError(f"the pack {pack.key} ends before a run that refers to it")
+        place = ends[run.frame] - frames[run.frame].raw_bytes + run.frame_offset
+        number = bisect_right(ends, place, run.frame)
         offset, left = run.file_offset, run.length
+        start = place - (ends[number] - frames[number].raw_bytes) if number < len(ends) else 0
         while left:
-            if number >= len(frames) or start >= frames[number].raw_bytes:
+            if number >= len(frames):
                 raise CorruptObjectError(f"the pack {pack.key} ends before a run that refers to it")
             length = min(left, frames[number].raw_bytes - start)
             pieces.setdefault(number, []).append((run.file, offset, start, length))

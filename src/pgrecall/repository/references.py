@@ -1,53 +1,50 @@
 """What a backup needs of older ones: the one place that reads references from manifests.
 
-Whatever a manifest may refer to besides packs is added here, and nowhere else.
+Whatever a manifest may refer to besides packs and block digests is added here, and nowhere else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pgrecall.model.manifest import Completion, PackEntry
+from pgrecall.model.manifest import Completion
+from pgrecall.repository import layout
 from pgrecall.repository.catalog import Catalog
+from pgrecall.repository.manifests import ManifestReader
+
+Referred = dict[str, dict[str, int]]
+"""Keys of objects and their stored bytes, by the id of the backup under which they lie."""
 
 
-def owners_of(catalog: Catalog, completion: Completion) -> tuple[str, ...]:
-    """Ids of the other backups whose objects this one needs, sorted.
+def referred(server: str, manifest: ManifestReader) -> Referred:
+    """The objects of other backups that a manifest refers to.
 
-    From the completion record; where that does not say it, from the manifest. Raises
-    CorruptObjectError, ObjectMissingError, StoreError: then it is not known.
+    Raises CorruptObjectError, ObjectMissingError, StoreError: then it is not known.
     """
-    if completion.refers_to is not None:
-        return completion.refers_to
-    if completion.kind == "full":
-        return ()
-    packs = catalog.manifest(completion).packs()
-    return tuple(sorted(referred(packs)))
-
-
-def referred(packs: Iterable[PackEntry]) -> dict[str, dict[int, int]]:
-    """Numbers and stored bytes of packs of other backups, by the id of their owner."""
-    found: dict[str, dict[int, int]] = {}
-    for pack in packs:
+    found: Referred = {}
+    for pack in manifest.packs():
         if pack.owner:
-            found.setdefault(pack.owner, {})[pack.number] = pack.stored_bytes
+            key = layout.pack_key(server, pack.owner, pack.number)
+            found.setdefault(pack.owner, {})[key] = pack.stored_bytes
+    for digests in manifest.digests():
+        if digests.owner:
+            key = layout.digests_key(server, digests.owner, digests.number)
+            found.setdefault(digests.owner, {})[key] = digests.stored_bytes
     return found
 
 
-def needed_of(
-    catalog: Catalog, owners: Iterable[str], by: Iterable[tuple[Completion, tuple[str, ...]]]
-) -> dict[str, dict[int, int]]:
-    """Of the backups ``owners``, the packs that those in ``by`` need: numbers and bytes.
+def needed_of(catalog: Catalog, owners: Iterable[str], by: Iterable[Completion]) -> Referred:
+    """Of the backups ``owners``, the objects that those in ``by`` need.
 
-    ``by``: completion records, each with what ``owners_of`` says of it. Reads the manifests
-    of those that refer to one of the owners. Raises as ``owners_of``.
+    Reads the manifests of those whose completion record says that they refer to one of the
+    owners. Raises as ``referred``.
     """
     wanted = set(owners)
-    needed: dict[str, dict[int, int]] = {}
-    for completion, refers_to in by:
-        if not wanted.intersection(refers_to):
+    needed: Referred = {}
+    for completion in by:
+        if not wanted.intersection(completion.references):
             continue
-        for owner, numbers in referred(catalog.manifest(completion).packs()).items():
+        for owner, keys in referred(catalog.server, catalog.manifest(completion)).items():
             if owner in wanted:
-                needed.setdefault(owner, {}).update(numbers)
+                needed.setdefault(owner, {}).update(keys)
     return needed

@@ -15,7 +15,7 @@ from pgrecall.model.manifest import Completion
 from pgrecall.repository.catalog import Catalog
 from pgrecall.repository.identity import generations
 from pgrecall.repository.leases import HeldLease, read_leases
-from pgrecall.repository.references import needed_of, owners_of
+from pgrecall.repository.references import Referred, needed_of
 from pgrecall.repository.retention_log import RetentionState, read_state
 from pgrecall.repository.wal_listing import WalListing, list_wal
 from pgrecall.retention.plan import RetentionFacts
@@ -28,14 +28,13 @@ class Gathered(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that plans are made from, seen once.
 
     ``backups`` are those that have not been purged, expired ones too, by id.
-    ``refers_to``: whose packs each of them needs. ``unknown``: ids whose records or
-    references cannot be read, with what is wrong. ``listings`` have all WAL.
+    ``unknown``: ids whose records cannot be read, with what is wrong. ``listings`` have all
+    WAL.
     """
 
     server: str
     state: RetentionState
     backups: Mapping[str, Completion]
-    refers_to: Mapping[str, tuple[str, ...]]
     unknown: Mapping[str, str]
     listings: tuple[WalListing, ...]
     leases: tuple[HeldLease, ...]
@@ -58,7 +57,7 @@ class Gathered(msgspec.Struct, frozen=True, kw_only=True):
             server=self.server,
             repository=repository,
             items=[
-                *(item_of(one, self.refers_to.get(one.backup_id, ())) for one in listed),
+                *(item_of(one) for one in listed),
                 *self._unreadable(),
             ],
             listings=[
@@ -100,17 +99,10 @@ def gather(store: Store, server: str) -> Gathered:
     state = read_state(store, server)
     backups, damaged = catalog.survey(with_expired=True)
     unknown = {finding.subject: finding.message for finding in damaged}
-    refers_to = {}
-    for backup in backups:
-        try:
-            refers_to[backup.backup_id] = owners_of(catalog, backup)
-        except (RepositoryError, ObjectMissingError) as error:
-            unknown[backup.backup_id] = error.message
     return Gathered(
         server=server,
         state=state,
         backups={backup.backup_id: backup for backup in backups},
-        refers_to=refers_to,
         unknown=unknown,
         listings=tuple(list_wal(store, server, one) for one in generations(store, server)),
         leases=tuple(read_leases(store, server)),
@@ -125,19 +117,19 @@ def shared_bytes(
     Where a manifest cannot be read, all that it may refer to counts as shared.
     """
     catalog = Catalog(store, gathered.server)
-    shared: dict[str, dict[int, int]] = {}
+    shared: Referred = {}
     for item_id in sorted(staying & gathered.backups.keys()):
-        refers_to = gathered.refers_to.get(item_id, ())
+        backup = gathered.backups[item_id]
         try:
-            found = needed_of(catalog, going, [(gathered.backups[item_id], refers_to)])
+            found = needed_of(catalog, going, [backup])
         except (RepositoryError, ObjectMissingError):
-            found = {owner: {-1: _ALL} for owner in going.intersection(refers_to)}
-        for owner, numbers in found.items():
-            shared.setdefault(owner, {}).update(numbers)
-    return {owner: sum(numbers.values()) for owner, numbers in shared.items()}
+            found = {owner: {"": _ALL} for owner in going.intersection(backup.references)}
+        for owner, keys in found.items():
+            shared.setdefault(owner, {}).update(keys)
+    return {owner: sum(keys.values()) for owner, keys in shared.items()}
 
 
-def item_of(backup: Completion, refers_to: tuple[str, ...]) -> CatalogItem:
+def item_of(backup: Completion) -> CatalogItem:
     """A backup as an item of the catalog."""
     return CatalogItem(
         kind="backup",
@@ -151,6 +143,6 @@ def item_of(backup: Completion, refers_to: tuple[str, ...]) -> CatalogItem:
             stop=int(Lsn.parse(backup.stop_lsn)),
             is_own=backup.has_wal,
         ),
-        refers_to=refers_to,
+        refers_to=backup.references,
         state="damaged" if backup.worst == "fail" else "complete",
     )

@@ -189,13 +189,9 @@ class PurgeRun:
         going = {one.item_id for one in found}
         if not going:
             return []
-        referrers = [
-            (backup, gathered.refers_to.get(item_id, ()))
-            for item_id, backup in gathered.backups.items()
-            if item_id not in going
-        ]
+        referrers = [backup for item_id, backup in gathered.backups.items() if item_id not in going]
         needed = needed_of(Catalog(self._store, self._task.server), going, referrers)
-        referred = {owner for _, owners in referrers for owner in owners}
+        referred = {owner for backup in referrers for owner in backup.references}
         is_blocked = bool(self._blocking(gathered))
         doomed = []
         for one in found:

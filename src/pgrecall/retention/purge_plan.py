@@ -18,6 +18,8 @@ from pgrecall.repository.leases import HeldLease
 from pgrecall.retention.gathering import Gathered
 from pgrecall.store.base import ObjectInfo
 
+_DIGESTS = "digests"
+
 What = Literal["expired", "unfinished", "remains"]
 
 
@@ -151,34 +153,35 @@ def purgeable_spans(gathered: Gathered, *, now: datetime, grace: timedelta) -> l
 
 
 def deletions(
-    objects: Sequence[ObjectInfo], needed: Mapping[int, int] | None
+    objects: Sequence[ObjectInfo], needed: Mapping[str, int] | None
 ) -> tuple[list[list[ObjectInfo]], int]:
     """Objects of an item in stages, to be deleted one stage after the other; and how many stay.
 
     The completion record goes first: from then on nobody takes what is left for a backup.
-    ``needed``: numbers of packs that others need; None: nobody refers to this item. What is
-    neither pack nor manifest stays as long as anybody refers to it.
+    ``needed``: keys that others need; None: nobody refers to this item. What is of no kind
+    known here stays as long as anybody refers to it.
     """
     stages: dict[str, list[ObjectInfo]] = {
-        layout.COMPLETE: [], layout.PACK: [], "other": [], layout.MANIFEST_PART: [],
+        layout.COMPLETE: [], layout.PACK: [], _DIGESTS: [], "": [], layout.MANIFEST_PART: [],
         layout.MANIFEST: [],
     }  # fmt: skip
     kept = 0
     for info in objects:
-        kind, number = _kind_of(info.key)
-        if needed is not None and (kind == "other" or (kind == layout.PACK and number in needed)):
+        kind = _kind_of(info.key)
+        if needed is not None and (info.key in needed or not kind):
             kept += 1
         else:
             stages[kind].append(info)
     return [stage for stage in stages.values() if stage], kept
 
 
-def _kind_of(key: str) -> tuple[str, int]:
+def _kind_of(key: str) -> str:
+    if key.rpartition("/")[2].startswith("digests-"):
+        return _DIGESTS
     try:
-        parsed = layout.parse_backup_key(key)
+        return layout.parse_backup_key(key).kind
     except RepositoryError:
-        return "other", 0
-    return parsed.kind, parsed.number
+        return ""
 
 
 def newest_evidence(gathered: Gathered) -> float:

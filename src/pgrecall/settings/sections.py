@@ -240,6 +240,13 @@ class BackupSettings(Section):
         choices=("fast", "spread"),
         doc="Start with an immediate checkpoint, or wait for a gentle one.",
     )
+    full_every_days: int = setting(
+        default=7,
+        unit="days",
+        bounds=(0, 36_500),
+        doc="A backup is a full one when the newest full one is so old; all others store what has"
+        " changed. 0: only when there is nothing to go on from.",
+    )
     archive_timeout_seconds: float = setting(
         default=300.0,
         unit="seconds",

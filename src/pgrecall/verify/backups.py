@@ -13,10 +13,12 @@ from pgrecall.codec.crc import crc32c_combine, crc32c_of_zeros
 from pgrecall.errors import CorruptObjectError, ObjectMissingError, RepositoryError
 from pgrecall.model.findings import Finding
 from pgrecall.model.manifest import Completion
+from pgrecall.repository.block_digests import DigestReader
 from pgrecall.repository.catalog import Catalog
 from pgrecall.repository.contents import Contents
 from pgrecall.repository.pack_source import PackSource
 from pgrecall.system.throttle import Throttle
+from pgrecall.verify.digests import verify_digests
 from pgrecall.verify.packs import PackProof, PackVerifier
 from pgrecall.verify.plan import FULL, Depth
 
@@ -58,7 +60,8 @@ class BackupVerifier:
         try:
             manifest = self._catalog.manifest(backup)
             packs = manifest.packs()
-            contents = Contents(len(packs))
+            digests = manifest.digests()
+            contents = Contents(len(packs), manifest.root.server.block_bytes)
             contents.read(manifest.files())
         except (CorruptObjectError, ObjectMissingError, RepositoryError) as error:
             finding = Finding(
@@ -80,6 +83,11 @@ class BackupVerifier:
         with ThreadPoolExecutor(self._workers, thread_name_prefix="verify") as pool:
             proofs = list(pool.map(prove, range(len(packs))))
         findings = [finding for proof in proofs for finding in proof.findings]
+        store, server = self._catalog.store, self._catalog.server
+        reader = DigestReader(store, server, backup.backup_id, digests)
+        findings += verify_digests(
+            store, reader, backup.backup_id, self._depth, self._throttle.take
+        )
         if self._depth == FULL:
             damaged = _damaged_files(contents, proofs)
             findings += _named(contents, damaged, backup.backup_id)

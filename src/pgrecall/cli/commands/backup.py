@@ -20,20 +20,28 @@ _FIELDS = BackupSettings.fields
     "backup",
     changes=True,
     examples=(
-        Example("pgrecall backup", "a full backup of the only server"),
+        Example("pgrecall backup", "of the only server: what has changed since the last one"),
+        Example("pgrecall backup --full", "everything, also what older backups hold already"),
         Example("pgrecall backup --server shop --checkpoint spread", "without a burst of writes"),
         Example("pgrecall backup --with-wal", "can be restored without the WAL archive"),
         Example("pgrecall backup --dry-run", "what would be copied, and where to"),
     ),
 )
+@click.option("--full", is_flag=True, help="Store everything, whatever older backups hold.")
 @click.option("--checkpoint", type=click.Choice(_FIELDS["checkpoint"].choices), help="[backup]")
 @click.option("--compression", type=click.Choice(_FIELDS["compression"].choices), help="[backup]")
 @click.option("--level", type=int, help="Level of the compression. [backup]")
 @click.option("--workers", type=int, help="Threads; 0: one for each core. [backup]")
 @click.option("--with-wal", is_flag=True, help="Copy the WAL that it needs into the backup.")
 @journalled("backup")
-def command(invocation: Invocation, *, with_wal: bool, **overrides: str | int | None) -> int:
+def command(
+    invocation: Invocation, *, full: bool, with_wal: bool, **overrides: str | int | None
+) -> int:
     """Back the server up, while it runs.
+
+    A backup stores what has changed since the one before, and refers to the packs of
+    older ones for the rest; every backup can be restored alone, and any of them may
+    go. The first, and one every full_every_days, is full.
 
     The backup counts as complete when all of its files and the WAL that makes
     them consistent are in the repository. Options marked [backup] override the
@@ -41,7 +49,7 @@ def command(invocation: Invocation, *, with_wal: bool, **overrides: str | int | 
     of the server's data in it are damaged.
     """
     context = invocation.context({f"backup.{key}": value for key, value in overrides.items()})
-    request = BackupRequest(with_wal=with_wal, dry_run=invocation.flag("dry_run"))
+    request = BackupRequest(full=full, with_wal=with_wal, dry_run=invocation.flag("dry_run"))
     result = run_backup(context, request)
     invocation.emit(result, "backup/1")
     return BackupDamagedError.exit_status if worst(list(result.findings)) == "fail" else 0

@@ -1,0 +1,89 @@
+"""Which bytes of what was read are other ones than the base has; pure."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from pgrecall.backup.summaries import FileChanges
+from pgrecall.codec.block_digests import BLOCK_BYTES, Records
+
+Range = tuple[int, int]
+"""Bytes from the first to before the second."""
+
+
+def changed_ranges(found: Records, base: Records, length: int) -> list[Range]:
+    """Ranges of blocks that differ, neighbours together, within ``length`` bytes.
+
+    ``found``: the records of what was read; ``base``: those in its place, fewer or more.
+    """
+    changed = np.ones(len(found), bool)
+    common = min(len(found), len(base))
+    changed[:common] = found["digest"][:common] != base["digest"][:common]
+    return _ranges(changed, BLOCK_BYTES, length)
+
+
+def ranges_to_read(
+    changes: FileChanges, place: Range, base_length: int, page_bytes: int
+) -> list[Range]:
+    """Ranges of whole blocks of a piece, from its beginning, that the base cannot stand for.
+
+    ``place``: the piece within the file; ``base_length``: what the base has of it.
+    """
+    offset, end = place
+    length = end - offset
+    per_block = BLOCK_BYTES // page_bytes
+    first = offset // page_bytes
+    pages = changes.pages
+    pages = pages[(pages >= first) & (pages < -(-end // page_bytes))] - first
+    wanted = np.zeros(-(-length // BLOCK_BYTES), bool)
+    wanted[pages // per_block] = True
+    if changes.limit is not None and changes.limit * page_bytes < end:
+        wanted[max(0, changes.limit - first) // per_block :] = True
+    if length != base_length:
+        wanted[min(length, base_length) // BLOCK_BYTES :] = True
+    return _ranges(wanted, BLOCK_BYTES, length)
+
+
+class PageShares:
+    """Which pages of what was read are stored; ``start_lsn``: where the backup begins."""
+
+    def __init__(
+        self, changes: FileChanges, base_end: int, page_bytes: int, start_lsn: int
+    ) -> None:
+        """``base_end``: the byte of the file up to which the base has it."""
+        self._pages = changes.pages
+        limits = [base_end // page_bytes]
+        if changes.limit is not None:
+            limits.append(changes.limit)
+        self._limit = min(limits)
+        self._page_bytes = page_bytes
+        self._start_lsn = start_lsn
+
+    def ranges(self, data: memoryview, offset: int, bad: list[int]) -> list[Range]:
+        """Ranges of ``data``, which lies at ``offset`` in the file, that are stored.
+
+        What the summaries tell of; what was changed since the backup began, which they do
+        not tell of yet, and the digests of what was read do; and ``bad`` pages (from the
+        beginning of ``data``), which nothing is known of.
+        """
+        count = -(-len(data) // self._page_bytes)
+        first = offset // self._page_bytes
+        wanted = np.zeros(count, bool)
+        inside = self._pages[(self._pages >= first) & (self._pages < first + count)]
+        wanted[inside - first] = True
+        wanted[max(0, self._limit - first) :] = True
+        wanted[bad] = True
+        whole = len(data) // self._page_bytes
+        words = np.frombuffer(data[: whole * self._page_bytes], np.uint32)
+        heads = words.reshape(whole, self._page_bytes // 4)[:, :2].astype(np.uint64)
+        wanted[:whole] |= (heads[:, 0] << np.uint64(32) | heads[:, 1]) >= self._start_lsn
+        return _ranges(wanted, self._page_bytes, len(data))
+
+
+def _ranges(wanted: npt.NDArray[np.bool_], unit: int, length: int) -> list[Range]:
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], wanted, [False])))).tolist()
+    return [
+        (begin * unit, min(end * unit, length))
+        for begin, end in zip(edges[::2], edges[1::2], strict=True)
+    ]
