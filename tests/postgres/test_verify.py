@@ -79,7 +79,8 @@ def test_what_is_whole_is_proven(stored: Stored, depth: str) -> None:
     for one, backup in zip(result.backups, (stored.first, stored.second), strict=True):
         assert (one.packs, one.files) == (len(stored.packs(backup)), backup.totals.files)
         if depth == "full":
-            assert one.raw_bytes == backup.totals.raw_bytes
+            # Of packs that are shared all is read, also what only others need.
+            assert one.raw_bytes >= backup.totals.raw_bytes
             assert one.pages_checked >= backup.totals.pages_checked
     assert result.wal[0].files > 3
 

@@ -29,6 +29,7 @@ from pgrecall.repository.wal_archive import WalArchive
 from pgrecall.store.remains import remove_abandoned_files
 from pgrecall.system.clock import SystemClock
 from pgrecall.system.memory import keep_freed_memory
+from pgrecall.system.priority import lower_priority
 
 
 class BackupResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,7 +55,7 @@ def run_backup(context: RunContext, request: BackupRequest) -> BackupResult:
 
     Raises the errors of plan_backup, BackupError and its kinds, StoreError,
     IdentityError and NotOwnerError; then there is no new backup and the server
-    is as before.
+    is as before. The process keeps the low priority that [backup] may ask for.
     """
     keep_freed_memory()
     server = context.server
@@ -62,6 +63,8 @@ def run_backup(context: RunContext, request: BackupRequest) -> BackupResult:
     task = _task(context, opened, request)
     if not context.approve(task.plan):
         return BackupResult(plan=task.plan)
+    chosen = context.settings.backup
+    lower_priority(chosen.nice, chosen.io_priority)
     archive = WalArchive(opened.store, server.name, task.generation)
     tools = BackupTools(
         store=opened.store,
@@ -106,6 +109,7 @@ def _task(context: RunContext, opened: OpenedRepository, request: BackupRequest)
         level=chosen.level,
         workers=chosen.workers or os.cpu_count() or 1,
         with_wal=request.with_wal,
+        bytes_per_second=chosen.bytes_per_second,
         is_received=slot is not None and slot.is_active and slot.kind == PHYSICAL,
     )
     generation = require_generation(

@@ -36,6 +36,7 @@ class BackupPlan(msgspec.Struct, frozen=True, kw_only=True):
     compression: str
     level: int
     workers: int
+    bytes_per_second: int
     with_wal: bool
     checks_pages: bool
     reasons: tuple[str, ...]
@@ -52,7 +53,8 @@ class BaseChoice(msgspec.Struct, frozen=True):
 class BackupWishes(msgspec.Struct, frozen=True, kw_only=True):
     """What was asked for: settings and options, names of server and repository.
 
-    ``is_received``: WAL arrives by streaming, through a slot in use.
+    ``bytes_per_second``: read at most, 0 is no limit. ``is_received``: WAL arrives by
+    streaming, through a slot in use.
     """
 
     server: str
@@ -63,6 +65,7 @@ class BackupWishes(msgspec.Struct, frozen=True, kw_only=True):
     level: int
     workers: int
     with_wal: bool
+    bytes_per_second: int = 0
     is_received: bool = False
 
 
@@ -127,6 +130,7 @@ def plan_backup(
         compression=wishes.compression,
         level=wishes.level,
         workers=wishes.workers,
+        bytes_per_second=wishes.bytes_per_second,
         with_wal=wishes.with_wal,
         checks_pages=facts.has_checksums,
         reasons=tuple(reasons),

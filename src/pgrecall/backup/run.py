@@ -45,6 +45,7 @@ from pgrecall.store.base import Store
 from pgrecall.system.clock import Clock
 from pgrecall.system.faults import reached
 from pgrecall.system.progress import Progress
+from pgrecall.system.throttle import Throttle
 
 log = logging.getLogger(__name__)
 
@@ -348,7 +349,7 @@ class BackupRun:
             inspector = PageInspector(
                 facts.block_bytes, start.lsn, current_insert_lsn, rereads=self._tools.page_rereads
             )
-        return CopySource(
+        source = CopySource(
             os.fsencode(plan.data_directory),
             scan.table,
             inspector,
@@ -356,6 +357,8 @@ class BackupRun:
             seed=self._seed,
             comparison=self._comparison,
         )
+        source.throttle = Throttle(plan.bytes_per_second)
+        return source
 
     def _pack_factory(self) -> PackFactory:
         plan = self._task.plan

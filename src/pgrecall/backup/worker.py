@@ -32,6 +32,7 @@ from pgrecall.model.file_table import FileTable
 from pgrecall.model.relation_files import first_block
 from pgrecall.repository.block_digests import DigestSink, DigestStore
 from pgrecall.repository.packs import FRAME_BYTES
+from pgrecall.system.throttle import Throttle
 
 # Of the buffer, so much must be free before more of a file is read behind what it holds.
 _LEAST_ROOM = FRAME_BYTES // 2
@@ -62,7 +63,7 @@ class CopySource:
     """What the workers copy from.
 
     ``seed``: of the block digests, that of the base where there is a ``comparison``. ``stopped`` is
-    set when the copy has failed: workers then end at the next frame.
+    set when the copy has failed: workers then end at the next frame. ``throttle``: what is read.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class CopySource:
         seed: int,
         comparison: Comparison | None = None,
     ) -> None:
+        self.throttle = Throttle(0)
         self.stopped = threading.Event()
         self.seed = seed
         self.comparison = comparison
@@ -309,6 +311,7 @@ class CopyWorker:
 
     def _fill(self, file: _File, offset: int, wanted: int) -> int:
         """Read up to ``wanted`` bytes behind what the buffer holds; fewer at the end only."""
+        self._source.throttle.take(wanted)
         got = 0
         room = self._buffer[self._used : self._used + wanted]
         while got < wanted:

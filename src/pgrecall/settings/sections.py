@@ -240,6 +240,23 @@ class BackupSettings(Section):
         choices=("fast", "spread"),
         doc="Start with an immediate checkpoint, or wait for a gentle one.",
     )
+    bytes_per_second: int = setting(
+        default=0,
+        unit="bytes",
+        bounds=(0, 1 << 50),
+        doc="How much of the data directory is read in a second at most, by all workers together."
+        " 0: as fast as it goes.",
+    )
+    nice: int = setting(
+        default=0,
+        bounds=(0, 19),
+        doc="CPU priority of the backup, as of nice(1): 19 gives way to everything else.",
+    )
+    io_priority: str = setting(
+        default="normal",
+        choices=("normal", "low", "idle"),
+        doc="Disk priority of the backup, as of ionice(1), where the disk's scheduler heeds it.",
+    )
     full_every_days: int = setting(
         default=7,
         unit="days",

@@ -23,6 +23,7 @@ _FIELDS = BackupSettings.fields
         Example("pgrecall backup", "of the only server: what has changed since the last one"),
         Example("pgrecall backup --full", "everything, also what older backups hold already"),
         Example("pgrecall backup --server shop --checkpoint spread", "without a burst of writes"),
+        Example("pgrecall backup --nice 19 --bytes-per-second 50000000", "beside a busy server"),
         Example("pgrecall backup --with-wal", "can be restored without the WAL archive"),
         Example("pgrecall backup --dry-run", "what would be copied, and where to"),
     ),
@@ -32,6 +33,9 @@ _FIELDS = BackupSettings.fields
 @click.option("--compression", type=click.Choice(_FIELDS["compression"].choices), help="[backup]")
 @click.option("--level", type=int, help="Level of the compression. [backup]")
 @click.option("--workers", type=int, help="Threads; 0: one for each core. [backup]")
+@click.option("--bytes-per-second", type=int, help="Read at most; 0: no limit. [backup]")
+@click.option("--nice", type=int, help="0 to 19: give way to other processes. [backup]")
+@click.option("--io-priority", type=click.Choice(_FIELDS["io_priority"].choices), help="[backup]")
 @click.option("--with-wal", is_flag=True, help="Copy the WAL that it needs into the backup.")
 @journalled("backup")
 def command(
