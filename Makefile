@@ -22,7 +22,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-matrix test-azure test-slow test-soak test-root soak check format-check lint types layers docs-check \
-	locks-check unit format docs bench bench-million bench-startup bench-backlog bench-verify bench-wal lock clean setup
+	locks-check unit format docs bench bench-catalog bench-million bench-startup bench-backlog bench-verify bench-wal lock clean setup
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sort \
@@ -67,6 +67,9 @@ bench: $(VENV)/.dev ## Measure against pgBackRest and pg_basebackup; writes docs
 
 bench-million: $(VENV)/.dev ## Plan a backup and a restore of a million files: time and memory.
 	$(LAUNCH) benchmarks.million $(BENCH_OPTIONS)
+
+bench-catalog: $(VENV)/.dev ## Time commands on 10,000 backups and a million segments (needs 5 GB).
+	$(LAUNCH) benchmarks.catalog $(BENCH_OPTIONS)
 
 bench-startup: $(VENV)/.dev ## Measure what wal push and wal fetch take, call by call.
 	$(LAUNCH) benchmarks.startup $(BENCH_OPTIONS)

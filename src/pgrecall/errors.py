@@ -407,6 +407,35 @@ class RecoveryError(RestoreError):
     exit_status = 54
 
 
+class RetentionError(PgrecallError):
+    """What is kept cannot be decided, or may not be changed like this: nothing was."""
+
+    code = "retention"
+    exit_status = 90
+
+
+class ConcurrentChangeError(RetentionError):
+    """Another run changed what is held or expired after the plan was made: nothing was done."""
+
+    code = "retention-changed"
+    exit_status = 91
+    retryable = True
+
+
+class ClockJumpError(RetentionError):
+    """The newest things are dated so far from the others that a clock may have jumped."""
+
+    code = "clock-jump"
+    exit_status = 92
+
+
+class PurgeIncompleteError(RetentionError):
+    """The store refused to delete some objects: the findings name them; the rest is gone."""
+
+    code = "purge-incomplete"
+    exit_status = 93
+
+
 class CheckFailedError(PgrecallError):
     """At least one finding of a check is a failure."""
 

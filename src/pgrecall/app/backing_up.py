@@ -9,6 +9,7 @@ import msgspec
 
 from pgrecall.app.context import RunContext
 from pgrecall.app.copying import copy_everywhere
+from pgrecall.app.leasing import using
 from pgrecall.app.naming import names_of_backup
 from pgrecall.app.opened import OpenedRepository, main_repository
 from pgrecall.app.requests import BackupRequest
@@ -77,7 +78,8 @@ def run_backup(context: RunContext, request: BackupRequest) -> BackupResult:
         record_names=partial(names_of_backup, context, opened),
     )
     run = BackupRun(task, tools)
-    completion = run.run()
+    with using(context, opened, "backup"):
+        completion = run.run()
     remove_abandoned_files(opened.settings)
     copies = copy_everywhere(context, completion.backup_id, opened.settings.name)
     return BackupResult(plan=task.plan, backup=completion, findings=(*run.findings, *copies))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 
 import msgspec
@@ -11,12 +12,15 @@ from pgrecall.app.opened import main_repository
 from pgrecall.model.damage import DamageMark
 from pgrecall.model.findings import Finding
 from pgrecall.model.manifest import Completion, TablespaceEntry
+from pgrecall.repository.retention_log import ExpiredItem, Hold, read_state
+from pgrecall.system.clock import SystemClock
 
 
 class BackupLine(msgspec.Struct, frozen=True):
     """One line of the list. Sizes in bytes; ``stopped_at`` is of the server's clock.
 
     ``damage``: what a verification found damaged; empty for none.
+    ``state``: empty, or ``held`` or ``expired`` with what is to be known of that.
     """
 
     backup_id: str
@@ -30,6 +34,7 @@ class BackupLine(msgspec.Struct, frozen=True):
     has_wal: bool
     result: str
     damage: str = ""
+    state: str = ""
 
 
 class BackupList(msgspec.Struct, frozen=True):
@@ -52,16 +57,26 @@ class BackupDetails(msgspec.Struct, frozen=True):
     marks: tuple[DamageMark, ...] = ()
 
 
-def list_backups(context: RunContext) -> BackupList:
-    """The backups of the chosen server in its main repository."""
+def list_backups(context: RunContext, *, with_expired: bool = False) -> BackupList:
+    """The backups of the chosen server in its main repository, expired ones if that is asked."""
     opened = main_repository(context)
-    catalog = opened.catalog(context.server.name)
-    complete, findings = catalog.survey()
+    name = context.server.name
+    catalog = opened.catalog(name)
+    complete, findings = catalog.survey(with_expired=with_expired)
     damaged = catalog.damage.damaged()
+    state = read_state(opened.store, name)
+    holds = state.active_holds(SystemClock().now())
     return BackupList(
-        server=context.server.name,
+        server=name,
         repository=opened.settings.name,
-        backups=tuple(_line(backup, damaged.get(backup.backup_id)) for backup in complete),
+        backups=tuple(
+            _line(
+                backup,
+                damaged.get(backup.backup_id),
+                _state_of(state.expired.get(backup.backup_id), holds, backup.backup_id),
+            )
+            for backup in complete
+        ),
         findings=tuple(findings),
     )
 
@@ -85,7 +100,13 @@ def show_backup(context: RunContext, backup_id: str) -> BackupDetails:
     )
 
 
-def _line(backup: Completion, mark: DamageMark | None) -> BackupLine:
+def _state_of(expired: ExpiredItem | None, holds: Mapping[str, Hold], backup_id: str) -> str:
+    if expired is not None:
+        return f"expired {expired.expired_at:%Y-%m-%d %H:%M} by {expired.run_id}"
+    return f"held: {holds[backup_id].reason}" if backup_id in holds else ""
+
+
+def _line(backup: Completion, mark: DamageMark | None, state: str) -> BackupLine:
     return BackupLine(
         backup_id=backup.backup_id,
         kind=backup.kind,
@@ -98,4 +119,5 @@ def _line(backup: Completion, mark: DamageMark | None) -> BackupLine:
         has_wal=backup.has_wal,
         result=backup.worst,
         damage=mark.said() if mark is not None else "",
+        state=state,
     )

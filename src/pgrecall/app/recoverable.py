@@ -27,6 +27,7 @@ from pgrecall.errors import (
     ObjectMissingError,
     TargetUnreachableError,
 )
+from pgrecall.model.catalog_items import WalSpan
 from pgrecall.model.findings import Finding
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.manifest import Completion
@@ -39,6 +40,7 @@ from pgrecall.repository.gaps import DROPPED, Gap, read_gaps
 from pgrecall.repository.identity import Generation, generations
 from pgrecall.repository.pack_source import PackSource
 from pgrecall.repository.recoverable import ArchiveSnapshot
+from pgrecall.repository.retention_log import read_state
 from pgrecall.repository.wal_archive import WalArchive
 from pgrecall.restore.choice import Choice, Chooser
 from pgrecall.restore.reach import Reach, likely_backups, reach_of
@@ -71,10 +73,16 @@ class RecoverableSurvey:
         self._catalog = opened.catalog(server)
         self._backups, self._damaged = self._catalog.usable()
         self._generations = generations(opened.store, server)
+        self._expired = read_state(opened.store, server).wal
         self._snapshots = {
-            generation.number: ArchiveSnapshot(WalArchive(opened.store, server, generation))
+            generation.number: ArchiveSnapshot(self._archive(generation))
             for generation in self._generations
         }
+
+    def _archive(self, generation: Generation) -> WalArchive:
+        archive = WalArchive(self._opened.store, self._server, generation)
+        archive.hide(self._expired)
+        return archive
 
     def result(self, now: datetime) -> RecoverableResult:
         """All ranges of all generations; ``now`` is when this was asked."""
@@ -207,7 +215,7 @@ class RecoverableSurvey:
         for timeline in used:
             history = snapshot.histories()[timeline]
             runs = snapshot.path_runs(history, backups)
-            path = _path(snapshot, runs, known, is_default=timeline == used[-1])
+            path = _path(snapshot, runs, (known, self._expired), is_default=timeline == used[-1])
             paths.append(path)
             if not runs.is_whole and runs.runs and runs.last_usable is not None:
                 findings.append(_unreached(runs))
@@ -219,6 +227,10 @@ class RecoverableSurvey:
             backups=len(backups),
             paths=tuple(paths),
         ), findings
+
+
+Known = tuple[Sequence[Gap], Sequence[WalSpan]]
+"""Gaps that are recorded, and WAL that has expired."""
 
 
 def restore_words(target: RecoveryTarget, timeline: int | None) -> str:
@@ -242,7 +254,7 @@ def restore_words(target: RecoveryTarget, timeline: int | None) -> str:
 
 
 def _path(
-    snapshot: ArchiveSnapshot, runs: PathRuns, known: Sequence[Gap], *, is_default: bool
+    snapshot: ArchiveSnapshot, runs: PathRuns, known: Known, *, is_default: bool
 ) -> TimelinePath:
     history = runs.history
     ranges, gaps = [], []
@@ -317,7 +329,7 @@ def _spans(snapshot: ArchiveSnapshot, names: Sequence[str]) -> tuple[SegmentSpan
     )
 
 
-def _gap(snapshot: ArchiveSnapshot, runs: PathRuns, at: int, known: Sequence[Gap]) -> WalGap:
+def _gap(snapshot: ArchiveSnapshot, runs: PathRuns, at: int, known: Known) -> WalGap:
     """What lies between run ``at`` and the next; ``known`` are recorded gaps."""
     history, before, behind = runs.history, runs.runs[at], runs.runs[at + 1]
     size = snapshot.segment_bytes
@@ -342,11 +354,12 @@ def _gap(snapshot: ArchiveSnapshot, runs: PathRuns, at: int, known: Sequence[Gap
     )
 
 
-def _cause(runs: PathRuns, at: int, known: Sequence[Gap]) -> tuple[GapCause, str]:
+def _cause(runs: PathRuns, at: int, known: Known) -> tuple[GapCause, str]:
     before, behind = runs.runs[at], runs.runs[at + 1]
     if before.damaged:
         return "damaged", f"behind {before.end} the segment {before.damaged} holds no WAL"
-    for gap in known:
+    gaps, expired = known
+    for gap in gaps:
         if (
             gap.start < behind.start
             and gap.end > before.end
@@ -354,6 +367,13 @@ def _cause(runs: PathRuns, at: int, known: Sequence[Gap]) -> tuple[GapCause, str
         ):
             recorded = f"{gap.detail} (recorded {gap.recorded_at.isoformat(sep=' ')})"
             return ("dropped" if gap.cause == DROPPED else "not-received"), recorded
+    for span in expired:
+        if (
+            span.start < behind.start
+            and span.end > before.end
+            and runs.history.is_ancestor_or_self(span.timeline)
+        ):
+            return "expired", "WAL that no kept backup needs has expired (docs/retention.md)"
     return "missing", "the segments are not in the archive"
 
 

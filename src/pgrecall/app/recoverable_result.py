@@ -9,7 +9,7 @@ import msgspec
 
 from pgrecall.model.findings import Finding
 
-GapCause = Literal["missing", "damaged", "dropped", "not-received"]
+GapCause = Literal["missing", "damaged", "dropped", "not-received", "expired"]
 
 
 class BackupMark(msgspec.Struct, frozen=True, kw_only=True):

@@ -205,6 +205,33 @@ class WalStatusRequest(msgspec.Struct, frozen=True, kw_only=True):
     dry_run: bool = False
 
 
+class ExpireRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``expire``. ``chosen``: just these backups; ``undo``: a backup or run to bring back.
+
+    ``trust_clock``: dates that look as if a clock had jumped are right.
+    """
+
+    chosen: tuple[str, ...] = ()
+    undo: str = ""
+    trust_clock: bool = False
+    dry_run: bool = False
+
+
+class PurgeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``purge``; ``trust_clock`` as for ``expire``."""
+
+    trust_clock: bool = False
+    dry_run: bool = False
+
+
+class HoldRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``hold add``: never let ``item_id`` expire, until a moment or (None) a release."""
+
+    item_id: str
+    reason: str
+    until: datetime | None = None
+
+
 class RestorePointRequest(msgspec.Struct, frozen=True, kw_only=True):
     """``restore-point``: make one called ``name``, and see it archived.
 

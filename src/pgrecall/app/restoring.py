@@ -12,6 +12,7 @@ from pgrecall.app.context import RunContext
 from pgrecall.app.copy_place import CopyPlace, choose_place
 from pgrecall.app.damaged_backup import damage_explained, require_unmarked
 from pgrecall.app.freshening import Freshness, freshen, may_be_newer
+from pgrecall.app.leasing import using
 from pgrecall.app.opened import OpenedRepository, main_repository
 from pgrecall.app.overwriting import Overwriting, Work, require_no_delta
 from pgrecall.app.replacing import Replacement, replacement, require_settled, target_of
@@ -39,6 +40,7 @@ from pgrecall.repository.catalog import Catalog
 from pgrecall.repository.contents import Contents
 from pgrecall.repository.identity import Generation, latest_generation, read_generation
 from pgrecall.repository.pack_source import PackSource
+from pgrecall.repository.retention_log import read_state
 from pgrecall.repository.wal_archive import WalArchive
 from pgrecall.restore.choice import Choice, Chooser
 from pgrecall.restore.delta import DeltaRun, Over
@@ -107,7 +109,10 @@ def run_restore(context: RunContext, request: RestoreRequest) -> RestoreResult:
     plan = prepared.plan()
     if not context.approve(plan, question=_question(request, plan)):
         return RestoreResult(plan=plan)
-    return prepared.carry_out(plan)
+    used = [prepared.choice.backup.backup_id]
+    with using(context, prepared.opened, "restore", used):
+        prepared.opened.catalog(context.server.name).get(*used)  # not expired meanwhile
+        return prepared.carry_out(plan)
 
 
 def _question(request: RestoreRequest, plan: RestorePlan) -> str:
@@ -138,6 +143,8 @@ class _Preparation:
         )
         self.restore_id = new_id(RESTORE, self.now)
         self.replacement = self._replacement()
+        state = read_state(self.opened.store, context.server.name)
+        self.archive.hide(state.hidden_wal(self.generation.number))
         self.choice = self._choose()
         with damage_explained(context, self.opened, self.choice.backup):
             manifest = self.opened.catalog(context.server.name).manifest(self.choice.backup)

@@ -9,6 +9,7 @@ from datetime import datetime
 import msgspec
 
 from pgrecall.app.context import RunContext
+from pgrecall.app.leasing import using
 from pgrecall.app.opened import OpenedRepository
 from pgrecall.app.requests import VerifyRequest
 from pgrecall.errors import BackupNotFoundError, PgrecallError
@@ -180,14 +181,16 @@ def verify_opened(
         resume=resume,
         is_partial=is_partial,
     )
-    return VerifyRun(
+    run = VerifyRun(
         task,
         opened.store,
         opened.identity,
         clock=SystemClock(),
         throttle=Throttle(verify.bytes_per_second),
         progress=context.progress,
-    ).run()
+    )
+    with using(context, opened, "verify", [wanted] if wanted != ALL else []):
+        return run.run()
 
 
 def _damaged(repository: str, proof: VerifyProof) -> Iterator[Damaged]:

@@ -40,7 +40,7 @@ def judge_unfinished(
             subject=settings.name,
             message=f"{one.backup_id} was never completed, and holds {one.stored_bytes} bytes in "
             f"{one.objects} objects, the newest of {one.newest_at.isoformat(timespec='seconds')}",
-            hint=f"nothing reads it: when no backup of {server!r} runs on any host, delete {place}",
+            hint=f"nothing reads it: `pgrecall purge` deletes {place} when the grace is over",
         )
 
 

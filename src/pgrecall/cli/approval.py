@@ -10,6 +10,9 @@ import msgspec
 from pgrecall.cli.rendering import render
 from pgrecall.errors import ConfirmationError
 
+# What a plan says in more readable words elsewhere.
+_FOR_PROGRAMS = frozenset({"spans"})
+
 
 class Approval:
     """Implements pgrecall.app.context.Approve on the terminal."""
@@ -22,7 +25,7 @@ class Approval:
     def __call__(self, plan: msgspec.Struct, *, question: str = "") -> bool:
         """Show the plan (the JSON of the result carries it otherwise) and decide."""
         if not self._as_json:
-            render(plan)
+            render(plan, without=_FOR_PROGRAMS)
         if self._dry_run:
             return False
         if not question or self._is_approved:

@@ -21,12 +21,16 @@ from pgrecall.app.copying import CopyResult
 from pgrecall.app.demo_report import DemoReport
 from pgrecall.app.enabling import EnableResult
 from pgrecall.app.enabling_undo import UndoResult
+from pgrecall.app.estimating import EstimateResult
+from pgrecall.app.expiring import ExpireResult, UndoExpiryResult
 from pgrecall.app.fetching_ahead import AheadResult
 from pgrecall.app.finding import FindResult
+from pgrecall.app.holding import HoldList, HoldResult
 from pgrecall.app.indexing import WalIndexResult
 from pgrecall.app.initialize import InitResult
 from pgrecall.app.key_changing import ExportResult, RewrapResult, RotateResult
 from pgrecall.app.key_checking import KeyCheckResult
+from pgrecall.app.purging import PurgeResult
 from pgrecall.app.receiving import ReceiveResult, SlotsResult
 from pgrecall.app.recoverable_result import RecoverableResult
 from pgrecall.app.recovering import RecoveryResult, RecoveryStatus
@@ -101,6 +105,12 @@ SCHEMAS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "wal-enable/1": ("wal enable", EnableResult),
     "wal-enable-undo/1": ("wal enable --undo", UndoResult),
     "wal-allow-branch/1": ("wal allow-branch", AllowBranchResult),
+    "expire/1": ("expire", ExpireResult),
+    "expire-undo/1": ("expire --undo", UndoExpiryResult),
+    "purge/1": ("purge", PurgeResult),
+    "estimate/1": ("estimate", EstimateResult),
+    "hold/1": ("hold add", HoldResult),
+    "holds/1": ("holds", HoldList),
     "find/1": ("find", FindResult),
     "wal-index/1": ("wal index", WalIndexResult),
     "restore/1": ("restore", RestoreResult),

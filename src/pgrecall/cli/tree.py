@@ -49,6 +49,10 @@ _KEY = {
     "rewrap": LazyCommand("key", "rewrap_command", "A new secret, without rewriting data."),
     "export": LazyCommand("key", "export_command", "The keys themselves, for the safe."),
 }
+_HOLD = {
+    "add": LazyCommand("hold", "add_command", "Never let a backup expire."),
+    "release": LazyCommand("hold", "release_command", "End a hold."),
+}
 _SERVER = {
     "upgrade": LazyCommand("server", "upgrade_command", "Open a new generation."),
 }
@@ -72,6 +76,11 @@ COMMANDS: dict[str, LazyCommand | LazyGroup] = {
         "recoverable", "command", "Show every moment that can be reached, and the gaps."
     ),
     "find": LazyCommand("find", "command", "Find the moment before a DROP, and how to restore it."),
+    "expire": LazyCommand("expire", "command", "Let expire what the policy does not keep; undo."),
+    "purge": LazyCommand("expire", "purge_command", "Delete the bytes of what has expired."),
+    "estimate": LazyCommand("estimate", "command", "What retention policies will take."),
+    "hold": LazyGroup("hold", table=_HOLD, help="Keep a backup whatever the policy says."),
+    "holds": LazyCommand("hold", "list_command", "List what is on hold."),
     "restore-point": LazyCommand(
         "wal_switch", "restore_point_command", "Name this moment, and see it archived."
     ),

@@ -14,6 +14,7 @@ RESTORE = "x"
 NAMES = "n"
 CHANGE = "c"
 DATA_KEY = "k"
+LEASE = "l"
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _PATTERN = re.compile(r"^([a-z])-(\d{8}T\d{6}Z)-([0-9a-hjkmnp-tv-z]{4})$")

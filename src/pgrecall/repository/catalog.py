@@ -20,6 +20,7 @@ from pgrecall.repository import layout
 from pgrecall.repository.damage import DamageMarks
 from pgrecall.repository.documents import sealed, unsealed
 from pgrecall.repository.manifests import ManifestReader, put_or_find
+from pgrecall.repository.retention_log import read_state
 from pgrecall.store.base import Store
 
 _COMPLETIONS = msgspec.json.Decoder(Completion)
@@ -51,13 +52,19 @@ class Catalog:
         names = self.store.children(layout.backups_prefix(self.server))
         return sorted(name.rstrip("/") for name in names if name.endswith("/"))
 
-    def survey(self) -> tuple[list[Completion], list[Finding]]:
+    def survey(self, *, with_expired: bool = False) -> tuple[list[Completion], list[Finding]]:
         """All complete backups, oldest first, and findings on those that cannot be read.
 
-        One damaged completion record must not hide the other backups: it
+        Those that have expired are none any more, unless ``with_expired`` (until a purge
+        has begun to delete them). One damaged completion record must not hide the other backups: it
         becomes a finding. A store that fails raises.
         """
-        ids = self.ids()
+        state = read_state(self.store, self.server)
+        ids = [
+            backup_id
+            for backup_id in self.ids()
+            if state.is_listed(backup_id) or (with_expired and backup_id not in state.purging)
+        ]
         with ThreadPoolExecutor(_READERS, thread_name_prefix="catalog") as pool:
             results = list(pool.map(self._examine, ids))
         complete = [result for result in results if isinstance(result, Completion)]
@@ -82,15 +89,16 @@ class Catalog:
 
         Packs that a complete backup refers to are left out: those of older backups that were
         not copied, or are no more. While a completion record cannot be read, it is not known
-        to what it refers, and nothing is named.
+        to what it refers, and nothing is named. Nor is what a purge has begun to delete.
         """
-        complete, damaged = self.survey()
+        complete, damaged = self.survey(with_expired=True)
         if damaged:
             return []
         referred = {backup_id for backup in complete for backup_id in backup.references}
         found = []
+        purging = read_state(self.store, self.server).purging
         for backup_id in self.ids():
-            if backup_id in referred:
+            if backup_id in referred or backup_id in purging:
                 continue
             if self.store.head(layout.complete_key(self.server, backup_id)) is not None:
                 continue
@@ -112,12 +120,24 @@ class Catalog:
         return self.survey()[0]
 
     def get(self, backup_id: str) -> Completion:
-        """One complete backup.
+        """One complete backup that has not expired.
 
-        Raises BackupNotFoundError when it was never completed or does not
-        exist, CorruptObjectError when its record is damaged.
+        Raises BackupNotFoundError when it was never completed, has expired or does
+        not exist, CorruptObjectError when its record is damaged.
         """
         check_id(backup_id, BACKUP)
+        state = read_state(self.store, self.server)
+        if backup_id in state.expired:
+            raise BackupNotFoundError(
+                f"backup {backup_id} of server {self.server!r} has expired"
+                f" ({state.expired[backup_id].expired_at:%Y-%m-%d})",
+                hint=f"until it is purged, pgrecall expire --undo {backup_id} brings it back",
+            )
+        if backup_id in state.purging:
+            raise BackupNotFoundError(
+                f"backup {backup_id} of server {self.server!r} was purged",
+                hint="'pgrecall backups list' shows those there are",
+            )
         completion = self._load(backup_id)
         if completion is None:
             raise BackupNotFoundError(

@@ -119,6 +119,26 @@ def enablement_key(server: str, number: int) -> str:
     return f"{enablements_prefix(server)}{_number(number)}.json"
 
 
+def retention_prefix(server: str) -> str:
+    """Prefix of the records of what was held, expired, brought back and purged."""
+    return f"{server_prefix(server)}retention/"
+
+
+def retention_key(server: str, number: int) -> str:
+    """Key of retention record ``number`` (1 and up)."""
+    return f"{retention_prefix(server)}{_number(number)}.json"
+
+
+def leases_prefix(server: str, lease_id: str = "") -> str:
+    """Prefix of all leases of a server, or of the records of one."""
+    return f"{server_prefix(server)}leases/" + (f"{lease_id}/" if lease_id else "")
+
+
+def lease_key(server: str, lease_id: str, number: int) -> str:
+    """Key of record ``number`` (1 and up) of a lease: each renewal is one."""
+    return f"{leases_prefix(server, lease_id)}{_number(number)}.json"
+
+
 def branches_prefix(server: str, generation: int) -> str:
     """Prefix of the records of branches that may go on beyond a fork."""
     return f"{server_prefix(server)}branches/{_number(generation)}/"
@@ -296,10 +316,15 @@ def wal_key(server: str, generation: int, file: WalFile) -> str:
     return wal_prefix(server, generation, file.timeline, log) + file.name
 
 
+def wal_index_prefix(server: str, generation: int, timeline: int) -> str:
+    """Prefix of the indexes of one timeline that were made later than their segments."""
+    return f"{server_prefix(server)}wal-index/{_number(generation)}/{timeline:08X}/"
+
+
 def wal_index_key(server: str, generation: int, file: WalFile) -> str:
     """Key of the index of a segment that was made later than its object."""
-    directory = f"{server_prefix(server)}wal-index/{_number(generation)}/"
-    return f"{directory}{file.timeline:08X}/{file.log:08X}/{file.name}"
+    prefix = wal_index_prefix(server, generation, file.timeline)
+    return f"{prefix}{file.log:08X}/{file.name}"
 
 
 def rollups_prefix(server: str, generation: int, timeline: int) -> str:

@@ -7,6 +7,8 @@ method that may be called from several threads says so.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
@@ -22,6 +24,7 @@ from pgrecall.errors import (
     StoreError,
     WalMissingError,
 )
+from pgrecall.model.catalog_items import WalSpan, merged_spans
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.timelines import TimelineHistory
 from pgrecall.model.wal_files import HISTORY, SEGMENT, WalFile, history_name, segment_name
@@ -46,6 +49,7 @@ _INDEXES_AHEAD = 64
 _INDEXES_KEPT = 4096
 # A receiver stores a longer tail every few seconds; what is read here takes less.
 _MAXIMUM_TRIES = 5
+_HEX = frozenset("0123456789ABCDEF")
 
 _Read = TypeVar("_Read")
 
@@ -71,6 +75,14 @@ class WalArchive:
         self._rollups = RollUps(store, server, generation.number)
         self._indexes: dict[str, WalIndex] = {}
         self._tails: dict[str, StoredTail] = {}
+        self._hidden: dict[int, list[tuple[int, int]]] = {}
+
+    def hide(self, spans: Iterable[WalSpan]) -> None:
+        """Leave segments whose bytes lie in ``spans`` out of what is listed: they have expired."""
+        self._hidden = {}
+        for span in merged_spans(tuple(spans)):
+            if span.generation == self.generation.number:
+                self._hidden.setdefault(span.timeline, []).append((span.start, span.end))
 
     # --- files -----------------------------------------------------------------
 
@@ -193,12 +205,24 @@ class WalArchive:
         return {timeline: segment for timeline, segment in found if segment is not None}
 
     def _segments_of_log(self, prefix: str, low: str, high: str) -> Iterator[StoredSegment]:
+        place = f"{prefix[-18:-10]}{prefix[-9:-1]}"
         for info in self.store.list(prefix):
-            file = layout.parse_wal_key(info.key)[2]
-            if file.kind == SEGMENT and low <= file.name[8:] <= high:
-                self._sizes[file.name] = info.size
-                self._stored_at[file.name] = info.stored_at
-                yield StoredSegment(file.name, info.size)
+            name = info.key[len(prefix) :]
+            # A million are listed: what is plainly a segment of this place is not taken apart.
+            if len(name) != 24 or name[:16] != place or not _HEX.issuperset(name):
+                name = _segment_of(info.key)
+            if name and low <= name[8:] <= high and not self._hides(name):
+                self._sizes[name] = info.size
+                self._stored_at[name] = info.stored_at
+                yield StoredSegment(name, info.size)
+
+    def _hides(self, name: str) -> bool:
+        hidden = self._hidden.get(int(name[:8], 16)) if self._hidden else None
+        if hidden is None:
+            return False
+        start = WalFile(name).start(self.segment_bytes)
+        at = bisect_right(hidden, (start, 1 << 64)) - 1
+        return at >= 0 and start + self.segment_bytes <= hidden[at][1]
 
     # --- paths -----------------------------------------------------------------------
 
@@ -310,19 +334,26 @@ class WalArchive:
         """
         with ThreadPoolExecutor(_INDEX_THREADS, thread_name_prefix="wal-index") as pool:
             rest = iter(names)
-            pending: list[tuple[str, Future[WalIndex]]] = []
+            pending: deque[tuple[str, Future[WalIndex] | None]] = deque()
+
+            def begin(name: str) -> None:
+                # What is in memory with its directory's roll-up costs less than a thread's turn.
+                is_here = self._rollups.has_loaded(name)
+                pending.append((name, None if is_here else pool.submit(self.index, name)))
+
             try:
                 for name in islice(rest, _INDEXES_AHEAD):
-                    pending.append((name, pool.submit(self.index, name)))
+                    begin(name)
                 while pending:
-                    name, future = pending.pop(0)
-                    index = future.result()
+                    name, future = pending.popleft()
+                    index = future.result() if future is not None else self.index(name)
                     for following in islice(rest, 1):
-                        pending.append((following, pool.submit(self.index, following)))
+                        begin(following)
                     yield name, index
             finally:
                 for _, future in pending:
-                    future.cancel()
+                    if future is not None:
+                        future.cancel()
 
     def _rolled_up(self, name: str) -> bytes | None:
         """The index from its directory's roll-up; None when the segment's own must be read."""
@@ -387,6 +418,12 @@ class WalArchive:
             f"the {what} {name} of {self.server!r} is not in {self.store.name}",
             hint="look for it in the server's pg_wal and push it, or in another repository",
         )
+
+
+def _segment_of(key: str) -> str:
+    """The name of a segment's key; empty for another file; RepositoryError for what is none."""
+    file = layout.parse_wal_key(key)[2]
+    return file.name if file.kind == SEGMENT else ""
 
 
 def _directory_number(name: str) -> int:

@@ -81,6 +81,10 @@ class RollUps:
             found = self._content(timeline, directory).get(name)
         return found[1] if found is not None and found[0] == size else None
 
+    def has_loaded(self, name: str) -> bool:
+        """Whether the roll-up of a segment's directory is in memory."""
+        return (int(name[:8], 16), name[8:16]) in self._loaded
+
     def _known(self, timeline: int) -> dict[str, datetime]:
         if timeline not in self._stored_at:
             prefix = layout.rollups_prefix(self._server, self._generation, timeline)

@@ -12,9 +12,11 @@ from pgrecall.settings.sections import (
     BackupSettings,
     CopySettings,
     LogSettings,
+    PolicySettings,
     ReceiveSettings,
     RepositorySettings,
     RestoreSettings,
+    RetentionSettings,
     ScheduleSettings,
     ServerSettings,
     TargetSettings,
@@ -32,8 +34,8 @@ class Settings:
     """
 
     __slots__ = (
-        "agent", "backup", "copy", "log", "path", "receive", "repositories", "restore", "schedule",
-        "servers", "targets", "verify", "wal",
+        "agent", "backup", "copy", "log", "path", "policies", "receive", "repositories",
+        "restore", "retention", "schedule", "servers", "targets", "verify", "wal",
     )  # fmt: skip
 
     def __init__(
@@ -41,10 +43,12 @@ class Settings:
         *,
         servers: Mapping[str, ServerSettings] | None = None,
         repositories: Mapping[str, RepositorySettings] | None = None,
+        policies: Mapping[str, PolicySettings] | None = None,
         **sections: Section | str,
     ) -> None:
         self.servers: dict[str, ServerSettings] = dict(servers or {})
         self.repositories: dict[str, RepositorySettings] = dict(repositories or {})
+        self.policies: dict[str, PolicySettings] = dict(policies or {})
         self.backup = _section(sections.pop("backup", None), BackupSettings)
         self.verify = _section(sections.pop("verify", None), VerifySettings)
         self.copy = _section(sections.pop("copy", None), CopySettings)
@@ -54,6 +58,7 @@ class Settings:
         self.schedule = _section(sections.pop("schedule", None), ScheduleSettings)
         self.targets = _section(sections.pop("targets", None), TargetSettings)
         self.restore = _section(sections.pop("restore", None), RestoreSettings)
+        self.retention = _section(sections.pop("retention", None), RetentionSettings)
         self.log = _section(sections.pop("log", None), LogSettings)
         self.path: str = str(sections.pop("path", ""))
         if sections:

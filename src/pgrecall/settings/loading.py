@@ -3,7 +3,7 @@
 Unknown and bad keys are errors, all listed at once with their place. Light.
 
 Environment: ``PGRECALL_<SECTION>__<KEY>`` and ``PGRECALL_<SECTION>__<NAME>__<KEY>``
-for ``servers`` and ``repositories``. Only names with two underscores in a row
+for ``servers``, ``repositories`` and ``policies``. Only names with two underscores in a row
 are settings: Kubernetes injects ``PGRECALL_PORT`` and the like for a service
 that is called pgrecall.
 """
@@ -17,7 +17,13 @@ from collections.abc import Iterator, Mapping
 from pgrecall.errors import SettingsError
 from pgrecall.settings.collection import Settings
 from pgrecall.settings.declare import Problem, Section, Setting, Value, did_you_mean
-from pgrecall.settings.sections import NAMED_SECTIONS, SINGLE_SECTIONS, RepositorySettings
+from pgrecall.settings.sections import (
+    NAMED_SECTIONS,
+    SINGLE_SECTIONS,
+    PolicySettings,
+    RepositorySettings,
+    RetentionSettings,
+)
 
 PREFIX = "PGRECALL_"
 CONFIG_VARIABLE = "PGRECALL_CONFIG"
@@ -234,7 +240,7 @@ def variable_word(name: str) -> str:
 
 
 def _build(path: str, values: _Values, problems: list[str]) -> Settings:
-    sections: dict[str, dict[str, Section]] = {"servers": {}, "repositories": {}}
+    sections: dict[str, dict[str, Section]] = {name: {} for name in NAMED_SECTIONS}
     single: dict[str, Section] = {}
     for table, kept in values.items():
         if len(table) == 1:
@@ -253,9 +259,11 @@ def _build(path: str, values: _Values, problems: list[str]) -> Settings:
     for repository in repositories.values():
         assert isinstance(repository, RepositorySettings)
         problems.extend(_missing_keys(repository))
+    problems.extend(_unknown_policies(sections, single))
     return Settings(
         servers=sections["servers"],  # type: ignore[arg-type]
         repositories=repositories,  # type: ignore[arg-type]
+        policies=sections["policies"],  # type: ignore[arg-type]
         path=path,
         **single,
     )
@@ -282,6 +290,26 @@ def _missing_keys(repository: RepositorySettings) -> list[str]:
     if repository.endpoint.startswith("http://") and not repository.allow_http:
         found.append(f"{place} endpoint: is without TLS; allow_http = true accepts that")
     return found
+
+
+def _unknown_policies(
+    sections: Mapping[str, Mapping[str, Section]], single: Mapping[str, Section]
+) -> Iterator[str]:
+    """Policies that are named and not there, and a grace that no lease would outlive."""
+    profiles = [name for name in PolicySettings.fields["profile"].choices if name]
+    known = [*sections["policies"], *profiles]
+    named = [
+        (f"[{_dotted((section, name))}] retention", str(getattr(found, "retention", "")))
+        for section in ("servers", "repositories")
+        for name, found in sections[section].items()
+    ]
+    retention = single["retention"]
+    assert isinstance(retention, RetentionSettings)
+    for place, wanted in (*named, ("[retention] policy", retention.policy)):
+        if wanted and wanted not in known:
+            yield f"{place}: there is no policy or profile {wanted!r}{did_you_mean(wanted, known)}"
+    if retention.grace_seconds <= retention.lease_seconds:
+        yield "[retention] grace_seconds: must be longer than lease_seconds"
 
 
 def _dotted(table: Table) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
@@ -18,16 +18,22 @@ class MemoryStore:
     """Objects in a dictionary; nothing outlives the process.
 
     ``objects`` maps key to (bytes, stored_at) and is open to tests, which
-    damage or age an object through it.
+    damage or age an object through it. ``now`` is its clock.
     """
 
     suite = SUITE_NONE
 
-    def __init__(self, name: str = "memory:", pack_bytes: int = 1 << 20) -> None:
+    def __init__(
+        self,
+        name: str = "memory:",
+        pack_bytes: int = 1 << 20,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
         self.name = name
         self.pack_bytes = pack_bytes
         self.reads_whole = False
         self.objects: dict[str, tuple[bytes, datetime]] = {}
+        self._now = now
         self._lock = threading.Lock()
 
     def put(self, key: str, parts: Sequence[Buffer]) -> bool:
@@ -36,7 +42,7 @@ class MemoryStore:
         with self._lock:
             if key in self.objects:
                 return False
-            self.objects[key] = (content, datetime.now(UTC))
+            self.objects[key] = (content, self._now())
             return True
 
     def writer(self, key: str) -> BufferedWriter:

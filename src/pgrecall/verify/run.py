@@ -24,6 +24,7 @@ from pgrecall.repository import layout
 from pgrecall.repository.catalog import Catalog
 from pgrecall.repository.identity import RepositoryIdentity, read_generation
 from pgrecall.repository.origins import accepted_ids
+from pgrecall.repository.retention_log import read_state
 from pgrecall.repository.verifications import Verifications
 from pgrecall.repository.wal_archive import WalArchive
 from pgrecall.store.base import Store
@@ -205,6 +206,7 @@ class VerifyRun:
             return
         archive = WalArchive(self._store, task.server, generation)
         verifier = WalVerifier(archive, self._identity, task.depth, self._throttle, task.workers)
+        verifier.expect_expired(read_state(self._store, task.server).hidden_wal(number))
         backups = [backup for backup in chosen if backup.generation == number]
         try:
             verifier.verify(

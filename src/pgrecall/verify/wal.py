@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 
 from pgrecall.errors import CorruptObjectError, ObjectMissingError, WalMissingError
+from pgrecall.model.catalog_items import WalSpan
 from pgrecall.model.damage import DamagedObject
 from pgrecall.model.findings import Finding, Severity
 from pgrecall.model.lsn import Lsn
@@ -66,6 +67,11 @@ class WalVerifier:
         self._files = 0
         self._bytes = 0
         self._is_done = False
+        self._expired: tuple[WalSpan, ...] = ()
+
+    def expect_expired(self, spans: Sequence[WalSpan]) -> None:
+        """WAL in ``spans`` has expired: that it is missing is no finding."""
+        self._expired = tuple(spans)
 
     def verify(
         self,
@@ -190,12 +196,31 @@ class WalVerifier:
                 )
             elif _leads_to(newest, backup, stop) and stop < looked_to:
                 # What lies behind was looked through for a younger one.
-                gap = self._archive.first_gap(newest, stop, looked_to)
+                gap = self._first_gap(newest, stop, looked_to)
                 if gap is not None:
                     self._note_missing(newest, stop, looked_to, "wal-gap")
                 looked_to = stop
                 if gap is not None:
                     yield _gap(gap, backup.backup_id, "fail" if backup is latest else "warn")
+
+    def _first_gap(self, history: TimelineHistory, start: Lsn, end: Lsn) -> str | None:
+        """As WalArchive.first_gap, but for what has expired."""
+        at = int(start)
+        while at < end:
+            gap = self._archive.first_gap(history, at, end)
+            if gap is None:
+                return None
+            file = WalFile(gap)
+            missing = file.start(self._archive.segment_bytes)
+            ends = [
+                span.end
+                for span in self._expired
+                if span.timeline == file.timeline and span.start <= missing < span.end
+            ]
+            if not ends:
+                return gap
+            at = max(ends)
+        return None
 
     def _end_of(self, history: TimelineHistory) -> Lsn:
         newest = self._archive.newest(history.timeline)
@@ -207,7 +232,7 @@ class WalVerifier:
         size = self._archive.segment_bytes
         known = {one.key for one in self._damage}
         for _ in range(_MOST_MISSING):
-            name = self._archive.first_gap(history, start, end)
+            name = self._first_gap(history, start, end)
             if name is None:
                 return
             one = self._object(name, code, f"{name} is not archived")

@@ -14,11 +14,14 @@ from pgrecall.cli.invocation import Invocation
     examples=(
         Example("pgrecall backups list", "every backup of the only server, oldest first"),
         Example("pgrecall backups list --server shop --json", "for a program"),
+        Example("pgrecall backups list --expired", "those too that expire --undo brings back"),
     ),
 )
-def list_command(invocation: Invocation) -> None:
+@click.option("--expired", is_flag=True, help="Those that have expired, too.")
+def list_command(invocation: Invocation, *, expired: bool) -> None:
     """List the complete backups of a server."""
-    invocation.emit(list_backups(invocation.context()), "backups-list/1")
+    listed = list_backups(invocation.context(), with_expired=expired)
+    invocation.emit(listed, "backups-list/1")
 
 
 @framed_command(

@@ -1,0 +1,148 @@
+"""What a server's repository holds, as retention sees it; reads, and writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+
+import msgspec
+
+from pgrecall.errors import ObjectMissingError, RepositoryError
+from pgrecall.model.catalog_items import CatalogItem, WalNeed
+from pgrecall.model.ids import created_at
+from pgrecall.model.lsn import Lsn
+from pgrecall.model.manifest import Completion
+from pgrecall.repository.catalog import Catalog
+from pgrecall.repository.identity import generations
+from pgrecall.repository.leases import HeldLease, read_leases
+from pgrecall.repository.references import Referred, needed_of
+from pgrecall.repository.retention_log import RetentionState, read_state
+from pgrecall.repository.wal_listing import WalListing, list_wal
+from pgrecall.retention.plan import RetentionFacts
+from pgrecall.store.base import Store
+
+_ALL = 1 << 62
+
+
+class Gathered(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that plans are made from, seen once.
+
+    ``backups`` are those that have not been purged, expired ones too, by id.
+    ``unknown``: ids whose records cannot be read, with what is wrong. ``listings`` have all
+    WAL.
+    """
+
+    server: str
+    state: RetentionState
+    backups: Mapping[str, Completion]
+    unknown: Mapping[str, str]
+    listings: tuple[WalListing, ...]
+    leases: tuple[HeldLease, ...]
+
+    def facts(self, repository: str, now: datetime, store_now: datetime) -> RetentionFacts:
+        """For a plan of expiry; ``now`` by the host's clock, ``store_now`` by the store's."""
+        listed = [one for one in self.backups.values() if self.state.is_listed(one.backup_id)]
+        # A hold ends when a good backup is younger than its end: a clock that jumps ends none.
+        good = [one.stopped_at for one in listed if one.worst != "fail"]
+        holds = {
+            item_id: f"hold: {hold.reason}" + (f" (until {hold.until})" if hold.until else "")
+            for item_id, hold in self.state.active_holds(min([now, *good[-1:]])).items()
+        }
+        in_use = {
+            item_id: f"in use: {lease}"
+            for lease in self.alive(store_now)
+            for item_id in lease.record.items
+        }
+        return RetentionFacts(
+            server=self.server,
+            repository=repository,
+            items=[
+                *(item_of(one) for one in listed),
+                *self._unreadable(),
+            ],
+            listings=[
+                listing.without(self.state.hidden_wal(listing.generation))
+                for listing in self.listings
+            ],
+            holds=holds,
+            in_use=in_use,
+            unknown={
+                item_id: problem
+                for item_id, problem in self.unknown.items()
+                if self.state.is_listed(item_id)
+            },
+        )
+
+    def _unreadable(self) -> list[CatalogItem]:
+        """Those of which just the id is known."""
+        return [
+            CatalogItem(
+                kind="backup",
+                item_id=item_id,
+                made_at=created_at(item_id),
+                stored_bytes=0,
+                state="damaged",
+            )
+            for item_id in self.unknown
+            if item_id not in self.backups and self.state.is_listed(item_id)
+        ]
+
+    def alive(self, store_now: datetime) -> list[HeldLease]:
+        """The leases that count, by the store's clock."""
+        return [lease for lease in self.leases if lease.is_alive(store_now)]
+
+
+def gather(store: Store, server: str) -> Gathered:
+    """Read records and list WAL. Raises StoreError, RepositoryError: unknown is not empty."""
+    catalog = Catalog(store, server)
+    # Before the backups: a record that comes in between is found by the number of the next.
+    state = read_state(store, server)
+    backups, damaged = catalog.survey(with_expired=True)
+    unknown = {finding.subject: finding.message for finding in damaged}
+    return Gathered(
+        server=server,
+        state=state,
+        backups={backup.backup_id: backup for backup in backups},
+        unknown=unknown,
+        listings=tuple(list_wal(store, server, one) for one in generations(store, server)),
+        leases=tuple(read_leases(store, server)),
+    )
+
+
+def shared_bytes(
+    store: Store, gathered: Gathered, going: frozenset[str], staying: frozenset[str]
+) -> dict[str, int]:
+    """Of each that goes, the bytes of the packs that those which stay refer to.
+
+    Where a manifest cannot be read, all that it may refer to counts as shared.
+    """
+    catalog = Catalog(store, gathered.server)
+    shared: Referred = {}
+    for item_id in sorted(staying & gathered.backups.keys()):
+        backup = gathered.backups[item_id]
+        try:
+            found = needed_of(catalog, going, [backup])
+        except (RepositoryError, ObjectMissingError):
+            found = {owner: {"": _ALL} for owner in going.intersection(backup.references)}
+        for owner, keys in found.items():
+            shared.setdefault(owner, {}).update(keys)
+    return {owner: sum(keys.values()) for owner, keys in shared.items()}
+
+
+def item_of(backup: Completion) -> CatalogItem:
+    """A backup as an item of the catalog."""
+    return CatalogItem(
+        kind="backup",
+        item_id=backup.backup_id,
+        made_at=backup.stopped_at,
+        stored_bytes=backup.totals.stored_bytes,
+        wal=WalNeed(
+            generation=backup.generation,
+            timeline=backup.timeline,
+            start=int(Lsn.parse(backup.start_lsn)),
+            stop=int(Lsn.parse(backup.stop_lsn)),
+            is_own=backup.has_wal,
+        ),
+        refers_to=backup.references,
+        state="damaged" if backup.worst == "fail" else "complete",
+    )
