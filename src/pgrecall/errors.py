@@ -51,9 +51,6 @@ class SettingsError(PgrecallError):
     exit_status = 3
 
 
-# --- store -----------------------------------------------------------------
-
-
 class StoreError(PgrecallError):
     """A store did not do what was asked; whether the object exists is unknown."""
 
@@ -118,9 +115,6 @@ class InvalidKeyError(StoreError):
     retryable = False
 
 
-# --- repository --------------------------------------------------------------
-
-
 class RepositoryError(PgrecallError):
     """The repository is missing, of a newer format, or not what was expected."""
 
@@ -174,9 +168,6 @@ class BackupMarkedError(RepositoryError):
     exit_status = 44
 
 
-# --- PostgreSQL --------------------------------------------------------------
-
-
 class PostgresError(PgrecallError):
     """PostgreSQL answered with an error."""
 
@@ -227,9 +218,6 @@ class ServerIsStandbyError(PostgresError):
     exit_status = 26
 
 
-# --- identity and WAL ----------------------------------------------------------
-
-
 class IdentityError(PgrecallError):
     """System identifier, segment size, page address or timeline belong to another server."""
 
@@ -270,9 +258,6 @@ class WalMissingError(PgrecallError):
 
     code = "wal-missing"
     exit_status = 34
-
-
-# --- receiving WAL ---------------------------------------------------------------
 
 
 class ReceiveError(PgrecallError):
@@ -345,9 +330,6 @@ class ServerBeingChangedError(PgrecallError):
     code = "server-being-changed"
     exit_status = 27
     retryable = True
-
-
-# --- backup, restore, check ------------------------------------------------------
 
 
 class BackupError(PgrecallError):
@@ -480,9 +462,6 @@ class InterruptedRunError(ReportedError):
     code = "interrupted"
     exit_status = 62
     retryable = True
-
-
-# --- agent, status ---------------------------------------------------------------
 
 
 class AgentRunningError(PgrecallError):

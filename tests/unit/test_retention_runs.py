@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -13,6 +13,7 @@ from pgrecall.errors import (
     RetentionError,
     StoreRefusedError,
 )
+from pgrecall.model.damage import DamagedObject
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.policies import Policy
 from pgrecall.model.wal_files import WalFile, segment_name
@@ -364,3 +365,17 @@ def test_what_lies_beside_segments_goes_with_them_and_histories_stay(
     scene.wait(GRACE)
     scene.purge()
     assert {key: scene.memory.head(key) is None for key in keys} == keys
+
+
+def test_a_backup_that_is_marked_as_damaged_is_not_the_last_good_one(scene: RetentionScene) -> None:
+    """The newest counts for no rule while it is damaged; healed, it does again."""
+    ids = days(scene, 3)
+    catalog, now = scene.catalog, datetime(2026, 11, 27, tzinfo=UTC)
+    found = DamagedObject(key="pack", code="pack-damaged", message="frame 3")
+    catalog.damage.settle(ids[2], [found], "stored", run_id="r-1", now=now)
+    going = [item.item_id for item in scene.expire_run().plan(scene.wishes(ONE)).going]
+    assert ids[1] not in going
+    assert ids[0] in going
+    catalog.damage.settle(ids[2], [], "stored", run_id="r-2", now=now)
+    going = [item.item_id for item in scene.expire_run().plan(scene.wishes(ONE)).going]
+    assert going == ids[:2]

@@ -27,14 +27,15 @@ _ALL = 1 << 62
 class Gathered(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that plans are made from, seen once.
 
-    ``backups`` are those that have not been purged, expired ones too, by id.
-    ``unknown``: ids whose records cannot be read, with what is wrong. ``listings`` have all
-    WAL.
+    ``backups`` are those that have not been purged, expired ones too, by id. ``marked``:
+    those that a verification found damaged. ``unknown``: ids whose records cannot be read,
+    with what is wrong. ``listings`` have all WAL.
     """
 
     server: str
     state: RetentionState
     backups: Mapping[str, Completion]
+    marked: frozenset[str]
     unknown: Mapping[str, str]
     listings: tuple[WalListing, ...]
     leases: tuple[HeldLease, ...]
@@ -43,7 +44,7 @@ class Gathered(msgspec.Struct, frozen=True, kw_only=True):
         """For a plan of expiry; ``now`` by the host's clock, ``store_now`` by the store's."""
         listed = [one for one in self.backups.values() if self.state.is_listed(one.backup_id)]
         # A hold ends when a good backup is younger than its end: a clock that jumps ends none.
-        good = [one.stopped_at for one in listed if one.worst != "fail"]
+        good = [one.stopped_at for one in listed if self._is_good(one)]
         holds = {
             item_id: f"hold: {hold.reason}" + (f" (until {hold.until})" if hold.until else "")
             for item_id, hold in self.state.active_holds(min([now, *good[-1:]])).items()
@@ -57,7 +58,7 @@ class Gathered(msgspec.Struct, frozen=True, kw_only=True):
             server=self.server,
             repository=repository,
             items=[
-                *(item_of(one) for one in listed),
+                *(item_of(one, is_good=self._is_good(one)) for one in listed),
                 *self._unreadable(),
             ],
             listings=[
@@ -72,6 +73,9 @@ class Gathered(msgspec.Struct, frozen=True, kw_only=True):
                 if self.state.is_listed(item_id)
             },
         )
+
+    def _is_good(self, backup: Completion) -> bool:
+        return backup.worst != "fail" and backup.backup_id not in self.marked
 
     def _unreadable(self) -> list[CatalogItem]:
         """Those of which just the id is known."""
@@ -103,6 +107,7 @@ def gather(store: Store, server: str) -> Gathered:
         server=server,
         state=state,
         backups={backup.backup_id: backup for backup in backups},
+        marked=frozenset(catalog.damage.damaged()),
         unknown=unknown,
         listings=tuple(list_wal(store, server, one) for one in generations(store, server)),
         leases=tuple(read_leases(store, server)),
@@ -129,8 +134,8 @@ def shared_bytes(
     return {owner: sum(keys.values()) for owner, keys in shared.items()}
 
 
-def item_of(backup: Completion) -> CatalogItem:
-    """A backup as an item of the catalog."""
+def item_of(backup: Completion, *, is_good: bool) -> CatalogItem:
+    """A backup as an item of the catalog; one that is not good counts as damaged."""
     return CatalogItem(
         kind="backup",
         item_id=backup.backup_id,
@@ -144,5 +149,5 @@ def item_of(backup: Completion) -> CatalogItem:
             is_own=backup.has_wal,
         ),
         refers_to=backup.references,
-        state="damaged" if backup.worst == "fail" else "complete",
+        state="complete" if is_good else "damaged",
     )

@@ -124,7 +124,7 @@ def bring_back(store: Store, server: str, wanted: str, author: Author) -> Retent
                 + gathered.unknown.get(one.item_id, "it is gone"),
                 hint="heal it from another repository first",
             )
-        need = item_of(backup).wal
+        need = item_of(backup, is_good=True).wal
         assert need is not None
         first = need.start - need.start % backup.segment_bytes
         own = WalSpan(need.generation, need.timeline, first, max(need.stop, first + 1))

@@ -2,17 +2,16 @@
 
 from pgrecall.settings.collection import Settings
 from pgrecall.settings.loading import load_settings
+from pgrecall.settings.policies import PolicySettings, RetentionSettings
 from pgrecall.settings.references import resolve_secret
 from pgrecall.settings.sections import (
     AgentSettings,
     BackupSettings,
     CopySettings,
     LogSettings,
-    PolicySettings,
     ReceiveSettings,
     RepositorySettings,
     RestoreSettings,
-    RetentionSettings,
     ScheduleSettings,
     ServerSettings,
     TargetSettings,

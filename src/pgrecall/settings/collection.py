@@ -7,16 +7,15 @@ from typing import TypeVar
 
 from pgrecall.errors import SettingsError
 from pgrecall.settings.declare import Section, did_you_mean
+from pgrecall.settings.policies import PolicySettings, RetentionSettings
 from pgrecall.settings.sections import (
     AgentSettings,
     BackupSettings,
     CopySettings,
     LogSettings,
-    PolicySettings,
     ReceiveSettings,
     RepositorySettings,
     RestoreSettings,
-    RetentionSettings,
     ScheduleSettings,
     ServerSettings,
     TargetSettings,

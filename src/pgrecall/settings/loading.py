@@ -17,12 +17,11 @@ from collections.abc import Iterator, Mapping
 from pgrecall.errors import SettingsError
 from pgrecall.settings.collection import Settings
 from pgrecall.settings.declare import Problem, Section, Setting, Value, did_you_mean
+from pgrecall.settings.policies import PolicySettings, RetentionSettings
 from pgrecall.settings.sections import (
     NAMED_SECTIONS,
     SINGLE_SECTIONS,
-    PolicySettings,
     RepositorySettings,
-    RetentionSettings,
 )
 
 PREFIX = "PGRECALL_"
