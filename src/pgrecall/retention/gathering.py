@@ -38,12 +38,17 @@ class Gathered(msgspec.Struct, frozen=True, kw_only=True):
     unknown: Mapping[str, str]
     listings: tuple[WalListing, ...]
     leases: tuple[HeldLease, ...]
+    marked: frozenset[str] = frozenset()
 
     def facts(self, repository: str, now: datetime, store_now: datetime) -> RetentionFacts:
         """For a plan of expiry; ``now`` by the host's clock, ``store_now`` by the store's."""
         listed = [one for one in self.backups.values() if self.state.is_listed(one.backup_id)]
         # A hold ends when a good backup is younger than its end: a clock that jumps ends none.
-        good = [one.stopped_at for one in listed if one.worst != "fail"]
+        good = [
+            one.stopped_at
+            for one in listed
+            if one.worst != "fail" and one.backup_id not in self.marked
+        ]
         holds = {
             item_id: f"hold: {hold.reason}" + (f" (until {hold.until})" if hold.until else "")
             for item_id, hold in self.state.active_holds(min([now, *good[-1:]])).items()
@@ -57,7 +62,7 @@ class Gathered(msgspec.Struct, frozen=True, kw_only=True):
             server=self.server,
             repository=repository,
             items=[
-                *(item_of(one) for one in listed),
+                *(item_of(one, is_marked=one.backup_id in self.marked) for one in listed),
                 *self._unreadable(),
             ],
             listings=[
@@ -106,6 +111,7 @@ def gather(store: Store, server: str) -> Gathered:
         unknown=unknown,
         listings=tuple(list_wal(store, server, one) for one in generations(store, server)),
         leases=tuple(read_leases(store, server)),
+        marked=frozenset(catalog.damage.damaged()),
     )
 
 
@@ -129,8 +135,8 @@ def shared_bytes(
     return {owner: sum(keys.values()) for owner, keys in shared.items()}
 
 
-def item_of(backup: Completion) -> CatalogItem:
-    """A backup as an item of the catalog."""
+def item_of(backup: Completion, *, is_marked: bool = False) -> CatalogItem:
+    """A backup as an item of the catalog; ``is_marked``: verify found it damaged here."""
     return CatalogItem(
         kind="backup",
         item_id=backup.backup_id,
@@ -144,5 +150,5 @@ def item_of(backup: Completion) -> CatalogItem:
             is_own=backup.has_wal,
         ),
         refers_to=backup.references,
-        state="damaged" if backup.worst == "fail" else "complete",
+        state="damaged" if backup.worst == "fail" or is_marked else "complete",
     )
