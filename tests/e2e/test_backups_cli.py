@@ -48,7 +48,7 @@ PLAN: dict[str, type] = {
 LINE: dict[str, type] = {
     "backup_id": str, "kind": str, "stopped_at": str, "duration_seconds": float,
     "total_bytes": int, "stored_bytes": int, "timeline": int, "stop_lsn": str, "has_wal": bool,
-    "result": str,
+    "result": str, "state": str, "damage": str,
 }  # fmt: skip
 
 
@@ -115,7 +115,7 @@ def test_the_first_and_the_second_backup(scene: BackupScene) -> None:
 
     shown = document(scene, "backups", "show", second)
     assert set(shown) == {
-        *("schema", "backup", "version", "data_directory", "tablespaces", "findings"),
+        *("schema", "backup", "version", "data_directory", "tablespaces", "findings", "marks"),
     }
     assert shown["schema"] == "pgrecall/backups-show/1"
     assert_shape(shown["backup"], COMPLETION)

@@ -12,8 +12,9 @@ import pytest
 from pgrecall.errors import BackupNotFoundError, RepositoryError
 from pgrecall.repository import layout
 from pgrecall.repository.identity import open_repository
+from pgrecall.repository.opening import open_store
 from pgrecall.repository.origins import accepted_ids
-from pgrecall.store.opening import open_store
+from tests.support.encryption import secret_file
 from tests.support.postgresql import ServerFactory
 from tests.support.product import SERVER, Product
 from tests.support.repositories import Filled, Repositories, flip, objects_of, referring, remove
@@ -117,6 +118,26 @@ def test_to_s3_and_back_nothing_is_lost(
     assert several.verify("two", depth="full").findings == ()
 
 
+def test_an_encrypted_repository_holds_the_same_and_is_healed(
+    filled: Filled, several: Repositories, tmp_path: Path
+) -> None:
+    passphrase = secret_file(tmp_path, "correct horse battery staple")
+    several.add("safe", path=str(tmp_path / "safe"), encryption="passphrase",
+                passphrase=f"file:{passphrase}")  # fmt: skip
+    assert several.copy(target="safe").result == "ok"
+    assert several.verify("safe", depth="full").findings == ()
+    pack = tmp_path / "safe" / layout.pack_key(SERVER, filled.first.backup_id, 0)
+    plain = filled.root / layout.pack_key(SERVER, filled.first.backup_id, 0)
+    assert plain.read_bytes()[-64:] not in pack.read_bytes()
+    for broken in (pack, next((tmp_path / "safe").glob(f"servers/{SERVER}/wal/*/*/*/*[0-9]"))):
+        flip(broken)
+    assert len(several.repair("safe").healed) == 2
+    assert several.failures("safe") == []
+    assert several.copy(source="safe").result == "ok"
+    backups = f"servers/{SERVER}/backups"
+    assert objects_of(several.root("two"), below=backups) == objects_of(filled.root, below=backups)
+
+
 def test_packs_of_an_older_backup_go_with_the_one_that_refers_to_them(
     filled: Filled, several: Repositories
 ) -> None:
@@ -131,6 +152,26 @@ def test_packs_of_an_older_backup_go_with_the_one_that_refers_to_them(
         assert first.present > filled.first.totals.packs  # and its block digests
     finally:
         remove(several.catalog("one"), made)
+
+
+def test_what_has_expired_there_is_not_brought_back(filled: Filled, several: Repositories) -> None:
+    assert several.copy().result == "ok"
+    expired = subprocess.run(
+        several.command("expire", "--repository", "two", "--yes"),
+        env={
+            **several.environment,
+            "PGRECALL_RETENTION__POLICY": "one",
+            "PGRECALL_POLICIES__ONE__KEEP_LAST": "1",
+        },
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert expired.returncode == 0, expired.stderr
+    kept = [one.backup_id for one in several.catalog("two").complete()]
+    assert kept == [filled.second.backup_id], expired.stdout
+    again = several.copy(dry_run=True).plan
+    assert (again.backups, again.wal_files) == ((), 0)
+    (found,) = several.copy(filled.first.backup_id).findings
+    assert "has expired in repository 'two'" in found.message
 
 
 @pytest.mark.parametrize("point", KILL_POINTS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from pgrecall.model.manifest import Completion
 from pgrecall.model.targets import Immediate
 from pgrecall.model.wal_files import WalFile, segment_name
 from pgrecall.repository import layout
-from pgrecall.store.opening import open_store
+from pgrecall.repository.opening import open_store
+from pgrecall.retention.gathering import gather
 from tests.support.postgresql import ServerFactory
 from tests.support.product import SERVER, Product
 from tests.support.repositories import Filled, Repositories, flip, objects_of
@@ -114,6 +116,13 @@ def test_a_damaged_backup_is_marked_and_not_chosen(
     with pytest.raises(BackupMarkedError, match="frame"):
         product.restore(tmp_path / "named", backup_id=filled.second.backup_id)
     assert not (tmp_path / "named").exists()
+
+    # Retention does not take it for a good one (invariant 10).
+    now = datetime.now(UTC)
+    facts = gather(several.catalog("one").store, SERVER).facts("one", now, now)
+    assert {item.item_id: item.state for item in facts.items} == {
+        filled.first.backup_id: "complete", filled.second.backup_id: "damaged",
+    }  # fmt: skip
 
     # A look that is less deep takes nothing back; one that is as deep does.
     (filled.root / pack(filled.second)).write_bytes(good)

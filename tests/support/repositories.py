@@ -22,10 +22,12 @@ from pgrecall.repository import layout
 from pgrecall.repository.catalog import Catalog
 from pgrecall.repository.identity import create_repository
 from pgrecall.repository.manifests import ManifestWriter
+from pgrecall.repository.opening import open_store
 from pgrecall.settings import RepositorySettings, load_settings
-from pgrecall.store.opening import open_store, prepare_store
+from pgrecall.store.opening import prepare_store
 from pgrecall.system.clock import SystemClock
 from pgrecall.system.progress import NoProgress
+from tests.support.encryption import make_encrypted
 from tests.support.product import SERVER, Product
 
 
@@ -82,6 +84,9 @@ class Repositories:
 
     def _create(self, settings: RepositorySettings) -> None:
         prepare_store(settings)
+        if settings.encryption:
+            make_encrypted(settings)
+            return
         store = open_store(settings, self.environment, is_anchored=False)
         create_repository(store, SystemClock().now())
 

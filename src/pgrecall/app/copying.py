@@ -9,6 +9,7 @@ import msgspec
 
 from pgrecall.app.context import RunContext, Surroundings
 from pgrecall.app.journalling import RunEnd, write_run
+from pgrecall.app.leasing import using
 from pgrecall.app.opened import OpenedRepository
 from pgrecall.app.requests import CopyRequest
 from pgrecall.codec.compression import FrameEncoder, make_frame_encoder
@@ -61,23 +62,24 @@ def run_copy(context: RunContext, request: CopyRequest) -> CopyResult:
         )
     clock = SystemClock()
     began = clock.monotonic()
-    sides = [
-        opened_side(context, context.settings.repository(name))
+    source, target = (
+        OpenedRepository(context.settings.repository(name), context.environment)
         for name in (request.source, request.target)
-    ]
+    )
     task = CopyTask(
         server=context.server.name,
         wanted=WAL_ONLY if request.wal_only else request.backup_id or ALL,
         workers=copy_workers(context),
         now=clock.now(),
     )
-    transfer = make_transfer(context, sides[0], sides[1])
+    transfer = make_transfer(context, side_of(source), side_of(target))
     run = CopyRun(task, transfer, context.progress)
     try:
         plan = run.plan()
         if not context.approve(plan):
             return CopyResult(plan=plan)
-        proof: CopyProof = run.run()
+        with using(context, source, "verify"), using(context, target, "backup"):
+            proof: CopyProof = run.run()
     finally:
         context.progress.done()
     return CopyResult(
@@ -107,10 +109,9 @@ def copy_everywhere(context: RunContext, backup_id: str, source: str) -> list[Fi
     return findings
 
 
-def opened_side(context: RunContext, settings: RepositorySettings) -> Side:
-    """A repository, opened for a copy; raises RepositoryError, StoreError."""
-    opened = OpenedRepository(settings, context.environment)
-    return Side(settings.name, opened.store, opened.identity)
+def side_of(opened: OpenedRepository) -> Side:
+    """A repository as one side of a copy."""
+    return Side(opened.settings.name, opened.store, opened.identity)
 
 
 def make_transfer(context: RunContext, source: Side, target: Side) -> Transfer:

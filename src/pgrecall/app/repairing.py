@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import msgspec
 
 from pgrecall.app.context import RunContext
-from pgrecall.app.copying import make_transfer
+from pgrecall.app.copying import make_transfer, side_of
+from pgrecall.app.leasing import using
 from pgrecall.app.opened import OpenedRepository
 from pgrecall.app.requests import RepairRequest
 from pgrecall.app.verifying import unknown_finding, verify_opened
@@ -21,7 +22,6 @@ from pgrecall.verify.repair_plan import ObjectToHeal, RepairPlan, kind_of, make_
 from pgrecall.verify.repair_run import RepairRun, unhealed_finding
 from pgrecall.verify.repair_sources import Healer
 from pgrecall.verify.run import VerifyProof
-from pgrecall.verify.transfer import Side
 
 # A completion record brings back its manifest, that its parts, these the packs: each shows
 # what the next is to be held to.
@@ -128,7 +128,8 @@ class _Repair:
         """Heal each repository, round by round, until nothing more can be healed."""
         self._context.progress.phase("repair")
         for repository in self._repositories:
-            self._heal(repository)
+            with using(self._context, repository.opened, "backup"):
+                self._heal(repository)
 
     def _heal(self, repository: _Repository) -> None:
         objects: list[ObjectToHeal] = repository.objects
@@ -185,17 +186,13 @@ class _Repair:
         )
 
     def _healers(self, opened: OpenedRepository) -> list[Healer]:
-        target = _side(opened)
+        target = side_of(opened)
         now = SystemClock().now()
         return [
-            Healer(make_transfer(self._context, _side(other), target), self._server, now)
+            Healer(make_transfer(self._context, side_of(other), target), self._server, now)
             for other in self._opened.values()
             if other is not opened
         ]
-
-
-def _side(opened: OpenedRepository) -> Side:
-    return Side(opened.settings.name, opened.store, opened.identity)
 
 
 def _named(settings: RepositorySettings, error: PgrecallError) -> Finding:

@@ -8,7 +8,7 @@ point, no half of a backup is visible.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from itertools import islice
@@ -21,15 +21,17 @@ from pgrecall.errors import (
     RepositoryError,
     WalMissingError,
 )
+from pgrecall.model.catalog_items import WalSpan
 from pgrecall.model.findings import Finding
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.manifest import Completion, PackEntry
-from pgrecall.model.wal_files import WalFile, history_name
+from pgrecall.model.wal_files import SEGMENT, WalFile, history_name
 from pgrecall.repository import layout
 from pgrecall.repository.catalog import Catalog
 from pgrecall.repository.documents import unsealed
 from pgrecall.repository.identity import Generation
 from pgrecall.repository.origins import accepted_ids, add_origins
+from pgrecall.repository.retention_log import RetentionState, read_state
 from pgrecall.repository.wal_archive import WalArchive
 from pgrecall.store.base import ObjectInfo, Store
 from pgrecall.system.faults import reached
@@ -101,6 +103,8 @@ class CopyRun:
         self._chosen: list[Completion] = []
         self._candidates: list[Completion] = []
         self._wal_bytes = 0
+        self._retained = RetentionState()
+        self._hidden: tuple[WalSpan, ...] = ()
 
     # --- what is to be done ------------------------------------------------------------
 
@@ -126,7 +130,9 @@ class CopyRun:
         if wanted != WAL_ONLY:
             self._findings += problems
         complete = {one.backup_id for one in self._theirs.survey()[0]}
-        self._candidates = usable if wanted != WAL_ONLY else []
+        self._retained = read_state(target.store, server)
+        self._hidden = read_state(source.store, server).wal + self._retained.wal
+        self._candidates = self._kept_there(usable if wanted != WAL_ONLY else [])
         self._chosen = [one for one in self._candidates if one.backup_id not in complete]
         backups = tuple(self._plan_backup(one) for one in self._chosen)
         wal_files = wal_bytes = 0
@@ -146,6 +152,14 @@ class CopyRun:
             total_bytes=sum(one.left_bytes for one in backups) + wal_bytes,
             findings=tuple(self._findings),
         )
+
+    def _kept_there(self, backups: Sequence[Completion]) -> list[Completion]:
+        """Without those that have expired in the target: it keeps by its own rules."""
+        kept = [one for one in backups if self._retained.is_listed(one.backup_id)]
+        if self._task.wanted not in (ALL, WAL_ONLY) and not kept and backups:
+            said = f"it has expired in repository {self._target.name!r}"
+            self._findings.append(_not_copied(self._task.wanted, said))
+        return kept
 
     def _plan_backup(self, backup: Completion) -> BackupToCopy:
         try:
@@ -187,7 +201,22 @@ class CopyRun:
             timeline = layout.timeline_of_directory(child)
             if timeline is not None:
                 prefix = layout.wal_prefix(server, number, timeline)
-                yield from missing(source.list(prefix), target.list(prefix))
+                for info in missing(source.list(prefix), target.list(prefix)):
+                    if not self._is_hidden(generation, info.key):
+                        yield info
+
+    def _is_hidden(self, generation: Generation, key: str) -> bool:
+        """Whether a segment has expired in either repository."""
+        file = layout.parse_wal_key(key)[2]
+        if not self._hidden or file.kind != SEGMENT:
+            return False
+        start, size = file.start(generation.segment_bytes), generation.segment_bytes
+        return any(
+            (span.generation, span.timeline) == (generation.number, file.timeline)
+            and span.start <= start
+            and start + size <= span.end
+            for span in self._hidden
+        )
 
     def _needed_wal(self, backup: Completion) -> Iterator[str]:
         """Keys of the history and of the segments up to where the backup is consistent."""
