@@ -19,7 +19,7 @@ from pgrecall.system.clock import SystemClock
 class BackupLine(msgspec.Struct, frozen=True):
     """One line of the list. Sizes in bytes; ``stopped_at`` is of the server's clock.
 
-    ``damage``: what a verification found damaged; empty for none.
+    ``damage``: the first object that a verification found damaged, and how many more; or empty.
     ``state``: empty, or ``held`` or ``expired`` with what is to be known of that.
     """
 
@@ -118,6 +118,6 @@ def _line(backup: Completion, mark: DamageMark | None, state: str) -> BackupLine
         stop_lsn=backup.stop_lsn,
         has_wal=backup.has_wal,
         result=backup.worst,
-        damage=mark.said() if mark is not None else "",
+        damage=mark.brief() if mark is not None else "",
         state=state,
     )

@@ -61,6 +61,14 @@ class DamageMark(msgspec.Struct, frozen=True, kw_only=True):
         others = len(self.objects) + self.more - 1
         return first + (f", and {others} more objects" if others > 0 else "")
 
+    def brief(self) -> str:
+        """For a column of a list: which object, and how many more."""
+        if not self.objects:
+            return "the mark cannot be read"
+        others = len(self.objects) + self.more - 1
+        name = self.objects[0].key or self.objects[0].code
+        return name + (f" and {others} more" if others > 0 else "")
+
     def finding(self) -> Finding:
         """Why the backup is left out."""
         return Finding(
