@@ -93,27 +93,30 @@ def test_what_has_changed_is_stored_and_nothing_else(chain: Chain) -> None:
 
 DROP_DATABASE = 'DROP DATABASE IF EXISTS "a ü \'"'
 CHANGES = {
-    "rows": ("UPDATE big SET x = x + 1 WHERE n % 100 = 3",),
-    "every row": ("UPDATE big SET x = x + 1",),
-    "grown": (
-        "INSERT INTO big SELECT n, 0, repeat('y', 500) FROM generate_series(1000000, 1020000) n",
-    ),
-    "cut": ("DELETE FROM big WHERE n > 30000", "VACUUM (TRUNCATE) big"),
-    "emptied and filled": (
+    "rows, and tables made anew": (
+        "UPDATE big SET x = x + 1 WHERE n % 100 = 3",
         "CREATE TABLE IF NOT EXISTS again AS SELECT * FROM big",
         "TRUNCATE again",
         "INSERT INTO again SELECT * FROM big WHERE n < 9000",
+        "DROP TABLE IF EXISTS other",
+        "CREATE TABLE other (LIKE big)",
     ),
-    "rewritten": ("VACUUM FULL big", "REINDEX TABLE big"),
-    "dropped and made": ("DROP TABLE IF EXISTS again", "CREATE TABLE again (LIKE big)"),
-    "a database": (DROP_DATABASE, 'CREATE DATABASE "a ü \'" STRATEGY file_copy'),
-    "another database": (DROP_DATABASE, 'CREATE DATABASE "a ü \'" STRATEGY wal_log'),
-    "unlogged": (
+    "every row, and more of them": (
+        "UPDATE big SET x = x + 1",
+        "INSERT INTO big SELECT n, 0, repeat('y', 500) FROM generate_series(50000, 70000) n",
         "DROP TABLE IF EXISTS lost",
         "CREATE UNLOGGED TABLE lost AS SELECT * FROM big",
         "ALTER TABLE lost SET LOGGED",
     ),
-    "nothing": ("SELECT 1",),
+    "cut": ("DELETE FROM big WHERE n > 30000", "VACUUM (TRUNCATE) big"),
+    "rewritten, and databases": (
+        "VACUUM FULL big",
+        "REINDEX TABLE big",
+        DROP_DATABASE,
+        'CREATE DATABASE "a ü \'" STRATEGY file_copy',
+        "CREATE DATABASE another STRATEGY wal_log",
+        "DROP DATABASE another",
+    ),
 }
 
 
