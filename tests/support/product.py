@@ -195,12 +195,15 @@ class Product:
         return WalArchive(store, SERVER, generation)
 
     def objects(self) -> dict[str, str]:
-        """Digest of every object of the repository by its path; the journal of runs left out."""
+        """Digest of every object of the repository by its path.
+
+        The journal of runs is left out, and their leases: a killed run leaves its own.
+        """
         root = Path(self.repository.path)
         return {
             str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in sorted(root.rglob("*"))
-            if path.is_file() and "/runs/" not in str(path.relative_to(root))
+            if path.is_file() and not {"runs", "leases"} & set(path.relative_to(root).parts)
         }
 
     def path_of(self, key: str) -> Path:
