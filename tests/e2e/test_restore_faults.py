@@ -316,6 +316,11 @@ def test_a_crash_of_fetch_never_promotes(
 ) -> None:
     """Fact 3: whatever kills `pgrecall wal fetch`, the server ends up down, not truncated."""
     story.product.restore(copy, Latest(), tablespace_map=story.mapping(copy))
+    # What fetches ahead would deliver the segment before anybody asks for it, and nothing crash.
+    configuration = copy / "postgresql.auto.conf"
+    text = configuration.read_text()
+    assert " --ahead " in text
+    configuration.write_text(text.replace(" --ahead ", " "))
     broken = tmp_path / "sitecustomize.py"
     broken.write_text(
         "import sys\n"
