@@ -72,10 +72,14 @@ class S3Product(Product):
         return Path(self.repository.secret_key.removeprefix("file:")).parent
 
     def objects(self) -> dict[str, str]:
-        """Size and time of every object by its key; the journal of runs left out."""
+        """Size and time of every object by its key.
+
+        Left out is what runs write of themselves: journal, leases, how far verify came.
+        """
         store = open_store(self.repository, {}, is_anchored=False)
         found = {info.key: f"{info.size} {info.stored_at}" for info in store.list("")}
-        return {key: facts for key, facts in found.items() if "/runs/" not in key}
+        of_runs = {"runs", "leases", "verified"}
+        return {key: facts for key, facts in found.items() if not of_runs & set(key.split("/"))}
 
     def is_secret_kept(self, *texts: str) -> bool:
         """Whether none of the texts, nor what PostgreSQL logged and was told, holds the secret."""
@@ -202,8 +206,8 @@ def test_damage_in_s3_is_found(product_in: MakeProduct, s3_settings: S3Settings)
 
 def test_wrong_credentials_change_nothing(product_in: MakeProduct, s3_settings: S3Settings) -> None:
     product = product_in(s3_settings())
-    name = product.switch()
     product.backup()
+    name = product.switch()  # and with it the backup's history file is archived
     before = product.objects()
     for file, wrong in (("secret", "wrong-secret-of-nobody"), ("access", "nobody")):
         right = (product.secrets / file).read_text()

@@ -124,6 +124,7 @@ def test_restored_after_kills(
         process.communicate(timeout=60)
         assert process.returncode == -signal.SIGKILL
     backups = [scene.completion(scene.ids()[-1]), scene.taken()]
+    tidy(scene)
     for number, backup in enumerate(backups):
         copy = pg_factory.adopt(scene.restored(backup, tmp_path / f"copy{number}", "--immediate"))
         copy.start()
@@ -312,7 +313,9 @@ def test_each_call_fails_in_turn(
             # Also one whose completion was stored, and the answer lost.
             assert len(scene.read_files(found, inner)) == found.totals.files, where
             if backup is None:
-                assert (kind, store.calls[-1]) in {
+                # Behind the call that failed nothing but the lease is given back.
+                last = [call for call in store.calls if "/leases/" not in call[1]][-1]
+                assert (kind, last) in {
                     ("after", ("put", key_of(scene, found))),
                     ("after", ("read", key_of(scene, found))),
                     ("before", ("read", key_of(scene, found))),

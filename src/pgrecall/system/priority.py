@@ -6,7 +6,9 @@ threads and processes that it starts afterwards; libraries may have started some
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import os
 import platform
 
@@ -28,15 +30,21 @@ def lower_priority(nice: int, io: str) -> None:
     ``low`` is the last of the normal class, ``idle`` only what nobody else wants (as far as the
     disk's scheduler heeds it). Raises SettingsError.
     """
-    threads = [int(name) for name in os.listdir("/proc/self/task")]
-    for thread in threads:
-        if nice > os.getpriority(os.PRIO_PROCESS, thread):
-            os.setpriority(os.PRIO_PROCESS, thread, nice)
+    if nice:
+        for thread in _threads():
+            # One that has ended since it was listed claims nothing.
+            with contextlib.suppress(ProcessLookupError):
+                if nice > os.getpriority(os.PRIO_PROCESS, thread):
+                    os.setpriority(os.PRIO_PROCESS, thread, nice)
     if io != "normal":
-        _lower_io(threads, io)
+        _lower_io(io)
 
 
-def _lower_io(threads: list[int], io: str) -> None:
+def _threads() -> list[int]:
+    return [int(name) for name in os.listdir("/proc/self/task")]
+
+
+def _lower_io(io: str) -> None:
     number = _IOPRIO_SET.get(platform.machine())
     if number is None:
         raise SettingsError(
@@ -44,9 +52,11 @@ def _lower_io(threads: list[int], io: str) -> None:
             hint="set io_priority to normal, or start pgrecall by ionice",
         )
     library = ctypes.CDLL(None, use_errno=True)
-    if any(library.syscall(number, _WHO_PROCESS, thread, _IO[io]) for thread in threads):
-        reason = os.strerror(ctypes.get_errno())
-        raise SettingsError(
-            f"the priority of disk accesses cannot be set: {reason}",
-            hint="set io_priority to normal",
-        )
+    for thread in _threads():
+        if library.syscall(number, _WHO_PROCESS, thread, _IO[io]) == 0:
+            continue
+        if ctypes.get_errno() != errno.ESRCH:
+            raise SettingsError(
+                f"the priority of disk accesses cannot be set: {os.strerror(ctypes.get_errno())}",
+                hint="set io_priority to normal",
+            )
