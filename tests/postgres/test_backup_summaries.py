@@ -8,7 +8,7 @@ import pytest
 
 from pgrecall.model.manifest import Completion
 from tests.support.backup_scene import BackupScene, started
-from tests.support.postgresql import PostgresServer, ServerFactory, run_program
+from tests.support.postgresql import Installation, PostgresServer, ServerFactory, run_program
 
 
 def scene_of(server: PostgresServer, directory: Path) -> BackupScene:
@@ -132,3 +132,28 @@ def test_where_they_cannot_be_used_everything_is_read(
     copy = started(factory, scene.restored(off.backup, tmp_path / "copy", "--immediate"))
     assert copy.value("SELECT count(*) FROM kept") == 10_000
     assert first.backup_id in off.backup.references
+
+
+def test_every_version_stores_what_has_changed(
+    installation: Installation, factory: ServerFactory, tmp_path: Path
+) -> None:
+    has_summaries = installation.major >= 17
+    more = {"summarize_wal": "on"} if has_summaries else {}
+    server = factory(installation, name=f"v{installation.major}", autovacuum="off", **more)
+    scene = BackupScene(tmp_path, server)
+    scene.archive()
+    server.sql("CREATE TABLE kept AS SELECT n, 0 AS x FROM generate_series(1, 200000) n")
+    server.sql("VACUUM kept")
+    scene.taken(with_wal=False)
+    scene.taken(with_wal=False, full=False)  # hint bits that its own queries have set
+    server.sql("UPDATE kept SET x = 1 WHERE n % 50000 = 1")
+    server.sql("CHECKPOINT")
+    backup = scene.taken(with_wal=False, full=False)
+    full = scene.taken(with_wal=False)
+    assert backup.change_source == ("summaries" if has_summaries else "digests")
+    assert backup.totals.new_bytes < full.totals.new_bytes / 4
+    ours, theirs = scene.read_files(backup), scene.read_files(full)
+    assert {path for path in ours if ours[path] != theirs[path]} <= {b"global/pg_control"}
+    restored = scene.restored(backup, tmp_path / "copy", "--immediate")
+    copy = started(factory, restored, installation)
+    assert copy.sql("SELECT count(*), sum(x) FROM kept") == [(200_000, 4)]
