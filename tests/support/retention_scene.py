@@ -65,6 +65,14 @@ class RetentionScene:
 
     # --- what a server does -----------------------------------------------------------
 
+    def days(self, count: int) -> list[str]:
+        """A backup in the first hour of each of so many days; their ids."""
+        found = []
+        for _ in range(count):
+            found.append(self.backup())
+            self.work(23)
+        return found
+
     def work(self, hours: int) -> None:
         """Time goes by, and WAL is archived."""
         for _ in range(hours):

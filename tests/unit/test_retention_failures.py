@@ -29,18 +29,9 @@ def scene() -> RetentionScene:
     return RetentionScene()
 
 
-def days(scene: RetentionScene, count: int) -> list[str]:
-    """A backup in the first hour of each day."""
-    found = []
-    for _ in range(count):
-        found.append(scene.backup())
-        scene.work(23)
-    return found
-
-
 def test_a_refused_delete_is_named_and_the_rest_goes(scene: RetentionScene) -> None:
     """Object lock on one object."""
-    ids = days(scene, 4)
+    ids = scene.days(4)
     scene.expire(ONE)
     scene.wait(GRACE)
     locked = layout.complete_key("main", ids[0])
@@ -69,7 +60,7 @@ def test_a_refused_delete_is_named_and_the_rest_goes(scene: RetentionScene) -> N
 def test_credentials_that_cannot_delete_expire_and_hold_all_the_same(
     scene: RetentionScene,
 ) -> None:
-    ids = days(scene, 3)
+    ids = scene.days(3)
     refuses = Fault(
         "before", method="delete", is_lasting=True, error=lambda: StoreRefusedError("no")
     )
@@ -90,7 +81,7 @@ def test_credentials_that_cannot_delete_expire_and_hold_all_the_same(
 
 def test_a_listing_that_fails_is_no_empty_one(scene: RetentionScene) -> None:
     """Every call that plans make, failing in turn: nothing is ever planned from what is unknown."""
-    days(scene, 3)
+    scene.days(3)
     reference = FaultyStore(scene.memory)
     scene.store = reference
     plan = scene.expire_run().plan(scene.wishes(TWO))
@@ -137,7 +128,7 @@ def test_purge_is_safe_whichever_call_fails(scene: RetentionScene, kind: Any) ->
 
 
 def test_a_record_that_was_changed_is_refused(scene: RetentionScene) -> None:
-    ids = days(scene, 2)
+    ids = scene.days(2)
     scene.hold(ids[0])
     key = layout.retention_key("main", 1)
     content, at = scene.memory.objects[key]
@@ -157,7 +148,7 @@ def test_nothing_to_expire_that_is_not_there(scene: RetentionScene) -> None:
 
 
 def test_times_are_aware(scene: RetentionScene) -> None:
-    ids = days(scene, 2)
+    ids = scene.days(2)
     scene.expire(ONE, ids[0])
     expired = read_state(scene.store, "main").expired[ids[0]]
     assert isinstance(expired.expired_at, datetime)

@@ -33,21 +33,12 @@ def scene() -> RetentionScene:
     return RetentionScene()
 
 
-def days(scene: RetentionScene, count: int) -> list[str]:
-    """A backup in the first hour of each day."""
-    found = []
-    for _ in range(count):
-        found.append(scene.backup())
-        scene.work(23)
-    return found
-
-
 def why_of(plan: ExpiryPlan, item_id: str) -> tuple[str, ...]:
     return next(item.why for item in plan.items if item.item_id == item_id)
 
 
 def test_expired_is_not_listed_and_comes_back_until_it_is_purged(scene: RetentionScene) -> None:
-    ids = days(scene, 4)
+    ids = scene.days(4)
     before = scene.visible_segments()
     plan = scene.expire(TWO)
     assert [item.item_id for item in plan.going] == ids[:2]
@@ -74,7 +65,7 @@ def test_expired_is_not_listed_and_comes_back_until_it_is_purged(scene: Retentio
 def test_a_plan_is_carried_out_exactly_and_not_after_another_decision(
     scene: RetentionScene,
 ) -> None:
-    ids = days(scene, 3)
+    ids = scene.days(3)
     run = scene.expire_run()
     plan = run.plan(scene.wishes(ONE))
     scene.hold(ids[0])  # by somebody on another host
@@ -88,7 +79,7 @@ def test_a_plan_is_carried_out_exactly_and_not_after_another_decision(
 
 
 def test_purge_waits_for_the_grace_then_deletes_what_nobody_needs(scene: RetentionScene) -> None:
-    ids = days(scene, 4)
+    ids = scene.days(4)
     won = scene.expire(TWO).won_bytes
     plan, done = scene.purge()
     assert not plan.changes
@@ -138,7 +129,7 @@ def test_packs_that_a_kept_backup_refers_to_stay_until_it_goes(scene: RetentionS
 
 def test_a_record_that_cannot_be_read_keeps_every_pack(scene: RetentionScene) -> None:
     """Nor is it known what a damaged completion record refers to."""
-    ids = days(scene, 3)
+    ids = scene.days(3)
     key = layout.complete_key("main", ids[1])
     scene.memory.objects[key] = (b"rubbish", scene.now)
     plan = scene.expire(ONE)
@@ -158,7 +149,7 @@ def test_a_record_that_cannot_be_read_keeps_every_pack(scene: RetentionScene) ->
 
 
 def test_holds_and_their_end(scene: RetentionScene) -> None:
-    ids = days(scene, 3)
+    ids = scene.days(3)
     scene.hold(ids[0])
     scene.hold(ids[1], until=scene.now + timedelta(hours=30))
     scene.expire(ONE)
@@ -174,7 +165,7 @@ def test_holds_and_their_end(scene: RetentionScene) -> None:
 
 
 def test_a_hold_does_not_end_because_a_clock_jumped(scene: RetentionScene) -> None:
-    ids = days(scene, 3)
+    ids = scene.days(3)
     scene.hold(ids[0], until=scene.now + timedelta(days=30))
     scene.wait(timedelta(days=3650))
     scene.expire(ONE)
@@ -183,7 +174,7 @@ def test_a_hold_does_not_end_because_a_clock_jumped(scene: RetentionScene) -> No
 
 def test_a_hold_on_what_expired_keeps_its_bytes(scene: RetentionScene) -> None:
     """The two crossed: the record of the hold came after that of the expiry."""
-    ids = days(scene, 2)
+    ids = scene.days(2)
     scene.expire(ONE, ids[0])
 
     append_any(scene.store, "main", scene.author().record(kind="hold", items={ids[0]: "late"}))
@@ -197,7 +188,7 @@ def test_a_hold_on_what_expired_keeps_its_bytes(scene: RetentionScene) -> None:
 
 
 def test_a_lease_keeps_what_it_names_and_ends_by_itself(scene: RetentionScene) -> None:
-    ids = days(scene, 3)
+    ids = scene.days(3)
     scene.lease("restore", ids[0])
     plan = scene.expire(ONE)
     assert [item.item_id for item in plan.going] == [ids[1]]
@@ -207,7 +198,7 @@ def test_a_lease_keeps_what_it_names_and_ends_by_itself(scene: RetentionScene) -
 
 
 def test_a_restore_that_began_before_the_expiry_keeps_the_bytes(scene: RetentionScene) -> None:
-    ids = days(scene, 3)
+    ids = scene.days(3)
     scene.expire(ONE)
     scene.wait(GRACE)
     scene.lease("restore", ids[1])
@@ -222,7 +213,7 @@ def test_a_restore_that_began_before_the_expiry_keeps_the_bytes(scene: Retention
 
 
 def test_a_lease_that_comes_after_the_plan_is_heeded(scene: RetentionScene) -> None:
-    ids = days(scene, 3)
+    ids = scene.days(3)
     scene.expire(ONE)
     scene.wait(GRACE)
     run = scene.purge_run()
@@ -236,7 +227,7 @@ def test_a_lease_that_comes_after_the_plan_is_heeded(scene: RetentionScene) -> N
 
 def test_while_a_backup_runs_nothing_is_purged_that_it_may_refer_to(scene: RetentionScene) -> None:
     """Garbage collection against in-flight deduplication (pg_hardstorage)."""
-    ids = days(scene, 3)
+    ids = scene.days(3)
     scene.expire(ONE)
     scene.wait(GRACE)
     scene.lease("backup")
@@ -246,7 +237,7 @@ def test_while_a_backup_runs_nothing_is_purged_that_it_may_refer_to(scene: Reten
 
 
 def test_what_a_backup_refers_to_that_ended_meanwhile_stays(scene: RetentionScene) -> None:
-    ids = days(scene, 3)
+    ids = scene.days(3)
     scene.expire(ONE)
     scene.wait(GRACE)
     run = scene.purge_run()
@@ -293,7 +284,7 @@ def test_a_store_that_deletes_nothing_is_told_of_the_release(scene: RetentionSce
 
 
 def test_purge_does_not_believe_a_clock_that_jumped(scene: RetentionScene) -> None:
-    ids = days(scene, 3)
+    ids = scene.days(3)
     scene.expire(ONE)
     scene.wait(timedelta(days=3650))
     with pytest.raises(ClockJumpError, match="if a clock jumped"):
@@ -305,7 +296,7 @@ def test_purge_does_not_believe_a_clock_that_jumped(scene: RetentionScene) -> No
 
 
 def test_expire_does_not_believe_backups_of_a_clock_that_jumped(scene: RetentionScene) -> None:
-    ids = days(scene, 3)
+    ids = scene.days(3)
     scene.wait(timedelta(days=3650))
     newest = scene.backup()
     policy = Policy(keep_days=7)
@@ -340,7 +331,7 @@ def test_leftovers_of_killed_backups_go_when_they_are_old(scene: RetentionScene)
 def test_what_lies_beside_segments_goes_with_them_and_histories_stay(
     scene: RetentionScene,
 ) -> None:
-    days(scene, 3)
+    scene.days(3)
     name = segment_name(1, 5 * SIZE, SIZE)
     kept = segment_name(1, 60 * SIZE, SIZE)
     keys = {
@@ -369,7 +360,7 @@ def test_what_lies_beside_segments_goes_with_them_and_histories_stay(
 
 def test_a_backup_that_is_marked_as_damaged_is_not_the_last_good_one(scene: RetentionScene) -> None:
     """The newest counts for no rule while it is damaged; healed, it does again."""
-    ids = days(scene, 3)
+    ids = scene.days(3)
     catalog, now = scene.catalog, datetime(2026, 11, 27, tzinfo=UTC)
     found = DamagedObject(key="pack", code="pack-damaged", message="frame 3")
     catalog.damage.settle(ids[2], [found], "stored", run_id="r-1", now=now)

@@ -165,7 +165,8 @@ class _Check:
             )
 
     def _envelope(self, keys: RepositoryKeys, key_id: str, number: int) -> EnvelopeLine:
-        method, does_open = "", "damaged"
+        method = ""
+        does_open: Opens = "damaged"
         try:
             envelope = read_envelope(keys.store, key_id, number)
             method, does_open = envelope.method, self._opens(keys, envelope)
@@ -180,7 +181,7 @@ class _Check:
             is_current=key_id == self.current,
             envelope=number,
             method=method,
-            opens=does_open,  # type: ignore[arg-type]
+            opens=does_open,
         )
 
     def _opens(self, keys: RepositoryKeys, envelope: Envelope) -> Opens:

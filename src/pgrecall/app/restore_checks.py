@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from pgrecall.app.context import RunContext
 from pgrecall.app.overwriting import Overwriting
@@ -76,7 +77,7 @@ class DestinationChecks:
             if not is_free:
                 checks.append(_directory_of(space))
         for place in (self._target_dir, *(space.target for space in self._tablespaces)):
-            checks.append(lambda place=place: check_writable(place))  # type: ignore[misc]
+            checks.append(partial(check_writable, place))
         _all(checks)
 
     # --- each ------------------------------------------------------------------------

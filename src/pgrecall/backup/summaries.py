@@ -168,7 +168,7 @@ def _await(
             raise SummaryGapError(
                 f"the WAL summaries end at {Lsn(reached)}, and {window.end} is needed"
             )
-        time.sleep(pause)
+        time.sleep(pause)  # nothing tells of a new summary but the directory
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 

@@ -95,9 +95,10 @@ def command(
             server_values[name] = value if isinstance(value, int) else str(value)
         elif name in _COMMAND_KEYS:
             repository_values[name] = command_words(name, str(value))
+        elif isinstance(value, bool | tuple):
+            repository_values[name] = value
         else:
-            is_kept = isinstance(value, bool | tuple)
-            repository_values[name] = value if is_kept else str(value)  # type: ignore[assignment]
+            repository_values[name] = str(value)
     if repository_values.get("store", "local") == "local" and "path" not in repository_values:
         raise UsageError(
             "where shall backups be kept?",
