@@ -10,8 +10,8 @@ PY := $(VENV)/bin/python
 LAUNCH := $(PY) -m tests.support.launch
 PYTEST_OPTIONS ?=
 BENCH_OPTIONS ?=
-# What shares a server stays together: see tests/conftest.py.
-PARALLEL ?= -n auto --maxprocesses=4 --dist loadgroup
+# The tests of a file stay together: they share its servers.
+PARALLEL ?= -n auto --maxprocesses=4 --dist loadfile
 SOURCES := src tests benchmarks setup.py
 BUILT_FROM := pyproject.toml setup.py $(wildcard src/pgrecall/codec/_native.c \
 	src/pgrecall/agent/client/pgrecall_client.c)

@@ -59,13 +59,6 @@ def pytest_report_header() -> str:
     return f"PostgreSQL: {', '.join(map(str, _installations))}"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side, the tests of a file stay together, and all that use the one S3 server."""
-    for item in items:
-        uses_s3 = "s3" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("s3" if uses_s3 else str(item.path)))
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test that asks for ``installation`` runs once for every version that is installed.
 

@@ -50,8 +50,8 @@ def test_killed_under_load(scene: AgentScene, tmp_path: Path) -> None:
         load.terminate()
         load.wait()
     agent = scene.start()
-    last = product.switch()
     end = Lsn.parse(str(server.value("SELECT pg_current_wal_lsn()")))
+    last = product.switch()
     archive = product.archive()
     assert archive.has(last)
     history = archive.histories()[backup.timeline]
