@@ -13,19 +13,26 @@ from pgrecall.app.leasing import using
 from pgrecall.app.naming import names_of_backup
 from pgrecall.app.opened import OpenedRepository, main_repository
 from pgrecall.app.requests import BackupRequest
+from pgrecall.app.streaming import stream_tools, writer_of
 from pgrecall.backup.base import Base
 from pgrecall.backup.plan import BackupPlan, BackupWishes, BaseChoice, choose_base, plan_backup
 from pgrecall.backup.records import BackupTask, Lineage
 from pgrecall.backup.run import BackupRun, BackupTools
+from pgrecall.backup.stream_run import StreamRun
 from pgrecall.errors import CorruptObjectError, ObjectMissingError, RepositoryError
 from pgrecall.model.findings import Finding, worst
-from pgrecall.model.manifest import Completion
+from pgrecall.model.manifest import BackupSource, Completion
 from pgrecall.model.runs import RunFacts
 from pgrecall.postgres.connection import Connection, connect
 from pgrecall.postgres.control import read_control
 from pgrecall.postgres.facts import server_facts, server_rights
 from pgrecall.postgres.slots import PHYSICAL, slot_state
-from pgrecall.repository.identity import Generation, require_generation, require_owner
+from pgrecall.repository.identity import (
+    Generation,
+    require_generation,
+    require_owner,
+    require_writer,
+)
 from pgrecall.repository.wal_archive import WalArchive
 from pgrecall.store.remains import remove_abandoned_files
 from pgrecall.system.clock import SystemClock
@@ -78,6 +85,8 @@ def run_backup(context: RunContext, request: BackupRequest) -> BackupResult:
         record_names=partial(names_of_backup, context, opened),
     )
     run = BackupRun(task, tools)
+    if task.plan.source == "stream":
+        run = StreamRun(task, tools, stream_tools(context, opened.store, task.facts))
     with using(context, opened, "backup"):
         completion = run.run()
     remove_abandoned_files(opened.settings)
@@ -100,8 +109,15 @@ def _task(context: RunContext, opened: OpenedRepository, request: BackupRequest)
         facts = server_facts(connection)
         rights = server_rights(connection)
         slot = slot_state(connection, context.settings.receive.slot)
-    data_directory = server.data_directory or facts.data_directory
-    control = read_control(data_directory)
+        source: BackupSource = "local"
+        if (request.source or server.source) == "stream":
+            source = "stream"
+        known = writer_of(connection) if source == "stream" else None
+    data_directory = facts.data_directory
+    control = None
+    if source == "local":
+        data_directory = server.data_directory or data_directory
+        control = read_control(data_directory)
     wishes = BackupWishes(
         server=server.name,
         repository=opened.settings.name,
@@ -113,13 +129,18 @@ def _task(context: RunContext, opened: OpenedRepository, request: BackupRequest)
         with_wal=request.with_wal,
         bytes_per_second=chosen.bytes_per_second,
         is_received=slot is not None and slot.is_active and slot.kind == PHYSICAL,
+        source=source,
     )
-    generation = require_generation(
-        opened.store, server.name, facts.system_identifier, data_directory
-    )
+    where = data_directory if source == "local" else f"the server {server.name!r}"
+    generation = require_generation(opened.store, server.name, facts.system_identifier, where)
     base, choice = _base(context, opened, request, generation)
     plan = plan_backup(wishes, facts, rights, control, choice)
-    restore_id = require_owner(opened.store, server.name, data_directory)
+    if source == "local":
+        restore_id = require_owner(opened.store, server.name, data_directory)
+    elif known is not None:
+        restore_id = require_writer(opened.store, server.name, known or None, where)
+    else:
+        restore_id = None  # the stream tells, before the backup counts
     return BackupTask(
         plan,
         facts,

@@ -66,9 +66,13 @@ class RepairRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BackupRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """``backup``; overrides of [backup] are in the settings already. ``full``: not incremental."""
+    """``backup``; overrides of [backup] are in the settings already. ``full``: not incremental.
+
+    ``source`` empty: as the server's settings say.
+    """
 
     with_wal: bool = False
+    source: str = ""
     full: bool = False
     dry_run: bool = False
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pgrecall.backup.units import PIECE_BYTES
 from pgrecall.codec.block_digests import KIND, Records, block_count
 from pgrecall.errors import CorruptObjectError, ObjectMissingError
-from pgrecall.model.file_table import FileTable
+from pgrecall.model.file_table import FILE, FileTable
 from pgrecall.model.findings import Finding
 from pgrecall.model.manifest import Completion, DigestsEntry, DigestSpan, FileEntry, PackEntry
 from pgrecall.repository.block_digests import DigestReader
@@ -63,6 +63,8 @@ class Base:
         """Find every file of ``table`` (as a scan made it) in the manifest, by path."""
         self._sizes = array("q", [_ABSENT]) * len(table)
         self._first = array("Q", bytes(8)) * len(table)
+        self._spans = bytearray()
+        self._spoilt = set()
         for index, entry in self.matched(table):
             self._sizes[index] = entry.size
             self._first[index] = len(self._spans) // _SPAN.size
@@ -72,6 +74,14 @@ class Base:
                 self._sizes[index] = _ABSENT
             if entry.bad_blocks:
                 self._spoilt.add(index)
+
+    def all_files(self) -> FileTable:
+        """A table of all files that the base has, matched: what is said of an index is of it."""
+        table = FileTable()
+        for entry in self._files():
+            table.add(entry.path_bytes(), FILE, entry.size, (entry.mode, 0, 0, entry.modified_at))
+        self.match(table)
+        return table
 
     def matched(self, table: FileTable) -> Iterator[tuple[int, FileEntry]]:
         """Index and entry of each file that both have. Both are in the order of a walk."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from pgrecall.backup.base import BasePiece
+from pgrecall.backup.run_log import renumber_files
 from pgrecall.codec.block_digests import block_count
 from pgrecall.codec.crc import crc32c_combine
 from pgrecall.errors import BackupError
@@ -64,6 +65,10 @@ class DigestLog:
         """Store what is pending."""
         self._close()
         self._sink.finish()
+
+    def renumber(self, places: array[int]) -> None:
+        """Give every file the number that ``places`` has at its old one."""
+        renumber_files(self._spans, _RECORD.size, places)
 
     def spans(self) -> bytearray:
         """Everything that was noted."""

@@ -68,6 +68,15 @@ class PageInspector:
                 for _, kind in check_pages(again, first_block + index, self.page_bytes):
                     still[index] = kind
             kinds = still
+        return self._judged(pages, first_block, kinds)
+
+    def judge(self, pages: memoryview, first_block: int) -> list[BadPage]:
+        """Check ``pages`` that cannot be read again: a stream, whose server has done that."""
+        return self._judged(
+            pages, first_block, dict(check_pages(pages, first_block, self.page_bytes))
+        )
+
+    def _judged(self, pages: memoryview, first_block: int, kinds: dict[int, int]) -> list[BadPage]:
         found = []
         for index, kind in kinds.items():
             start = index * self.page_bytes

@@ -54,7 +54,7 @@ class BackupWishes(msgspec.Struct, frozen=True, kw_only=True):
     """What was asked for: settings and options, names of server and repository.
 
     ``bytes_per_second``: read at most, 0 is no limit. ``is_received``: WAL arrives by
-    streaming, through a slot in use.
+    streaming, through a slot in use. ``data_directory`` may be unknown (empty) for a stream.
     """
 
     server: str
@@ -67,36 +67,33 @@ class BackupWishes(msgspec.Struct, frozen=True, kw_only=True):
     with_wal: bool
     bytes_per_second: int = 0
     is_received: bool = False
+    source: BackupSource = "local"
 
 
 def plan_backup(
     wishes: BackupWishes,
     facts: ServerFacts,
     rights: ServerRights,
-    control: ControlData,
+    control: ControlData | None,
     choice: BaseChoice,
 ) -> BackupPlan:
     """The plan for a server with these facts; ``control`` is PGDATA's pg_control as read here.
+
+    None for a stream: what the server sends is its own.
 
     Raises UnsupportedServerError, PostgresRightsError, IdentityError or
     DataDirectoryError when no backup can be made, with what to do.
     """
     _require_supported(wishes, facts, rights)
-    if control.system_identifier != facts.system_identifier:
-        raise IdentityError(
-            f"{wishes.data_directory} holds the system {control.system_identifier},"
-            f" the server at port {facts.settings.get('port', '?')} is {facts.system_identifier}",
-            hint="correct data_directory, host or port in the server's settings",
-        )
-    if control.is_stopped:
-        raise DataDirectoryError(
-            f"{wishes.data_directory} says that its server is stopped, yet one answers:"
-            " it is a copy of the server's data directory, not the directory itself",
-            hint="set data_directory to what SHOW data_directory prints",
-        )
+    if control is not None:
+        _require_own_directory(wishes, facts, control)
     kind: BackupKind = "incremental" if choice.base is not None else "full"
     reasons = [f"{kind}: {choice.reason}"]
-    obstacle = _summaries_obstacle(facts, choice.base) if choice.base is not None else ""
+    if wishes.source == "stream":
+        reasons.append(_stream_reason(facts))
+    obstacle = ""
+    if choice.base is not None:
+        obstacle = _summaries_obstacle(wishes, facts, choice.base)
     if choice.base is not None:
         reasons.append(
             f"every file is read and compared: {obstacle}"
@@ -122,7 +119,7 @@ def plan_backup(
         server=wishes.server,
         repository=wishes.repository,
         kind=kind,
-        source="local",
+        source=wishes.source,
         base_id=choice.base.backup_id if choice.base is not None else "",
         uses_summaries=choice.base is not None and not obstacle,
         data_directory=wishes.data_directory,
@@ -163,8 +160,17 @@ def choose_base(
     return BaseChoice(usable[-1], f"what has changed since {usable[-1].backup_id}")
 
 
-def _summaries_obstacle(facts: ServerFacts, base: Completion) -> str:
+def _stream_reason(facts: ServerFacts) -> str:
+    spaces = len(facts.tablespaces)
+    what = "its data directory" + (f" and {spaces} tablespaces" if spaces else "")
+    who = "the server, a standby," if facts.is_in_recovery else "the server"
+    return f"stream: {who} sends {what} through a replication session, nothing is read here"
+
+
+def _summaries_obstacle(wishes: BackupWishes, facts: ServerFacts, base: Completion) -> str:
     """Why the WAL summaries cannot tell what has changed since ``base``; empty: they may."""
+    if wishes.source == "stream":
+        return "the server sends everything, what is the same is not stored again"
     if facts.major < SUMMARIES_MAJOR:
         return f"PostgreSQL {facts.major} keeps no WAL summaries, {SUMMARIES_MAJOR} is the first"
     if facts.settings.get("summarize_wal") != "on":
@@ -180,15 +186,13 @@ def _require_supported(wishes: BackupWishes, facts: ServerFacts, rights: ServerR
             f"PostgreSQL {facts.version} is older than {OLDEST_MAJOR}",
             hint="upgrade the server; it gets no more corrections of its own either",
         )
-    if facts.is_in_recovery:
-        raise UnsupportedServerError(
-            f"the server {wishes.server!r} is in recovery (a standby)",
-            hint="take the backup from its primary",
-        )
-    if not rights.can_backup:
+    if wishes.source == "local":
+        _require_local(wishes, facts, rights)
+    elif not rights.can_replicate:
         raise PostgresRightsError(
-            f"the role {rights.role!r} may not start a backup",
-            hint=f'GRANT EXECUTE on the backup functions to "{rights.role}", see docs/rights.md',
+            f"the role {rights.role!r} may not stream a backup",
+            hint=f'ALTER ROLE "{rights.role}" REPLICATION, and a line for the database replication'
+            " in pg_hba.conf, see docs/rights.md",
         )
     if facts.wal_level == "minimal":
         raise UnsupportedServerError(
@@ -201,10 +205,38 @@ def _require_supported(wishes: BackupWishes, facts: ServerFacts, rights: ServerR
                 f"the role {rights.role!r} may not reserve WAL for a backup with its WAL",
                 hint=f'ALTER ROLE "{rights.role}" REPLICATION, or leave --with-wal out',
             )
-    elif facts.archive_mode == "off" and not wishes.is_received:
+    elif facts.archive_mode == "off" and not wishes.is_received and not facts.is_in_recovery:
         raise UnsupportedServerError(
             "the server does not archive WAL (archive_mode=off), and nobody receives it:"
             " a backup could never become consistent",
             hint="turn archiving on ('pgrecall wal enable'), run 'pgrecall wal receive',"
             " or take this one backup with --with-wal",
+        )
+
+
+def _require_local(wishes: BackupWishes, facts: ServerFacts, rights: ServerRights) -> None:
+    if facts.is_in_recovery:
+        raise UnsupportedServerError(
+            f"the server {wishes.server!r} is in recovery (a standby)",
+            hint="take the backup from its primary, or stream it: --source stream",
+        )
+    if not rights.can_backup:
+        raise PostgresRightsError(
+            f"the role {rights.role!r} may not start a backup",
+            hint=f'GRANT EXECUTE on the backup functions to "{rights.role}", see docs/rights.md',
+        )
+
+
+def _require_own_directory(wishes: BackupWishes, facts: ServerFacts, control: ControlData) -> None:
+    if control.system_identifier != facts.system_identifier:
+        raise IdentityError(
+            f"{wishes.data_directory} holds the system {control.system_identifier},"
+            f" the server at port {facts.settings.get('port', '?')} is {facts.system_identifier}",
+            hint="correct data_directory, host or port in the server's settings",
+        )
+    if control.is_stopped:
+        raise DataDirectoryError(
+            f"{wishes.data_directory} says that its server is stopped, yet one answers:"
+            " it is a copy of the server's data directory, not the directory itself",
+            hint="set data_directory to what SHOW data_directory prints",
         )

@@ -10,6 +10,7 @@ import msgspec
 from pgrecall import __version__
 from pgrecall.backup.base import Base
 from pgrecall.backup.plan import BackupPlan
+from pgrecall.errors import BackupError
 from pgrecall.model.findings import Finding, worst
 from pgrecall.model.manifest import (
     Completion,
@@ -40,25 +41,38 @@ class Lineage(NamedTuple):
 class BackupTask:
     """What a backup works with: the plan, the server's facts, and whom it belongs to.
 
-    ``base``: what an incremental one is compared with.
+    ``base``: what an incremental one is compared with. ``control`` None: it comes with the stream,
+    as does whose copy the server is (``learn``).
     """
 
     def __init__(
         self,
         plan: BackupPlan,
         facts: ServerFacts,
-        control: ControlData,
+        control: ControlData | None,
         *,
         lineage: Lineage,
         base: Base | None = None,
     ) -> None:
         self.plan = plan
         self.facts = facts
-        self.control = control
+        self._control = control
         self.identity = lineage.identity
         self.generation = lineage.generation
         self.restore_id = lineage.restore_id
         self.base = base
+
+    @property
+    def control(self) -> ControlData:
+        """What pg_control says."""
+        if self._control is None:
+            raise BackupError("pg_control has not come from the server")
+        return self._control
+
+    def learn(self, control: ControlData, restore_id: str | None) -> None:
+        """What only the stream could tell."""
+        self._control = control
+        self.restore_id = restore_id
 
 
 class Taken(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,7 +101,7 @@ def manifest_root(
         digest="blake3",
         block_digest=block_digest,
         kind="incremental" if task.base is not None else "full",
-        source="local",
+        source=task.plan.source,
         system_identifier=str(task.facts.system_identifier),
         backup_label=label.text.encode(),
         tablespace_map=taken.stop.tablespace_map.encode(),
@@ -126,7 +140,7 @@ def completion(
         generation=task.generation.number,
         system_identifier=str(facts.system_identifier),
         kind="incremental" if task.base is not None else "full",
-        source="local",
+        source=plan.source,
         version_num=facts.version_num,
         segment_bytes=facts.segment_bytes,
         timeline=taken.start.timeline,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from array import array
 
 from pgrecall.backup.digest_log import DigestIndex, DigestLog
 from pgrecall.backup.entries import Copied
@@ -42,6 +43,16 @@ class CopyResults:
         self._odd_sizes |= result.odd_sizes
         for index, pages in result.bad.items():
             self._bad.setdefault(index, []).extend(pages)
+
+    def renumber(self, table: FileTable, places: array[int]) -> None:
+        """Go over to ``table``, where each file has the number that ``places`` has at its own."""
+        self._table = table
+        for runs in self._logs:
+            runs.renumber(places)
+        for digests in self._digests:
+            digests.renumber(places)
+        self._bad = {places[index]: pages for index, pages in self._bad.items()}
+        self._odd_sizes = {places[index] for index in self._odd_sizes}
 
     def bad_blocks(self) -> dict[int, list[int]]:
         """Blocks that stay bad, by file."""

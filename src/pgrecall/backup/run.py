@@ -1,4 +1,4 @@
-"""Take a backup of a server whose PGDATA this process can read."""
+"""Take a backup of a server whose PGDATA this process can read; what all backups have in common."""
 
 from __future__ import annotations
 
@@ -69,6 +69,21 @@ class BackupTools(msgspec.Struct, frozen=True, kw_only=True):
     record_names: Callable[[], tuple[Finding, ...]] = tuple
 
 
+Named = tuple[dict[int, int], tuple[str, ...]]
+"""Index by number of an owner, and the names in that order."""
+
+
+class Copy(msgspec.Struct, frozen=True, kw_only=True):
+    """A copy of all files. ``segments``: the WAL that it needs; ``owners``: users, and groups."""
+
+    start: BackupStart
+    stop: BackupStop
+    results: CopyResults
+    segments: list[str]
+    external: tuple[ExternalFile, ...]
+    owners: tuple[Named, Named]
+
+
 class BackupRun:
     """One backup, phase by phase."""
 
@@ -108,23 +123,16 @@ class BackupRun:
         # Before it starts: a reader of catalogs sets hint bits, which the checkpoint then writes.
         self._tools.progress.phase("names")
         self._findings += self._tools.record_names()
-        with (
-            BackupSession(self._tools.connect("backup")) as session,
-            self._tools.connect("watch") as side,
-        ):
-            start = self._start(session)
-            scan = self._scan()
-            results, stop = self._copy(session, side, start, scan)
-            segments = self._needed_segments(start, stop)
-            if not self._task.plan.with_wal:
-                self._await_wal(session, side, segments)
+        copied = self._take()
+        results, segments = copied.results, copied.segments
         self._findings += results.findings()
         if self._task.base is not None:
             self._findings += self._task.base.findings()
-        external, unreadable = external_files(self._task.facts, self._task.plan.data_directory)
-        self._findings += unreadable
         taken = Taken(
-            backup_id=self.backup_id, start=start, stop=stop, findings=tuple(self._findings)
+            backup_id=self.backup_id,
+            start=copied.start,
+            stop=copied.stop,
+            findings=tuple(self._findings),
         )
         entries = EntryWriter(
             results.copied(),
@@ -133,7 +141,7 @@ class BackupRun:
             base=self._task.base,
             page_bytes=self._task.facts.block_bytes,
         )
-        stored = self._store_manifest(taken, scan, entries, external)
+        stored = self._store_manifest(taken, copied, entries)
         self._prove_stored(entries, stored)
         own_bytes = stored.all_bytes + self._digests.stored_bytes
         record = completion(
@@ -156,6 +164,33 @@ class BackupRun:
         return tuple(self._findings)
 
     # --- phases ------------------------------------------------------------------
+
+    def _take(self) -> Copy:
+        """Copy everything, and have the WAL that it needs."""
+        with (
+            BackupSession(self._tools.connect("backup")) as session,
+            self._tools.connect("watch") as side,
+        ):
+            start = self._start(session)
+            scan = self._scan()
+            results, stop = self._copy(session, side, start, scan)
+            segments = self._needed_segments(start, stop)
+            if not self._task.plan.with_wal:
+                self._await_wal(session.alive, side, segments)
+        external, unreadable = external_files(self._task.facts, self._task.plan.data_directory)
+        self._findings += unreadable
+        owners = (
+            _names(scan.table.uids, lambda uid: pwd.getpwuid(uid).pw_name),
+            _names(scan.table.gids, lambda gid: grp.getgrgid(gid).gr_name),
+        )
+        return Copy(
+            start=start,
+            stop=stop,
+            results=results,
+            segments=segments,
+            external=external,
+            owners=owners,
+        )
 
     def _start(self, session: BackupSession) -> BackupStart:
         self._tools.progress.phase("start")
@@ -247,31 +282,24 @@ class BackupRun:
         reached("backup.stopped")
         return stop
 
-    def _await_wal(self, session: BackupSession, side: Connection, segments: list[str]) -> None:
+    def _await_wal(self, watch: Callable[[], None], side: Connection, segments: list[str]) -> None:
         self._tools.progress.phase("wal")
         await_segments(
             segments,
             self._tools.archive_has,
             timeout_seconds=self._tools.archive_timeout_seconds,
-            watch=session.alive,
+            watch=watch,
             archiver=lambda: archiver_facts(side),
         )
         reached("backup.wal-archived")
 
-    def _store_manifest(
-        self,
-        taken: Taken,
-        scan: Scan,
-        entries: EntryWriter,
-        external: tuple[ExternalFile, ...],
-    ) -> StoredManifest:
+    def _store_manifest(self, taken: Taken, copied: Copy, entries: EntryWriter) -> StoredManifest:
         self._tools.progress.phase("manifest")
         task = self._task
         manifest = self._manifest = ManifestWriter(
             self._tools.store, task.plan.server, self.backup_id, task.identity.repository_id
         )
-        uids, owners = _names(scan.table.uids, lambda uid: pwd.getpwuid(uid).pw_name)
-        gids, groups = _names(scan.table.gids, lambda gid: grp.getgrgid(gid).gr_name)
+        (uids, owners), (gids, groups) = copied.owners
         reached("backup.manifest")
         manifest.add_files(entries.entries((uids, gids)))
         # Only now it is known which objects of older backups are needed.
@@ -282,7 +310,7 @@ class BackupRun:
             taken,
             parts=manifest.parts,
             names=(owners, groups),
-            external=external,
+            external=copied.external,
             block_digest=f"{DIGEST_KIND}:{self._seed:016x}",
         )
         stored = manifest.finish(root)
@@ -338,27 +366,33 @@ class BackupRun:
 
     def _source(self, scan: Scan, start: BackupStart, side: Connection) -> CopySource:
         plan, facts = self._task.plan, self._task.facts
-        side_lock = threading.Lock()
-
-        def current_insert_lsn() -> Lsn:
-            with side_lock:
-                return insert_lsn(side)
-
-        inspector = None
-        if plan.checks_pages:
-            inspector = PageInspector(
-                facts.block_bytes, start.lsn, current_insert_lsn, rereads=self._tools.page_rereads
-            )
         source = CopySource(
             os.fsencode(plan.data_directory),
             scan.table,
-            inspector,
+            self._inspector(start, side),
             PageShape(facts.block_bytes, facts.relation_segment_blocks),
             seed=self._seed,
             comparison=self._comparison,
         )
         source.throttle = Throttle(plan.bytes_per_second)
         return source
+
+    def _inspector(self, start: BackupStart, side: Connection) -> PageInspector | None:
+        """What checks the pages of a server with checksums."""
+        side_lock = threading.Lock()
+
+        def current_insert_lsn() -> Lsn:
+            with side_lock:
+                return insert_lsn(side)
+
+        if not self._task.plan.checks_pages:
+            return None
+        return PageInspector(
+            self._task.facts.block_bytes,
+            start.lsn,
+            current_insert_lsn,
+            rereads=self._tools.page_rereads,
+        )
 
     def _pack_factory(self) -> PackFactory:
         plan = self._task.plan
@@ -384,9 +418,7 @@ def _owners(entries: EntryWriter) -> tuple[str, ...]:
     return tuple(sorted((packs | digests) - {""}))
 
 
-def _names(
-    numbers: Iterable[int], name_of: Callable[[int], str]
-) -> tuple[dict[int, int], tuple[str, ...]]:
+def _names(numbers: Iterable[int], name_of: Callable[[int], str]) -> Named:
     """Index by number, and the names in that order; a number without a name stands for itself."""
     distinct = sorted(set(numbers))
     names = []

@@ -7,12 +7,22 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 
+import numpy as np
+
 from pgrecall.backup.units import PIECE_BYTES
 from pgrecall.model.manifest import Run
 from pgrecall.repository.overlay import spread_of
 
 _RECORD = struct.Struct("<IIIIQQI4x")
 _NONE = 0xFFFFFFFF
+
+
+def renumber_files(records: bytearray, record_bytes: int, places: array[int]) -> None:
+    """In records that begin with a file's number in 32 bits, put ``places[number]`` there."""
+    if not records:
+        return
+    numbers = np.frombuffer(records, np.dtype((np.uint32, record_bytes // 4)))[:, 0]
+    numbers[:] = np.frombuffer(places, np.uint32)[numbers]
 
 
 class RunLog:
@@ -60,6 +70,10 @@ class RunLog:
         """Everything noted so far."""
         self._close()
         return self._records
+
+    def renumber(self, places: array[int]) -> None:
+        """Give every file the number that ``places`` has at its old one."""
+        renumber_files(self.records(), _RECORD.size, places)
 
     def _close(self) -> None:
         if self._open is None:

@@ -18,6 +18,7 @@ import psycopg
 from psycopg import pq
 
 from pgrecall.errors import (
+    PgrecallError,
     PostgresError,
     PostgresRightsError,
     PostgresUnreachableError,
@@ -354,7 +355,7 @@ class ReplicationSession:
             hint="it is made again when the server is up; its log says why it ended",
         )
 
-    def _failed(self, result: pq.abc.PGresult) -> PostgresError | SlotError | WalMissingError:
+    def _failed(self, result: pq.abc.PGresult) -> PgrecallError:
         field = result.error_field(pq.DiagnosticField.SQLSTATE)
         state = bytes(field).decode() if field else ""
         message = _line(result.get_error_message())

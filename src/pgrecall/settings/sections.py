@@ -20,6 +20,12 @@ class ServerSettings(Section):
     data_directory: str = setting(
         default="", is_path=True, doc="PGDATA, as this host sees it. Empty: asked from the server."
     )
+    source: str = setting(
+        default="local",
+        choices=("local", "stream"),
+        doc="How backups get the data: local reads PGDATA on this host, stream has the server, a"
+        " primary or a standby, send it through a replication session (docs/sources.md).",
+    )
     host: str = setting(
         default="",
         doc="Socket directory (starts with /) or host name. Empty: the default of libpq.",

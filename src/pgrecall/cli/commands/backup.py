@@ -10,7 +10,7 @@ from pgrecall.cli.frame import Example, framed_command
 from pgrecall.cli.invocation import Invocation
 from pgrecall.cli.journalling import journalled
 from pgrecall.errors import BackupDamagedError, CopyFailedError
-from pgrecall.settings.sections import BackupSettings
+from pgrecall.settings.sections import BackupSettings, ServerSettings
 
 _FIELDS = BackupSettings.fields
 
@@ -23,11 +23,18 @@ _FIELDS = BackupSettings.fields
         Example("pgrecall backup --full", "everything, also what older backups hold already"),
         Example("pgrecall backup --server shop --checkpoint spread", "without a burst of writes"),
         Example("pgrecall backup --nice 19 --bytes-per-second 50000000", "beside a busy server"),
+        Example("pgrecall backup --source stream", "of a server on another host, or a standby"),
         Example("pgrecall backup --with-wal", "can be restored without the WAL archive"),
         Example("pgrecall backup --dry-run", "what would be copied, and where to"),
     ),
 )
 @click.option("--full", is_flag=True, help="Store everything, whatever older backups hold.")
+@click.option(
+    "--source",
+    type=click.Choice(ServerSettings.fields["source"].choices),
+    default=None,
+    help="Read PGDATA here, or have the server send it. [servers]",
+)
 @click.option("--checkpoint", type=click.Choice(_FIELDS["checkpoint"].choices), help="[backup]")
 @click.option("--compression", type=click.Choice(_FIELDS["compression"].choices), help="[backup]")
 @click.option("--level", type=int, help="Level of the compression. [backup]")
@@ -38,7 +45,12 @@ _FIELDS = BackupSettings.fields
 @click.option("--with-wal", is_flag=True, help="Copy the WAL that it needs into the backup.")
 @journalled("backup")
 def command(
-    invocation: Invocation, *, full: bool, with_wal: bool, **overrides: str | int | None
+    invocation: Invocation,
+    *,
+    full: bool,
+    source: str | None,
+    with_wal: bool,
+    **overrides: str | int | None,
 ) -> int:
     """Back the server up, while it runs.
 
@@ -53,7 +65,9 @@ def command(
     data in it are damaged; with 45 when a required repository did not get its copy.
     """
     context = invocation.context({f"backup.{key}": value for key, value in overrides.items()})
-    request = BackupRequest(full=full, with_wal=with_wal, dry_run=invocation.flag("dry_run"))
+    request = BackupRequest(
+        full=full, with_wal=with_wal, source=source or "", dry_run=invocation.flag("dry_run")
+    )
     result = run_backup(context, request)
     invocation.emit(result, "backup/1")
     failed = {finding.code for finding in result.findings if finding.severity == "fail"}
