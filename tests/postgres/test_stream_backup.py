@@ -11,7 +11,7 @@ import pytest
 
 from pgrecall.app.backing_up import BackupResult, run_backup
 from pgrecall.app.requests import BackupRequest
-from pgrecall.errors import NotOwnerError, PostgresRightsError
+from pgrecall.errors import CheckFailedError, NotOwnerError, PostgresRightsError
 from pgrecall.model.manifest import Completion
 from tests.support.backup_scene import BackupScene, Hooks, relation, started
 from tests.support.postgresql import Installation, ServerFactory
@@ -213,3 +213,24 @@ def as_role(scene: BackupScene, role: str) -> BackupScene:
     text = other.config.read_text()
     other.config.write_text(text.replace('user = "postgres"', f'user = "{role}"'))
     return other
+
+
+def test_check_asks_for_what_a_stream_needs(scene: BackupScene) -> None:
+    """No data directory on this host: that is no failure where the server sends it."""
+    server = scene.server
+    server.sql("CREATE ROLE streamer LOGIN REPLICATION; CREATE ROLE nobody LOGIN")
+    try:
+        for role, status in (("streamer", 0), ("nobody", CheckFailedError.exit_status)):
+            other = as_role(scene, role)
+            text = other.config.read_text()
+            other.config.write_text(text.replace("data_directory", 'source = "stream"\n#'))
+            process = other.start("check", "--no-switch", "--json")
+            output, errors = process.communicate(timeout=60)
+            assert process.returncode == status, (output, errors)
+            severities = {one["code"]: one["severity"] for one in json.loads(output)["findings"]}
+            assert severities.get("source", "fail") == ("fail" if status else "ok")
+            assert ("postgres-rights" in severities) == bool(status)
+            assert ("rights-replication" in severities) == bool(status)
+            assert "data-directory" not in severities
+    finally:
+        server.sql("DROP ROLE streamer; DROP ROLE nobody")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pgrecall.backup.external import external_files
+from pgrecall.backup.external import external_files, streamed_files
 from pgrecall.backup.plan import BackupWishes, BaseChoice, choose_base, plan_backup
 from pgrecall.errors import (
     DataDirectoryError,
@@ -104,6 +104,46 @@ def test_a_plan_refuses_with_what_to_do() -> None:
         planned(server(), control=Control(is_stopped=True))
     planned(server(archive_mode="off"), with_wal=True, role=rights(can_replicate=True))
     planned(server(archive_mode="off"), is_received=True)
+
+
+def test_a_stream_needs_replication_and_nothing_else() -> None:
+    may = rights(can_backup=False, can_replicate=True)
+    asked = wishes(source="stream", data_directory="")
+    plan = plan_backup(asked, server(), may, None, FULL)
+    assert (plan.source, plan.kind, plan.uses_summaries) == ("stream", "full", False)
+    assert "the server sends its data directory" in plan.reasons[1]
+    standby = plan_backup(asked, server(is_in_recovery=True, archive_mode="off"), may, None, FULL)
+    assert "a standby" in standby.reasons[1]
+    for facts, role, error, why in (
+        (server(), rights(), PostgresRightsError, "may not stream a backup"),
+        (server(archive_mode="off"), may, UnsupportedServerError, "archive_mode=off"),
+        (server(wal_level="minimal"), may, UnsupportedServerError, "wal_level=minimal"),
+    ):
+        with pytest.raises(error, match=why) as caught:
+            plan_backup(asked, facts, role, None, FULL)
+        assert caught.value.hint
+    summaries = server(settings={"summarize_wal": "on"})
+    base = BaseChoice(completion("b-20260101T000000Z-aaaa"), "what has changed")
+    assert not plan_backup(asked, summaries, may, None, base).uses_summaries
+
+
+def test_configuration_on_another_host() -> None:
+    """Asked for by SQL; what the role may not read is named, what lies inside is sent anyway."""
+
+    def read(path: str, limit: int) -> bytes | None:
+        if path.endswith("hba.conf"):
+            raise PostgresRightsError("it may not")
+        return {"/etc/p/large.conf": b"x" * limit, "/etc/p/postgresql.conf": b"a = 1"}.get(path)
+
+    asked = server(configuration_files=("/etc/p/large.conf", "/pgdata/in.conf", "/etc/p/gone"))
+    files, findings = streamed_files(asked, read)
+    assert [(one.role, one.path, one.content) for one in files] == [
+        ("config", "/etc/p/postgresql.conf", b"a = 1")
+    ]
+    assert [(one.subject, one.code) for one in findings] == [
+        (path, "configuration-left-out")
+        for path in ("/etc/p/large.conf", "/etc/p/gone", "/etc/p/pg_hba.conf")
+    ]
 
 
 def test_configuration_outside_of_pgdata(tmp_path: Path) -> None:

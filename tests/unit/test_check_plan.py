@@ -204,3 +204,21 @@ def test_streaming_alone_is_archiving() -> None:
     assert [one.severity for one in found if one.code == "archive-mode"] == ["ok"]
     assert "archive-command" not in {one.code for one in found}
     assert can_prove_archiving(received)
+
+
+def test_a_server_that_streams() -> None:
+    """It needs one right, may be a standby, and may have its own file on its own host."""
+    streams = msgspec.structs.replace(EXPECTED, streams=True)
+    plain = {"is_superuser": False, "can_backup": False, "can_replicate": True}
+    for expected, role, is_in_recovery, codes in (
+        (streams, plain, True, set()),
+        (streams, {**plain, "can_replicate": False}, False, {"rights-replication"}),
+        (EXPECTED, plain, True, {"rights-backup", "server-is-standby"}),
+    ):
+        found = judge(facts(rights=dict(role), is_in_recovery=is_in_recovery), expected)
+        assert {finding.code for finding in found if finding.severity == "fail"} == codes
+    other = "pgrecall --config /srv/other.toml wal push %p"
+    elsewhere = facts(archive_command=other, rights={"can_replicate": True})
+    assert not [one for one in judge(elsewhere, streams) if one.severity == "fail"]
+    (failed,) = [one for one in judge(elsewhere, EXPECTED) if one.severity == "fail"]
+    assert "uses the configuration /srv/other.toml" in failed.message

@@ -15,6 +15,7 @@ from pgrecall.check.run import CheckRun, CheckTools
 from pgrecall.model.findings import Finding, Severity, worst
 from pgrecall.model.runs import RunFacts
 from pgrecall.postgres.connection import connect
+from pgrecall.postgres.replication import ReplicationSession
 from pgrecall.repository.opening import open_store
 from pgrecall.system.clock import SystemClock
 from pgrecall.wal.commands import archive_command
@@ -56,6 +57,7 @@ def run_check(context: RunContext, request: CheckRequest) -> CheckResult:
         archive_command=archive_command(pgrecall_command(), config, server.name),
         data_directory=server.data_directory,
         switches=request.switch_wal,
+        streams=server.source == "stream",
     )
     tools = CheckTools(
         connect=lambda: connect(
@@ -63,6 +65,9 @@ def run_check(context: RunContext, request: CheckRequest) -> CheckResult:
             application_name="pgrecall check",
             purpose="check",
             environment=context.environment,
+        ),
+        connect_stream=lambda: ReplicationSession(
+            server, application_name="pgrecall check", environment=context.environment
         ),
         open_store=lambda settings: open_store(settings, context.environment),
         progress=context.progress,

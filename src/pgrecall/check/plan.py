@@ -19,7 +19,8 @@ _RELOAD = "then SELECT pg_reload_conf();"
 class Expected(msgspec.Struct, frozen=True, kw_only=True):
     """What is configured here: the server's name, the file, the command that archives by it.
 
-    ``switches``: whether this check forces a WAL switch.
+    ``switches``: whether this check forces a WAL switch. ``streams``: backups are streamed, and
+    the server may be on another host.
     """
 
     server: str
@@ -27,6 +28,7 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
     archive_command: str
     data_directory: str = ""
     switches: bool = True
+    streams: bool = False
 
 
 class CheckFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,6 +80,8 @@ def _finding(severity: Severity, code: str, message: str, hint: str = "") -> Fin
 
 
 def _role_in_replication(facts: CheckFacts, expected: Expected) -> list[Finding]:
+    if facts.server.is_in_recovery and expected.streams:
+        return [_finding("ok", "server-is-standby", "the server is a standby, and streams backups")]
     if facts.server.is_in_recovery:
         return [
             _finding(
@@ -106,7 +110,17 @@ def _rights(facts: CheckFacts, expected: Expected) -> list[Finding]:
     if rights.is_superuser:
         return [_finding("ok", "rights", f"the role {rights.role!r} is a superuser")]
     found = []
-    if not (rights.can_backup and facts.can_stop_backup):
+    if expected.streams and not rights.can_replicate:
+        found.append(
+            _finding(
+                "fail",
+                "rights-replication",
+                f"the role {rights.role!r} may not stream backups",
+                f'ALTER ROLE "{rights.role}" REPLICATION; and a line for the database replication'
+                " in pg_hba.conf",
+            )
+        )
+    if not expected.streams and not (rights.can_backup and facts.can_stop_backup):
         found.append(
             _finding(
                 "fail",
@@ -169,6 +183,9 @@ def _archiving(facts: CheckFacts, expected: Expected) -> list[Finding]:
         )
     else:
         found.append(_finding("ok", "wal-level", f"wal_level is {server.wal_level}"))
+    if server.is_in_recovery and expected.streams:
+        said = "the primary of this standby archives: 'pgrecall check' there proves it"
+        return [*found, _finding("ok", "archive-mode", said)]
     if server.archive_mode == "off" and facts.is_received:
         said = "archive_mode is off; WAL arrives by streaming"
         return [*found, _finding("ok", "archive-mode", said)]
@@ -235,7 +252,9 @@ def _archive_command(configured: str, expected: Expected) -> Finding:
             f"archive_command archives as server {command.server!r}, this is {expected.server!r}",
             cure,
         )  # fmt: skip
-    if command.config and os.path.normpath(command.config) != os.path.normpath(expected.config):
+    is_other = os.path.normpath(command.config) != os.path.normpath(expected.config)
+    # On another host the file may be another one.
+    if command.config and is_other and not expected.streams:
         return _finding(
             "fail", code,
             f"archive_command uses the configuration {command.config}, this is {expected.config}",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 
 from pgrecall.check.plan import CheckFacts, backup_functions
@@ -22,6 +22,7 @@ from pgrecall.postgres.ahead_place import AHEAD_DIRECTORY, is_abandoned
 from pgrecall.postgres.connection import Connection
 from pgrecall.postgres.control import read_control
 from pgrecall.postgres.facts import ServerFacts, server_facts, server_rights
+from pgrecall.postgres.replication import ReplicationSession
 from pgrecall.repository.identity import RepositoryIdentity
 from pgrecall.settings import RepositorySettings, ServerSettings
 from pgrecall.store.base import Store
@@ -130,6 +131,31 @@ def probe_data_directory(data_directory: str, facts: ServerFacts | None) -> Iter
         )
         yield from _ahead(data_directory)
     yield from _links(data_directory)
+
+
+def probe_stream(connect: Callable[[], ReplicationSession], facts: ServerFacts | None) -> Finding:
+    """Whether the server could send its data directory, where that is how backups are made."""
+    try:
+        with connect() as session:
+            system = session.identify()
+            where = session.where
+    except PgrecallError as error:
+        return failed(error, subject="source")
+    if facts is not None and system.system_identifier != facts.system_identifier:
+        return Finding(
+            severity="fail",
+            code="source",
+            subject="stream",
+            message=f"{where} is system {facts.system_identifier} in one session and"
+            f" {system.system_identifier} in the next",
+            hint="host and port must be those of one server, not of a load balancer",
+        )
+    return Finding(
+        severity="ok",
+        code="source",
+        subject="stream",
+        message="the server gives a session for replication: it can send its data directory",
+    )
 
 
 def _unreadable(data_directory: str, facts: ServerFacts | None) -> Iterator[Finding]:

@@ -18,6 +18,7 @@ from pgrecall.model.findings import Finding, Severity
 from pgrecall.model.manifest import Completion
 from pgrecall.postgres.actions import archiver_facts, server_clock, switch_wal
 from pgrecall.postgres.connection import Connection
+from pgrecall.postgres.replication import ReplicationSession
 from pgrecall.postgres.server_log import last_message
 from pgrecall.repository.catalog import Catalog
 from pgrecall.repository.identity import (
@@ -38,9 +39,13 @@ _OLD_BACKUP = timedelta(days=7)
 
 
 class CheckTools(msgspec.Struct, frozen=True, kw_only=True):
-    """What a check is given: ``connect`` opens a session, ``open_store`` a repository's store."""
+    """What a check is given: ``connect`` opens a session, ``open_store`` a repository's store.
+
+    ``connect_stream``: a session for replication, as a streamed backup has it.
+    """
 
     connect: Callable[[], Connection]
+    connect_stream: Callable[[], ReplicationSession]
     open_store: Callable[[RepositorySettings], Store]
     progress: Progress
     clock: Clock
@@ -119,7 +124,10 @@ class CheckRun:
     def _data_directory_and_repositories(self) -> None:
         self._tools.progress.phase("data directory")
         facts = self._facts.server if self._facts is not None else None
-        self.findings += probes.probe_data_directory(self._data_directory, facts)
+        if self._server.source == "stream":
+            self.findings.append(probes.probe_stream(self._tools.connect_stream, facts))
+        else:
+            self.findings += probes.probe_data_directory(self._data_directory, facts)
         for settings in self._repositories:
             self._tools.progress.phase(f"repository {settings.name}")
             severity: Severity = "fail" if settings.role == "required" else "warn"
@@ -163,7 +171,7 @@ class CheckRun:
                 store, name, facts.system_identifier, f"the server {name!r}"
             )
             latest = latest_generation(store, name)
-            if self._data_directory:
+            if self._data_directory and self._server.source == "local":
                 require_owner(store, name, self._data_directory)
         except PgrecallError as error:
             self.findings.append(probes.failed(error, severity, subject))
