@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 
 from pgrecall.app.backing_up import BackupResult, run_backup
 from pgrecall.app.requests import BackupRequest
+from pgrecall.backup.units import PIECE_BYTES
 from pgrecall.errors import CheckFailedError, NotOwnerError, PostgresRightsError
 from pgrecall.model.manifest import Completion
 from tests.support.backup_scene import BackupScene, Hooks, relation, started
@@ -39,6 +42,18 @@ def streamed(scene: BackupScene, **options: Any) -> Completion:
 
 
 def test_a_stream_holds_what_a_local_backup_does(scene: BackupScene) -> None:
+    """A file of more than one piece, an empty one, odd names, many small ones: all is equal."""
+    strays = scene.server.pgdata / "strays"
+    strays.mkdir()
+    with (strays / "large").open("wb") as file:
+        for place in (0, PIECE_BYTES - 10, PIECE_BYTES + 3_000_000):
+            file.seek(place)
+            file.write(b"content at a border")
+    (strays / "empty").touch()
+    (strays / os.fsdecode(b'n\xffme "odd"\n')).write_bytes(b"odd")
+    (strays / ("l" * 70)).mkdir()
+    for number in range(3000):
+        (strays / ("l" * 70) / f"{number}").write_bytes(b"%d" % number)
     scene.server.sql("CHECKPOINT")
     scene.taken(with_wal=False)
     scene.server.sql("CHECKPOINT")
@@ -56,6 +71,10 @@ def test_a_stream_holds_what_a_local_backup_does(scene: BackupScene) -> None:
     for path, entry in entries.items():
         assert (entry.kind, entry.mode) == (others[path].kind, others[path].mode), path
         assert (entry.size, len(entry.digests)) == (others[path].size, len(others[path].digests))
+    again = streamed(scene, full=False)
+    assert again.totals.new_bytes < 1 << 20
+    assert scene.read_files(again)[b"strays/large"] == theirs[b"strays/large"]
+    shutil.rmtree(strays)
 
 
 def test_every_version_streams_and_restores(

@@ -323,7 +323,8 @@ def _findings(located: LocatedServer, repository: RepositorySettings) -> list[Fi
                 code="data-directory",
                 subject=located.settings.data_directory,
                 message=located.problem,
-                hint="backups read the data directory: run pgrecall as its owner",
+                hint="backups read the data directory: run pgrecall as its owner; or, if the server"
+                ' is on another host, set source = "stream"',
             )
         )
     elif not located.settings.data_directory:
