@@ -10,8 +10,15 @@ import pytest
 
 from pgrecall.app.backing_up import run_backup
 from pgrecall.app.requests import BackupRequest
-from pgrecall.errors import BackupError, InterruptedRunError, PostgresUnreachableError
+from pgrecall.errors import (
+    BackupError,
+    InterruptedRunError,
+    PostgresUnreachableError,
+    StoreError,
+)
 from pgrecall.repository.catalog import Catalog
+from pgrecall.store.faulty import Fault, Kind
+from tests.fault.test_backup_faults import faulty
 from tests.support.backup_scene import BackupScene, Hooks, open_descriptors, our_threads
 from tests.support.postgresql import Installation, ServerFactory, Templates
 
@@ -98,6 +105,28 @@ def test_cut_off_in_the_middle(scene: BackupScene, how: str) -> None:
     assert scene.ids() == before
     assert unfinished(scene) == left
     assert scene.temporary_files() == []
+    scene.assert_server_is_clean()
+
+
+@pytest.mark.parametrize("kind", ["before", "torn"])
+def test_a_store_that_fails(
+    scene: BackupScene, monkeypatch: pytest.MonkeyPatch, kind: Kind
+) -> None:
+    """Whatever cannot be stored, there is no backup, and the server holds nothing."""
+    quiet = faulty(scene, monkeypatch, [], in_memory=True)
+    streamed(scene)
+    stored = [
+        number
+        for number, (method, key) in enumerate(quiet.calls, 1)
+        if method in {"put", "commit"} and "/backups/" in key
+    ]
+    assert len(stored) > 4
+    for number in (stored[0], stored[len(stored) // 2], *stored[-2:]):
+        store = faulty(scene, monkeypatch, [Fault(kind, at=number)], in_memory=True)
+        with pytest.raises(StoreError):
+            streamed(scene)
+        assert Catalog(store._inner, scene.name).survey()[0] == [], number
+        assert our_threads() == []
     scene.assert_server_is_clean()
 
 

@@ -100,4 +100,7 @@ def test_a_promotion_in_the_middle_ends_it(
     assert "promoted during online backup" in errors
     assert scene.ids() == before
     assert not list(scene.store.list("servers/main/backups/"))
+    after = streamed(beside, with_wal=True)
+    assert after.timeline == 2
+    assert b"pg_wal/00000002.history" in scene.read_files(after)
     beside.assert_server_is_clean()

@@ -21,7 +21,13 @@ from pgrecall.backup.stream_table import StreamTable, find
 from pgrecall.backup.stream_worker import StreamSource
 from pgrecall.backup.worker import Comparison, PageShape
 from pgrecall.codec.crc import crc32c
-from pgrecall.errors import ArchiveTimeoutError, BackupError, IdentityError, WalMissingError
+from pgrecall.errors import (
+    ArchiveTimeoutError,
+    BackupError,
+    DataDirectoryError,
+    IdentityError,
+    WalMissingError,
+)
 from pgrecall.model.file_table import DIRECTORY, FileTable
 from pgrecall.model.findings import Finding
 from pgrecall.model.manifest import ExternalFile
@@ -35,6 +41,7 @@ from pgrecall.system.throttle import Throttle
 
 log = logging.getLogger(__name__)
 
+_WATCH_SECONDS = 5.0
 # What PostgreSQL writes as owner into its archives, whoever runs it.
 _OWNER = "postgres"
 
@@ -65,7 +72,7 @@ class StreamRun(BackupRun):
             start, begun = self._begin(session, side)
             arrival = self._arrival(start, side)
             try:
-                end = self._receive(session, begun, arrival)
+                end = self._receive(session, side, begun, arrival)
             finally:
                 arrival.close()
             self._judge_pages(session, end, arrival.results)
@@ -139,10 +146,11 @@ class StreamRun(BackupRun):
         return _Arrival(plan, table, pool, factory, StreamMembers(table, pool, start.timeline))
 
     def _receive(
-        self, session: BaseBackupSession, begun: StreamStart, arrival: _Arrival
+        self, session: BaseBackupSession, side: Connection, begun: StreamStart, arrival: _Arrival
     ) -> StreamEnd:
         self._tools.progress.start(sum(space.size_bytes for space in begun.spaces))
-        end = session.stream(begun, arrival, arrival.pool.collect)
+        arrival.watch = self._watch(side, arrival)
+        end = session.stream(begun, arrival, arrival.watch)
         arrival.prove()
         reached("backup.stopped")
         log.info("backup stopped", extra={"backup_id": self.backup_id, "stop_lsn": str(end.lsn)})
@@ -150,6 +158,20 @@ class StreamRun(BackupRun):
             self._task.base.match(arrival.arranged)
         reached("backup.packs-stored")
         return end
+
+    def _watch(self, side: Connection, arrival: _Arrival) -> Callable[[], None]:
+        """Notices within seconds that a worker has failed, or that the session for SQL is lost."""
+        due = 0.0
+
+        def watch() -> None:
+            nonlocal due
+            now = self._tools.clock.monotonic()
+            if now >= due:
+                due = now + _WATCH_SECONDS
+                arrival.pool.collect()
+                side.ping()
+
+        return watch
 
     def _judge_pages(
         self, session: BaseBackupSession, end: StreamEnd, results: CopyResults
@@ -197,7 +219,14 @@ class StreamRun(BackupRun):
         """Whose data directory it is, and what its pg_control says."""
         if CONTROL_FILE not in members.contents:
             raise BackupError("the server sent no global/pg_control")
-        control = parse_control(members.contents[CONTROL_FILE], "the server's global/pg_control")
+        try:
+            control = parse_control(members.contents[CONTROL_FILE], "global/pg_control")
+        except DataDirectoryError as error:
+            # The server may have read it half written (fact 15), and sends it once.
+            raise BackupError(
+                f"what the server sent last cannot be used: {error.message}",
+                hint="it was read while it was written: run the backup again",
+            ) from error
         if control.system_identifier != self._task.facts.system_identifier:
             raise IdentityError(
                 f"the files that have come are of system {control.system_identifier},"
@@ -262,10 +291,12 @@ class _Arrival:
         self._factory = factory
         self._throttle = Throttle(plan.bytes_per_second)
         self._proof: ManifestProof | None = None
+        self.watch: Callable[[], None] = pool.collect
         self.archive = members.archive
 
     def archive_data(self, data: memoryview) -> None:
         """The next bytes of an archive."""
+        self.watch()
         self._throttle.take(len(data))
         self.members.archive_data(data)
 
