@@ -11,6 +11,8 @@ import os
 import threading
 from typing import NamedTuple
 
+import numpy as np
+
 from pgrecall.backup.base import Base, BasePiece
 from pgrecall.backup.changes import PageShares, Range, changed_ranges, ranges_to_read
 from pgrecall.backup.digest_log import DigestLog
@@ -112,6 +114,37 @@ class _File(NamedTuple):
     path: bytes
 
 
+class _Piece:
+    """A piece of which some blocks are read; ``offset``: where it begins in the file.
+
+    ``records``: of all its blocks, as the base has them, and ``is_same`` while none was put in
+    that differs. ``waiting``: offset and length of what was read and not looked at yet.
+    """
+
+    def __init__(
+        self, file: _File, offset: int, records: bytearray, shares: PageShares | None
+    ) -> None:
+        """``shares`` None: the WAL summaries tell of blocks only."""
+        self.file = file
+        self.offset = offset
+        self.records = records
+        self.shares = shares
+        self.is_same = True
+        self.waiting: list[tuple[int, int]] = []
+        self.waiting_bytes = 0
+
+    def wait(self, offset: int, length: int) -> None:
+        """So many bytes more were read."""
+        self.waiting.append((offset, length))
+        self.waiting_bytes += length
+
+    def put(self, block: int, found: bytearray) -> None:
+        """Take in what blocks have now."""
+        first = block * RECORD_BYTES
+        self.is_same &= self.records[first : first + len(found)] == found
+        self.records[first : first + len(found)] = found
+
+
 class CopyWorker:
     """Copies units into packs; for one thread. ``close`` must be called at the end."""
 
@@ -209,33 +242,72 @@ class CopyWorker:
     ) -> None:
         assert self._base is not None
         offset, end = place
-        records = bytearray(
-            self._base.records.tobytes()[: block_count(end - offset) * RECORD_BYTES]
-        )
-        records += bytes(block_count(end - offset) * RECORD_BYTES - len(records))
-        is_same = end - offset == self._base.length
+        size = block_count(end - offset) * RECORD_BYTES
+        records = bytearray(self._base.records.tobytes()[:size])
+        records += bytes(size - len(records))
+        piece = _Piece(file, offset, records, shares)
         is_last = end >= self._source.table.sizes[file.number]
         for begin, range_end in reading:
             at = offset + begin
             while at < offset + range_end and not self._source.stopped.is_set():
-                wanted = min(self._room(), offset + range_end - at)
-                got = self._read(file, at, wanted, fills=not is_last)
+                wanted = min(self._room_behind(piece), offset + range_end - at)
+                got = self._read(file, at, wanted, fills=not is_last, behind=piece.waiting_bytes)
                 if got:
-                    found = self._take_some(file, at, got, shares)
-                    first = (at - offset) // BLOCK_BYTES * RECORD_BYTES
-                    is_same &= records[first : first + len(found)] == found
-                    records[first : first + len(found)] = found
+                    piece.wait(at, got)
                 at += got
                 if got < wanted:
                     end = at  # truncated meanwhile, and replay knows
                     break
             if at < offset + range_end:
                 break
+        self._take_waiting(piece)
         length = end - offset
+        is_same = piece.is_same and length == self._base.length
         del records[block_count(length) * RECORD_BYTES :]
         self.result.digests.begin(file.number, offset, self._base)
         crc = combined_crc(as_records(records), length)
         self.result.digests.add(length, records, crc, is_same=is_same)
+
+    def _room_behind(self, piece: _Piece) -> int:
+        """As _room, behind what waits: several changed blocks are looked at together."""
+        room = FRAME_BYTES - self._used - piece.waiting_bytes
+        if room < BLOCK_BYTES or not piece.waiting:
+            self._take_waiting(piece)
+            return self._room()
+        return room - room % BLOCK_BYTES
+
+    def _take_waiting(self, piece: _Piece) -> None:
+        """Account for what waits behind what the buffer holds; keep what the base lacks."""
+        if not piece.waiting:
+            return
+        assert self._base is not None
+        file, shares = piece.file, piece.shares
+        waiting = self._buffer[self._used : self._used + piece.waiting_bytes]
+        start, begins = self._used, 0
+        pages, bad = [], []
+        page_bytes = self._source.page_bytes
+        for offset, length in piece.waiting:
+            data = waiting[begins : begins + length]
+            bad += [begins // page_bytes + page for page in self._check(file, data, offset)]
+            records, _ = block_records(data, self._source.seed)
+            first = (offset - self._piece_offset) // BLOCK_BYTES
+            piece.put(first, records)
+            if shares is None:
+                found = changed_ranges(as_records(records), self._base.records[first:], length)
+                for begin, end in found:
+                    self._move(start + begins + begin, end - begin)
+                    self._keep(file.number, offset + begin, end - begin)
+            else:
+                page = offset // page_bytes
+                pages.append(np.arange(page, page - (-length // page_bytes), dtype=np.int64))
+            begins += length
+        if shares is not None:
+            for offset, (begin, end) in shares.chosen(waiting, np.concatenate(pages), bad):
+                self._move(start + begin, end - begin)
+                self._keep(file.number, offset, end - begin)
+        self.result.bytes += piece.waiting_bytes
+        piece.waiting.clear()
+        piece.waiting_bytes = 0
 
     def _copy_small(self, index: int, path: bytes) -> None:
         if self._used + self._source.table.sizes[index] >= FRAME_BYTES:
@@ -297,23 +369,27 @@ class CopyWorker:
         room = FRAME_BYTES - self._used
         return room - room % BLOCK_BYTES
 
-    def _read(self, file: _File, offset: int, wanted: int, *, fills: bool) -> int:
+    def _read(self, file: _File, offset: int, wanted: int, *, fills: bool, behind: int = 0) -> int:
         """Read as _fill does. ``fills``: where the file is shorter by now, zeros follow.
 
         It was truncated meanwhile, and a later piece of it may be there again: replay of the WAL
         sees to what belongs here. Zeros, as pg_basebackup has it.
         """
-        got = self._fill(file, offset, wanted)
+        got = self._fill(file, offset, wanted, behind)
         if got < wanted and fills:
-            self._buffer[self._used + got : self._used + wanted] = bytes(wanted - got)
+            start = self._used + behind
+            self._buffer[start + got : start + wanted] = bytes(wanted - got)
             return wanted
         return got
 
-    def _fill(self, file: _File, offset: int, wanted: int) -> int:
-        """Read up to ``wanted`` bytes behind what the buffer holds; fewer at the end only."""
+    def _fill(self, file: _File, offset: int, wanted: int, behind: int = 0) -> int:
+        """Read up to ``wanted`` bytes behind what the buffer holds; fewer at the end only.
+
+        ``behind``: so many bytes that wait there are left alone.
+        """
         self._source.throttle.take(wanted)
         got = 0
-        room = self._buffer[self._used : self._used + wanted]
+        room = self._buffer[self._used + behind : self._used + behind + wanted]
         while got < wanted:
             try:
                 count = os.preadv(file.descriptor, [room[got:]], offset + got)
@@ -339,40 +415,17 @@ class CopyWorker:
             return
         first = (offset - self._piece_offset) // BLOCK_BYTES
         changed = changed_ranges(as_records(records), base.records[first:], length)
-        self._keep_ranges(file.number, offset, changed)
+        start = self._used
+        for begin, end in changed:
+            self._move(start + begin, end - begin)
+            self._keep(file.number, offset + begin, end - begin)
         self.result.digests.add(length, records, crc, is_same=not changed)
 
-    def _take_some(
-        self, file: _File, offset: int, length: int, shares: PageShares | None
-    ) -> bytearray:
-        """The same where the WAL summaries tell which pages changed; returns the blocks' records.
-
-        ``shares`` None: they tell of blocks only.
-        """
-        assert self._base is not None
-        data = self._buffer[self._used : self._used + length]
-        bad = self._check(file, data, offset)
-        records, _ = block_records(data, self._source.seed)
-        self.result.bytes += length
-        if shares is None:
-            first = (offset - self._piece_offset) // BLOCK_BYTES
-            ranges = changed_ranges(as_records(records), self._base.records[first:], length)
-        else:
-            ranges = shares.ranges(data, offset, bad)
-        self._keep_ranges(file.number, offset, ranges)
-        return records
-
-    def _keep_ranges(self, index: int, offset: int, ranges: list[Range]) -> None:
-        """Keep ranges of what was read at ``offset``, and lies behind what the buffer holds.
-
-        They move up to where what was kept before ends: never beyond themselves.
-        """
-        start = self._used
-        for begin, end in ranges:
-            if start + begin != self._used:
-                kept = self._buffer[self._used : self._used + end - begin]
-                kept[:] = self._buffer[start + begin : start + end]
-            self._keep(index, offset + begin, end - begin)
+    def _move(self, start: int, length: int) -> None:
+        """Move bytes of the buffer to where what is kept ends, which is never beyond them."""
+        if start != self._used:
+            kept = self._buffer[self._used : self._used + length]
+            kept[:] = self._buffer[start : start + length]
 
     def _keep(self, index: int, offset: int, length: int) -> None:
         """So many bytes behind what the buffer holds go into the backup."""
