@@ -16,6 +16,9 @@ from pgrecall.repository.overlay import spread_of
 _RECORD = struct.Struct("<IIIIQQI4x")
 _NONE = 0xFFFFFFFF
 
+LEFTOVER_PACK = 0x8000_0000
+"""With this bit, the number of a pack is its index among those of an unfinished backup."""
+
 
 def renumber_files(records: bytearray, record_bytes: int, places: array[int]) -> None:
     """In records that begin with a file's number in 32 bits, put ``places[number]`` there."""
