@@ -6,6 +6,7 @@ import queue
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from pgrecall.backup.copy_source import WorkerResult
 from pgrecall.backup.digest_log import DigestLog
 from pgrecall.backup.pack_sink import PackFactory, PackSink
 from pgrecall.backup.stream_worker import (
@@ -15,7 +16,6 @@ from pgrecall.backup.stream_worker import (
     StreamWorker,
 )
 from pgrecall.backup.units import PIECE_BYTES
-from pgrecall.backup.worker import WorkerResult
 from pgrecall.repository.block_digests import DigestSink, DigestStore
 from pgrecall.system.faults import reached
 from pgrecall.system.held_signals import signals_held

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from pgrecall.backup.copy_source import Comparison, PageShape
 from pgrecall.backup.pack_sink import PackFactory
 from pgrecall.backup.plan import BackupPlan
 from pgrecall.backup.records import LABEL, BackupTask
@@ -19,7 +20,6 @@ from pgrecall.backup.stream_members import LABEL_FILE, MAP_FILE, StreamMembers, 
 from pgrecall.backup.stream_pool import StreamPool
 from pgrecall.backup.stream_table import StreamTable, find
 from pgrecall.backup.stream_worker import StreamSource
-from pgrecall.backup.worker import Comparison, PageShape
 from pgrecall.codec.crc import crc32c
 from pgrecall.errors import (
     ArchiveTimeoutError,
