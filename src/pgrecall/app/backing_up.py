@@ -26,6 +26,7 @@ from pgrecall.postgres.control import read_control
 from pgrecall.postgres.facts import server_facts, server_rights
 from pgrecall.postgres.slots import PHYSICAL, slot_state
 from pgrecall.repository.identity import Generation, require_generation, require_owner
+from pgrecall.repository.run_chains import RunChains
 from pgrecall.repository.wal_archive import WalArchive
 from pgrecall.store.remains import remove_abandoned_files
 from pgrecall.system.clock import SystemClock
@@ -76,6 +77,7 @@ def run_backup(context: RunContext, request: BackupRequest) -> BackupResult:
         archive_timeout_seconds=context.settings.backup.archive_timeout_seconds,
         page_rereads=context.settings.backup.page_rereads,
         record_names=partial(names_of_backup, context, opened),
+        run_heads=RunChains(opened.store, server.name).heads,
     )
     run = BackupRun(task, tools)
     with using(context, opened, "backup"):

@@ -419,6 +419,16 @@ class LogSettings(Section):
     )
 
 
+class RunsSettings(Section):
+    """The records of runs: ``[runs]``."""
+
+    writer: str = setting(
+        default="",
+        doc="Whose chain of records this host continues. Empty: the host's name. Name it where"
+        " host names change with every start (pods).",
+    )
+
+
 #: Tables that exist once.
 SINGLE_SECTIONS: dict[str, type[Section]] = {
     "backup": BackupSettings,
@@ -431,6 +441,7 @@ SINGLE_SECTIONS: dict[str, type[Section]] = {
     "targets": TargetSettings,
     "restore": RestoreSettings,
     "retention": RetentionSettings,
+    "runs": RunsSettings,
     "log": LogSettings,
 }
 
