@@ -32,7 +32,8 @@ def read(store: MemoryStore, since: datetime) -> list[RunRecord]:
     """What is found, without its place in the chain."""
     records, findings = Journal(store, "main").runs(since)
     assert findings == []
-    return [msgspec.structs.replace(one, writer="", sequence=0, previous="") for one in records]
+    nowhere = {"repository_id": "", "writer": "", "sequence": 0, "previous": ""}
+    return [msgspec.structs.replace(one, **nowhere) for one in records]
 
 
 WRITER = "db1"
@@ -55,22 +56,22 @@ def test_what_was_written_is_read_back(store: MemoryStore) -> None:
     )
     journal = Journal(store, "main")
     for one in (SECOND, FIRST, late):
-        assert journal.add(one, WRITER)
+        assert journal.add(one, "r1", WRITER)
     assert read(store, NOW - timedelta(days=1)) == [FIRST, late, SECOND]
 
 
 def test_it_lies_where_the_format_says(store: MemoryStore) -> None:
-    Journal(store, "shop (old)").add(FIRST, WRITER)
+    Journal(store, "shop (old)").add(FIRST, "r1", WRITER)
     assert [info.key for info in store.list("")] == [
-        "servers/shop%20%28old%29/chains/db1/0000/0001.json",
+        "servers/shop%20%28old%29/chains/r1/db1/0000/0001.json",
         "servers/shop%20%28old%29/runs/2026-11/r-20261122T201637Z-7k3q.json",
     ]
 
 
 def test_a_run_has_one_record(store: MemoryStore) -> None:
     journal = Journal(store, "main")
-    assert journal.add(FIRST, WRITER)
-    assert not journal.add(msgspec.structs.replace(FIRST, outcome="fail"), WRITER)
+    assert journal.add(FIRST, "r1", WRITER)
+    assert not journal.add(msgspec.structs.replace(FIRST, outcome="fail"), "r1", WRITER)
     assert read(store, NOW) == [FIRST]
 
 
@@ -82,15 +83,15 @@ def test_since_is_about_the_end(store: MemoryStore) -> None:
         datetime(2026, 11, 1, 0, 30, tzinfo=UTC),
         started_at=datetime(2026, 10, 31, 23, 59, tzinfo=UTC),
     )
-    journal.add(october, WRITER)
-    journal.add(record("r-20251031T235900Z-7k3q", datetime(2025, 11, 1, tzinfo=UTC)), WRITER)
+    journal.add(october, "r1", WRITER)
+    journal.add(record("r-20251031T235900Z-7k3q", datetime(2025, 11, 1, tzinfo=UTC)), "r1", WRITER)
     assert read(store, datetime(2026, 11, 1, tzinfo=UTC)) == [october]
     assert journal.runs(datetime(2026, 11, 1, 1, tzinfo=UTC))[0] == []
 
 
 def test_a_damaged_record_is_a_finding_and_hides_no_other(store: MemoryStore) -> None:
     journal = Journal(store, "main")
-    journal.add(FIRST, WRITER)
+    journal.add(FIRST, "r1", WRITER)
     data = sealed(SECOND).replace(b"backup", b"restor")
     store.put(layout.run_key("main", SECOND.run_id), [data])
     records, (finding,) = journal.runs(NOW)
@@ -109,7 +110,7 @@ def test_a_record_of_a_newer_format_or_another_run_is_a_finding(store: MemorySto
 
 
 def test_a_store_that_fails_is_no_empty_journal(store: MemoryStore) -> None:
-    Journal(store, "main").add(FIRST, WRITER)
+    Journal(store, "main").add(FIRST, "r1", WRITER)
     faulty = FaultyStore(store, [Fault("before", method="read")])
     with pytest.raises(StoreError):
         Journal(faulty, "main").runs(NOW)
@@ -124,7 +125,7 @@ def test_something_else_in_its_place_is_named(store: MemoryStore, name: str) -> 
 
 def test_only_a_run_has_a_record(store: MemoryStore) -> None:
     with pytest.raises(UsageError):
-        Journal(store, "main").add(record("b-20261122T201637Z-7k3q"), WRITER)
+        Journal(store, "main").add(record("b-20261122T201637Z-7k3q"), "r1", WRITER)
 
 
 def test_a_record_from_before_there_were_chains_is_read(store: MemoryStore) -> None:

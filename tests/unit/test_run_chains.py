@@ -17,7 +17,7 @@ import pytest
 from pgrecall.errors import StoreError
 from pgrecall.model.runs import RunRecord
 from pgrecall.repository import layout
-from pgrecall.repository.chain_proof import ChainProof, Signed, prove_chains
+from pgrecall.repository.chain_proof import ChainProof, Signed, copied_heads, prove_chains
 from pgrecall.repository.documents import sealed
 from pgrecall.repository.journal import Journal
 from pgrecall.repository.run_chains import RunChains, decode_run
@@ -29,6 +29,7 @@ from pgrecall.store.opening import open_store
 from pgrecall.system.faults import VARIABLE
 
 SERVER = "main"
+OWN = "r1"
 NOW = datetime(2026, 11, 22, 20, 16, 37, tzinfo=UTC)
 BACKUP = "b-20261122T201637Z-7k3q"
 
@@ -37,11 +38,11 @@ PROCESS = """
 import sys
 from pgrecall.repository.journal import Journal
 from pgrecall.store.local import LocalStore
-from tests.unit.test_run_chains import record
+from tests.unit.test_run_chains import OWN, record
 path, writer, count, word = sys.argv[1:]
 journal = Journal(LocalStore(path), "main")
 for number in range(int(count)):
-    assert journal.add(record(number, word), writer)
+    assert journal.add(record(number, word), OWN, writer)
 """
 
 
@@ -54,7 +55,7 @@ def record(number: int, word: str = "aa") -> RunRecord:
 
 
 def prove(store: MemoryStore | LocalStore, *signed: Signed) -> ChainProof:
-    return prove_chains(store, SERVER, signed)
+    return prove_chains(store, SERVER, OWN, signed)
 
 
 def said(proof: ChainProof) -> list[tuple[str, str, str]]:
@@ -62,7 +63,7 @@ def said(proof: ChainProof) -> list[tuple[str, str, str]]:
 
 
 def chain_key(sequence: int, writer: str = "db1") -> str:
-    return layout.chain_key(SERVER, writer, sequence)
+    return layout.chain_key(SERVER, OWN, writer, sequence)
 
 
 def run_key(number: int) -> str:
@@ -76,7 +77,7 @@ def change(store: MemoryStore, key: str, **fields: object) -> None:
 
 
 def heads(store: MemoryStore) -> list[Signed]:
-    return [Signed(head, BACKUP) for head in RunChains(store, SERVER).heads()]
+    return [Signed(OWN, head, BACKUP) for head in RunChains(store, SERVER, OWN).heads()]
 
 
 @pytest.fixture
@@ -85,9 +86,9 @@ def store() -> MemoryStore:
     store = MemoryStore()
     journal = Journal(store, SERVER)
     for number in range(6):
-        assert journal.add(record(number), "db1")
+        assert journal.add(record(number), OWN, "db1")
     for number in range(2):
-        assert journal.add(record(number, "bb"), "db2 (old)")
+        assert journal.add(record(number, "bb"), OWN, "db2 (old)")
     return store
 
 
@@ -121,9 +122,10 @@ def test_an_altered_record_is_named(store: MemoryStore) -> None:
 def test_a_flipped_bit_is_named(store: MemoryStore) -> None:
     content, at = store.objects[chain_key(3)]
     store.objects[chain_key(3)] = (content.replace(b"backup", b"backuq"), at)
-    found = said(prove(store))
-    assert ("fail", "run-altered", "db1/3") in found
-    assert {subject for _, _, subject in found} == {"db1/3", record(2).run_id}
+    assert said(prove(store)) == [("fail", "run-altered", "db1/3")]
+    content, at = store.objects[run_key(4)]
+    store.objects[run_key(4)] = (content.replace(b"backup", b"backuq"), at)
+    assert said(prove(store))[1:] == [("fail", "run-altered", run_key(4))]
 
 
 def test_two_swapped_records_are_both_named(store: MemoryStore) -> None:
@@ -161,14 +163,16 @@ def test_a_cut_off_tail_that_was_written_over_is_named(store: MemoryStore) -> No
         del store.objects[chain_key(sequence)]
         del store.objects[run_key(sequence - 1)]
     for number in (10, 11, 12):
-        Journal(store, SERVER).add(record(number), "db1")
+        Journal(store, SERVER).add(record(number), OWN, "db1")
     assert said(prove(store)) == []
     assert said(prove(store, *signed)) == [("fail", "run-altered", "db1/6")]
 
 
 def test_an_inserted_record_is_named(store: MemoryStore) -> None:
     journal = Journal(store, SERVER)
-    forged = msgspec.structs.replace(record(20), writer="db1", sequence=3, previous="ab")
+    forged = msgspec.structs.replace(
+        record(20), repository_id=OWN, writer="db1", sequence=3, previous="ab"
+    )
     store.put(run_key(20), [sealed(forged)])
     store.put(run_key(21), [sealed(record(21))])
     found = said(prove(store))
@@ -176,8 +180,8 @@ def test_an_inserted_record_is_named(store: MemoryStore) -> None:
         ("fail", "run-extra", record(20).run_id), ("fail", "run-extra", record(21).run_id),
     ]  # fmt: skip
     assert journal.get(record(20).run_id) is not None
-    store.put(f"{layout.chains_prefix(SERVER, 'db1', 0)}junk", [b"x"])
-    assert ("fail", "run-extra", f"{layout.chains_prefix(SERVER, 'db1', 0)}junk") in said(
+    store.put(f"{layout.chain_prefix(SERVER, OWN, 'db1', 0)}junk", [b"x"])
+    assert ("fail", "run-extra", f"{layout.chain_prefix(SERVER, OWN, 'db1', 0)}junk") in said(
         prove(store)
     )
 
@@ -187,7 +191,7 @@ def test_records_from_before_there_were_chains_are_counted() -> None:
     store = MemoryStore(now=lambda: clock[0])
     store.put(run_key(1), [sealed(record(1))])
     clock[0] += timedelta(hours=1)
-    Journal(store, SERVER).add(record(2), "db1")
+    Journal(store, SERVER).add(record(2), OWN, "db1")
     proof = prove(store)
     assert (said(proof), proof.unchained, proof.records) == ([], 1, 1)
 
@@ -195,7 +199,7 @@ def test_records_from_before_there_were_chains_are_counted() -> None:
 def test_a_damaged_last_record_does_not_end_the_journal(store: MemoryStore) -> None:
     content, at = store.objects[chain_key(6)]
     store.objects[chain_key(6)] = (content[:-20], at)
-    assert Journal(store, SERVER).add(record(6), "db1")
+    assert Journal(store, SERVER).add(record(6), OWN, "db1")
     assert ("fail", "run-altered", "db1/6") in said(prove(store))
 
 
@@ -203,24 +207,24 @@ def test_a_chain_goes_on_from_one_part_to_the_next(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(layout, "CHAIN_PART_RECORDS", 4)
     store = MemoryStore()
     for number in range(10):
-        assert Journal(store, SERVER).add(record(number), "db1")
-    assert {key.split("/")[4] for key in store.objects if "/chains/" in key} == {
+        assert Journal(store, SERVER).add(record(number), OWN, "db1")
+    assert {key.split("/")[5] for key in store.objects if "/chains/" in key} == {
         "0000", "0001", "0002",
     }  # fmt: skip
-    assert (prove(store).findings, RunChains(store, SERVER).end("db1").sequence) == ((), 10)
+    assert (prove(store).findings, RunChains(store, SERVER, OWN).end("db1").sequence) == ((), 10)
 
 
 def test_a_run_asks_for_little_however_long_the_journal_is() -> None:
-    """Ten calls of the store at most, two of them listings: of the parts, and of the last one."""
+    """Seven calls of the store, two of them listings: of the parts, and of the last one."""
     inner = MemoryStore()
     for number in range(50):
-        Journal(inner, SERVER).add(record(number), "db1")
+        Journal(inner, SERVER).add(record(number), OWN, "db1")
     store = FaultyStore(inner)
-    assert Journal(store, SERVER).add(record(60), "db1")
+    assert Journal(store, SERVER).add(record(60), OWN, "db1")
     methods = [method for method, _ in store.calls]
     assert sorted(methods) == ["children", "head", "head", "list", "put", "put", "read"]
     (listed,) = [key for method, key in store.calls if method == "list"]
-    assert listed == layout.chains_prefix(SERVER, "db1", 0)
+    assert listed == layout.chain_prefix(SERVER, OWN, "db1", 0)
 
 
 @pytest.mark.parametrize("kind", ["before", "after"])
@@ -229,12 +233,12 @@ def test_a_write_that_is_lost_leaves_no_gap(kind: str, at: int) -> None:
     """Whatever became of it: what follows makes one chain, and nothing looks like tampering."""
     inner = MemoryStore()
     journal = Journal(inner, SERVER)
-    assert journal.add(record(0), "db1")
+    assert journal.add(record(0), OWN, "db1")
     faulty = FaultyStore(inner, [Fault(kind, method="put", at=at)])  # type: ignore[arg-type]
     with pytest.raises(StoreError):
-        Journal(faulty, SERVER).add(record(1), "db1")
+        Journal(faulty, SERVER).add(record(1), OWN, "db1")
     assert all(one.severity == "warn" for one in prove(inner).findings)
-    assert journal.add(record(2), "db1")
+    assert journal.add(record(2), OWN, "db1")
     assert prove(inner).findings == ()
 
 
@@ -242,13 +246,15 @@ def test_threads_make_one_chain() -> None:
     store = MemoryStore()
     with ThreadPoolExecutor(8) as pool:
         added = pool.map(
-            lambda word: [Journal(store, SERVER).add(record(n, word), "db1") for n in range(10)],
+            lambda word: [
+                Journal(store, SERVER).add(record(n, word), OWN, "db1") for n in range(10)
+            ],
             [f"a{letter}" for letter in "abcdefgh"],
         )
         assert all(all(one) for one in added)
     proof = prove(store)
     assert (proof.findings, proof.records) == ((), 80)
-    assert RunChains(store, SERVER).numbers("db1") == list(range(1, 81))
+    assert RunChains(store, SERVER, OWN).numbers("db1") == list(range(1, 81))
 
 
 @pytest.fixture
@@ -281,7 +287,26 @@ def test_a_killed_process_leaves_nothing_that_looks_like_tampering(
     assert said(prove(store)) == [("warn", "run-unlisted", record(1).run_id)]
     # What the agent does for a run that it has seen killed: the record is there, and is found.
     journal = Journal(store, SERVER)
-    assert not journal.add(msgspec.structs.replace(record(1), outcome="interrupted"), "db1")
-    assert journal.add(record(2), "db1")
+    assert not journal.add(msgspec.structs.replace(record(1), outcome="interrupted"), OWN, "db1")
+    assert journal.add(record(2), OWN, "db1")
     proof = prove(store)
     assert (proof.findings, proof.records) == ((), 3)
+
+
+def test_a_copied_chain_testifies_and_may_lag_behind(store: MemoryStore) -> None:
+    copy = MemoryStore("copy")
+    copy.objects = dict(store.objects)
+    Journal(copy, SERVER).add(record(30, "cc"), "r2", "db1")
+    Journal(store, SERVER).add(record(6), OWN, "db1")
+    signed = copied_heads(copy, SERVER, "r2")
+    assert prove_chains(copy, SERVER, "r2", heads(store)).findings == ()
+    assert prove(store, *signed).findings == ()
+    for sequence in (5, 6, 7):
+        del store.objects[chain_key(sequence)]
+        del store.objects[run_key(sequence - 1)]
+    assert said(prove(store, *signed)) == [
+        ("fail", "run-missing", "db1/5"), ("fail", "run-missing", "db1/6"),
+    ]  # fmt: skip
+    del copy.objects[chain_key(3)]
+    found = said(prove_chains(copy, SERVER, "r2", []))
+    assert found == [("warn", "run-missing", "db1/3 (copied from repository r1)")]

@@ -77,7 +77,7 @@ def run_backup(context: RunContext, request: BackupRequest) -> BackupResult:
         archive_timeout_seconds=context.settings.backup.archive_timeout_seconds,
         page_rereads=context.settings.backup.page_rereads,
         record_names=partial(names_of_backup, context, opened),
-        run_heads=RunChains(opened.store, server.name).heads,
+        run_heads=RunChains(opened.store, server.name, opened.identity.repository_id).heads,
     )
     run = BackupRun(task, tools)
     with using(context, opened, "backup"):

@@ -119,7 +119,9 @@ def _add(context: RunContext, record: RunRecord) -> bool | None:
     """As Journal.add; None after a failure, which was logged."""
     try:
         opened = OpenedRepository(_hasty(main_settings(context)), context.environment)
-        return Journal(opened.store, record.server).add(record, writer_of(context))
+        return Journal(opened.store, record.server).add(
+            record, opened.identity.repository_id, writer_of(context)
+        )
     except (PgrecallError, OSError) as error:
         _log.warning("the run is not in the journal: %s", error, extra={"command": record.command})
         return None

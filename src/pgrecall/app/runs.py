@@ -12,9 +12,15 @@ from pgrecall.app.opened import OpenedRepository
 from pgrecall.errors import PgrecallError, RepositoryError
 from pgrecall.model.findings import Finding, Severity, worst
 from pgrecall.model.ids import RUN, check_id
-from pgrecall.model.manifest import Completion
 from pgrecall.model.runs import Outcome, RunRecord
-from pgrecall.repository.chain_proof import ChainFacts, ChainProof, prove_chains, signed_heads
+from pgrecall.repository.chain_proof import (
+    ChainFacts,
+    ChainProof,
+    Signed,
+    copied_heads,
+    prove_chains,
+    signed_heads,
+)
 from pgrecall.repository.journal import Journal
 from pgrecall.system.clock import SystemClock
 
@@ -61,14 +67,19 @@ class RunDetails(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChainLine(msgspec.Struct, frozen=True, kw_only=True):
-    """One writer's chain: its records, its last one, and how many backups have signed it."""
+    """One writer's chain: its records, its last one, and how many testify for it.
+
+    ``is_copy``: of another repository's; what is missing at its end was not copied yet.
+    ``testimonies``: backups that have signed a head of it, and copies of it elsewhere.
+    """
 
     repository: str
     writer: str
+    is_copy: bool
     records: int
     last: int
     last_run: str
-    backups: int
+    testimonies: int
 
 
 class RunsVerifyResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,29 +142,29 @@ def show_run(context: RunContext, run_id: str) -> RunDetails:
 def verify_runs(context: RunContext) -> RunsVerifyResult:
     """Walk the chains in all repositories of the server, or in the chosen one.
 
-    The heads come from the completion records of all its repositories: a copy elsewhere
-    testifies for the chains of the repository in which its backup was made. What cannot
-    be read is a finding. Raises SettingsError.
+    The heads come from the completion records and the copied chains in all of them: a copy
+    elsewhere testifies for the chains of the repository in which they were begun. What
+    cannot be read is a finding. Raises SettingsError.
     """
     server = context.server.name
     findings: list[Finding] = []
-    witnesses: list[Completion] = []
+    signed: list[Signed] = []
     places: list[tuple[str, OpenedRepository]] = []
     for name, opened in _opened(context, findings):
         try:
             complete, damaged = opened.catalog(server).survey(with_expired=True)
+            signed += signed_heads(complete)
+            signed += copied_heads(opened.store, server, opened.identity.repository_id)
         except PgrecallError as error:
             findings.append(_unreadable(name, error))
             continue
         findings += damaged
-        witnesses += complete
         places.append((name, opened))
     chains: list[ChainLine] = []
     proofs: list[ChainProof] = []
     for name, opened in places:
         try:
-            signed = signed_heads(witnesses, opened.identity.repository_id)
-            proof = prove_chains(opened.store, server, signed)
+            proof = prove_chains(opened.store, server, opened.identity.repository_id, signed)
         except PgrecallError as error:
             findings.append(_unreadable(name, error))
             continue
@@ -208,8 +219,9 @@ def _chain_line(repository: str, facts: ChainFacts) -> ChainLine:
     return ChainLine(
         repository=repository,
         writer=facts.writer,
+        is_copy=facts.is_copy,
         records=facts.records,
         last=facts.last,
         last_run=facts.last_run,
-        backups=facts.signed,
+        testimonies=facts.signed,
     )

@@ -41,10 +41,10 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     ``user``: of the operating system, with ``pid`` on ``host``; ``role``: as which the command
     connects to the server, empty where it does not. ``plan``: what was shown before the act, or
     what the command was given, bounded. ``findings``: the gravest ones, bounded;
-    ``more_findings``: how many are left out. ``writer``, ``sequence`` (from 1) and ``previous``:
-    its place in the chain of one writer, and the digest of the record before it there (hex; empty
-    for the first, or where that could not be read). ``sequence`` 0: written before there
-    were chains.
+    ``more_findings``: how many are left out. ``repository_id``, ``writer``, ``sequence`` (from 1)
+    and ``previous``: its place in the chain of one writer in one repository, and the digest of
+    the record before it there (hex; empty for the first, or where that could not be read).
+    ``sequence`` 0: written before there were chains.
     """
 
     format: int = RUN_FORMAT
@@ -73,6 +73,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     plan: dict[str, Any] = {}
     findings: tuple[Finding, ...] = ()
     more_findings: int = 0
+    repository_id: str = ""
     writer: str = ""
     sequence: int = 0
     previous: str = ""

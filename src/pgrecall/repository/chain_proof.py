@@ -1,8 +1,8 @@
 """Walk the chains of run records, and say what is missing, altered or extra in them.
 
-Three witnesses are held against each other: the chain, in which each record has the digest of
-the one before; the records under their months, which hold the same bytes; and the heads in the
-completion records of backups, which say how far each chain had come.
+Held against each other are: the chain, in which each record has the digest of the one before;
+the records under their months, which hold the same bytes; and the heads in the completion
+records of backups, and of copies elsewhere, which say how far each chain had come.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ ALTERED = "run-altered"
 EXTRA = "run-extra"
 UNLISTED = "run-unlisted"
 
+#: Repository in which a chain was begun, and its writer.
+Place = tuple[str, str]
+
 _READERS = 8
 _LOOK = "who could write there? compare with the copies that other repositories keep"
 
@@ -41,9 +44,13 @@ class Link(msgspec.Struct, frozen=True):
 
 
 class ChainFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """One chain: how far it goes, and how many backups have signed a head of it."""
+    """One chain: how far it goes, and how many backups and copies testify for it.
+
+    ``is_copy``: it was begun in another repository; it may end earlier than there.
+    """
 
     writer: str
+    is_copy: bool
     records: int
     last: int
     signed: int = 0
@@ -60,46 +67,75 @@ class ChainProof(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Signed(msgspec.Struct, frozen=True):
-    """A head, and where it was found: ``by`` names a backup."""
+    """A head of a chain that was begun in a repository, and what testifies for it."""
 
+    repository_id: str
     head: ChainHead
     by: str
 
+    @property
+    def place(self) -> Place:
+        """Whose chain it is."""
+        return self.repository_id, self.head.writer
 
-def signed_heads(backups: Iterable[Completion], repository_id: str) -> list[Signed]:
-    """The heads that backups made in this repository have recorded, wherever they lie."""
+
+def signed_heads(backups: Iterable[Completion]) -> list[Signed]:
+    """The heads that backups have recorded, wherever they lie: of where they were made."""
     return [
-        Signed(head, backup.backup_id)
+        Signed(backup.repository_id, head, f"backup {backup.backup_id}")
         for backup in backups
-        if backup.repository_id == repository_id
         for head in backup.run_heads
     ]
 
 
-def prove_chains(store: Store, server: str, signed: Iterable[Signed]) -> ChainProof:
+def copied_heads(store: Store, server: str, repository_id: str) -> list[Signed]:
+    """How far the chains of other repositories were copied into this one. Raises StoreError."""
+    return [
+        Signed(owner, head, f"the copy in {store.name}")
+        for owner in chain_owners(store, server)
+        if owner != repository_id
+        for head in RunChains(store, server, owner).heads()
+    ]
+
+
+def chain_owners(store: Store, server: str) -> list[str]:
+    """Ids of the repositories whose chains lie here."""
+    names = store.children(layout.chains_prefix(server))
+    return [name.rstrip("/") for name in names if name.endswith("/")]
+
+
+def prove_chains(
+    store: Store, server: str, repository_id: str, signed: Iterable[Signed]
+) -> ChainProof:
     """Read every record of a server, twice. Raises StoreError; all else becomes a finding."""
-    return _Proof(store, server).run(list(signed))
+    return _Proof(store, server, repository_id).run(list(signed))
 
 
 class _Proof:
-    def __init__(self, store: Store, server: str) -> None:
+    def __init__(self, store: Store, server: str, repository_id: str) -> None:
         self._store = store
         self._server = server
-        self._chains = RunChains(store, server)
-        self._links: dict[str, dict[int, Link]] = {}
+        self._own = repository_id
+        self._links: dict[Place, dict[int, Link]] = {}
         self._oldest: datetime | None = None
         self._findings: list[Finding] = []
-        self._blamed: set[tuple[str, int]] = set()
+        self._blamed: set[tuple[Place, int]] = set()
 
     def run(self, signed: list[Signed]) -> ChainProof:
         # The months first: a run that ends meanwhile is in its chain before it is there.
         filed = list(self._store.list(layout.runs_prefix(self._server)))
-        for writer in sorted({*self._chains.writers(), *(one.head.writer for one in signed)}):
-            self._links[writer] = self._read_chain(writer)
-            self._walk(writer)
-            self._hold_to_heads(writer, [one for one in signed if one.head.writer == writer])
+        places = {
+            (owner, writer)
+            for owner in chain_owners(self._store, self._server)
+            for writer in RunChains(self._store, self._server, owner).writers()
+        }
+        places |= {one.place for one in signed if one.repository_id == self._own}
+        for place in sorted(places):
+            self._links[place] = self._read_chain(place)
+            self._walk(place)
+            self._hold_to_heads(place, [one for one in signed if one.place == place])
         unchained = self._hold_to_months(filed)
-        facts = [self._facts(writer, signed) for writer in self._links]
+        facts = [self._facts(place, signed) for place in self._links]
         return ChainProof(
             chains=tuple(one for one in facts if one.last),
             records=sum(one.records for one in facts),
@@ -109,28 +145,29 @@ class _Proof:
 
     # --- the chain itself ----------------------------------------------------------
 
-    def _read_chain(self, writer: str) -> dict[int, Link]:
+    def _read_chain(self, place: Place) -> dict[int, Link]:
         numbers = []
-        for info in self._store.list(layout.chains_prefix(self._server, writer)):
-            number = self._number(writer, info.key)
+        for info in self._store.list(layout.chain_prefix(self._server, *place)):
+            number = self._number(place, info.key)
             if number is None:
                 self._add(EXTRA, info.key, "is no record of a run")
                 continue
             numbers.append(number)
-            self._oldest = min(self._oldest or info.stored_at, info.stored_at)
+            if place[0] == self._own:
+                self._oldest = min(self._oldest or info.stored_at, info.stored_at)
         with ThreadPoolExecutor(_READERS, thread_name_prefix="chains") as pool:
-            links = pool.map(lambda number: self._read_link(writer, number), numbers)
+            links = pool.map(lambda number: self._read_link(place, number), numbers)
             return {link.sequence: link for link in links}
 
-    def _number(self, writer: str, key: str) -> int | None:
+    def _number(self, place: Place, key: str) -> int | None:
         try:
             number = layout.record_number(key.rpartition("/")[2])
         except RepositoryError:
             return None
-        return number if key == layout.chain_key(self._server, writer, number) else None
+        return number if key == layout.chain_key(self._server, *place, number) else None
 
-    def _read_link(self, writer: str, sequence: int) -> Link:
-        key = layout.chain_key(self._server, writer, sequence)
+    def _read_link(self, place: Place, sequence: int) -> Link:
+        key = layout.chain_key(self._server, *place, sequence)
         try:
             data = self._store.read(key)
         except CorruptObjectError as error:
@@ -142,64 +179,64 @@ class _Proof:
             record = decode_run(key, data)
         except RepositoryError as error:
             return Link(sequence, "", "", digest, error.message)
-        place = (record.server, record.writer, record.sequence)
+        said = (record.server, record.repository_id, record.writer, record.sequence)
         damage = ""
-        if place != (self._server, writer, sequence):
+        if said != (self._server, *place, sequence):
             damage = f"holds record {record.sequence} of {record.writer!r}: it was moved"
         return Link(sequence, record.run_id, record.previous, digest, damage)
 
-    def _walk(self, writer: str) -> None:
-        links = self._links[writer]
+    def _walk(self, place: Place) -> None:
+        links = self._links[place]
         for sequence, link in links.items():
             if link.damage:
-                self._blame(writer, sequence, link.damage)
+                self._blame(place, sequence, link.damage)
         for sequence in range(1, max(links, default=0) + 1):
             if sequence not in links:
-                self._miss(writer, sequence, "later records are there")
+                self._miss(place, sequence, "later records are there")
         for sequence, link in sorted(links.items()):
             before = links.get(sequence - 1)
             # What was moved or damaged proves nothing about the record before it.
             if link.damage or before is None or link.previous == before.digest:
                 continue
-            self._blame(writer, before.sequence, f"is not what record {sequence} followed")
+            self._blame(place, before.sequence, f"is not what record {sequence} followed")
 
-    def _hold_to_heads(self, writer: str, signed: list[Signed]) -> None:
-        links = self._links[writer]
+    def _hold_to_heads(self, place: Place, signed: list[Signed]) -> None:
+        links = self._links[place]
         last = max(links, default=0)
         for one in sorted(signed, key=lambda one: one.head.sequence):
             link = links.get(one.head.sequence)
             if link is not None and link.digest != one.head.digest and one.head.digest:
-                self._blame(writer, link.sequence, f"is not what backup {one.by} has signed")
+                self._blame(place, link.sequence, f"is not what {one.by} testifies for")
+            if place[0] != self._own:
+                continue  # a copy may end earlier
             for sequence in range(last + 1, one.head.sequence + 1):
-                self._miss(
-                    writer, sequence, f"the chain was cut off: backup {one.by} has signed it"
-                )
+                self._miss(place, sequence, f"the chain was cut off: {one.by} testifies for it")
 
     # --- the records under their months ----------------------------------------------
 
     def _hold_to_months(self, filed: list[ObjectInfo]) -> int:
         with ThreadPoolExecutor(_READERS, thread_name_prefix="journal") as pool:
             found = list(pool.map(self._read_filed, filed))
-        seen: dict[str, set[str]] = {}
+        seen: set[str] = set()
         unchained = 0
         for info, record, digest in found:
             if record is None:
                 continue
-            seen.setdefault(record.run_id, set()).add(digest)
-            if not record.sequence:
-                unchained += 1
-                if self._oldest is not None and info.stored_at > self._oldest:
-                    self._add(
-                        EXTRA, record.run_id,
-                        "was stored when there were chains already, and is in none",
-                        "a pgrecall that knows no chains may have written it, on another host",
-                    )  # fmt: skip
+            seen.add(record.run_id)
+            if record.sequence:
+                self._hold_to_chain(record, digest)
                 continue
-            self._hold_to_chain(record, digest)
-        for writer, links in self._links.items():
+            unchained += 1
+            if self._oldest is not None and info.stored_at > self._oldest:
+                self._add(
+                    EXTRA, record.run_id,
+                    "was stored when there were chains already, and is in none",
+                    "a pgrecall that knows no chains may have written it, on another host",
+                )  # fmt: skip
+        for place, links in self._links.items():
             for link in links.values():
                 if link.run_id and not link.damage and link.run_id not in seen:
-                    self._unlisted(writer, link)
+                    self._unlisted(place, link)
         return unchained
 
     def _read_filed(self, info: ObjectInfo) -> tuple[ObjectInfo, RunRecord | None, str]:
@@ -216,67 +253,67 @@ class _Proof:
         return info, record, record_digest(data)
 
     def _hold_to_chain(self, record: RunRecord, digest: str) -> None:
-        links = self._links.get(record.writer, {})
+        place = (record.repository_id, record.writer)
+        links = self._links.get(place, {})
         link = links.get(record.sequence)
         if link is None:
-            self._miss(record.writer, record.sequence, f"run {record.run_id} is filed as this one")
-        elif link.digest != digest and not self._is_written_twice(links, record, digest):
-            if link.run_id in {record.run_id, ""}:
-                self._add(
-                    ALTERED, record.run_id, "is not the same under its month and in its chain"
-                )
-            else:
-                self._add(
-                    EXTRA, record.run_id,
-                    f"says that it is record {record.sequence} of {record.writer!r}, which is"
-                    f" {link.run_id}",
-                )  # fmt: skip
+            self._miss(place, record.sequence, f"run {record.run_id} is filed as this one")
+        elif link.digest == digest or (place, link.sequence) in self._blamed:
+            return  # or named already
+        elif link.run_id in {record.run_id, ""}:
+            self._add(ALTERED, record.run_id, "is not the same under its month and in its chain")
+        else:
+            self._add(
+                EXTRA, record.run_id,
+                f"says that it is record {record.sequence} of {record.writer!r}, which is"
+                f" {link.run_id}",
+            )  # fmt: skip
 
-    @staticmethod
-    def _is_written_twice(links: dict[int, Link], record: RunRecord, digest: str) -> bool:
-        """Killed between its two places, a scheduled run is recorded by the agent, too."""
-        return any(one.run_id == record.run_id and one.digest == digest for one in links.values())
-
-    def _unlisted(self, writer: str, link: Link) -> None:
+    def _unlisted(self, place: Place, link: Link) -> None:
         if self._store.head(layout.run_key(self._server, link.run_id)) is not None:
             return  # filed since, or named as damaged there
-        if link.sequence == max(self._links[writer]):
-            self._add(
-                UNLISTED, link.run_id,
-                f"is record {link.sequence} of {writer!r}, and is not under its month yet",
-                "its process was killed just then: the next run of this writer files it",
-                severity="warn",
-            )  # fmt: skip
-            return
-        self._add(
-            MISSING,
-            link.run_id,
-            f"is record {link.sequence} of {writer!r}, and not under its month",
-        )
+        what = f"is record {link.sequence} of {place[1]!r}, and is not under its month"
+        if link.sequence == max(self._links[place]):
+            hint = "its process was killed just then: the next run of this writer files it"
+            self._add(UNLISTED, link.run_id, what, hint, severity="warn")
+        else:
+            self._add(MISSING, link.run_id, what, severity=self._severity(place))
 
     # --- words -----------------------------------------------------------------------
 
-    def _facts(self, writer: str, signed: list[Signed]) -> ChainFacts:
-        links = self._links[writer]
+    def _facts(self, place: Place, signed: list[Signed]) -> ChainFacts:
+        links = self._links[place]
         last = max(links, default=0)
         return ChainFacts(
-            writer=writer,
+            writer=place[1],
+            is_copy=place[0] != self._own,
             records=len(links),
             last=last,
-            signed=len({one.by for one in signed if one.head.writer == writer}),
+            signed=len({one.by for one in signed if one.place == place}),
             last_run=links[last].run_id if links else "",
         )
 
-    def _miss(self, writer: str, sequence: int, why: str) -> None:
-        if (writer, sequence) not in self._blamed:
-            self._blamed.add((writer, sequence))
-            self._add(MISSING, _name(writer, sequence), f"is missing: {why}")
+    def _severity(self, place: Place) -> Severity:
+        """What is missing in a copy was not copied yet, as far as can be told here."""
+        return "fail" if place[0] == self._own else "warn"
 
-    def _blame(self, writer: str, sequence: int, why: str) -> None:
-        if (writer, sequence) not in self._blamed:
-            self._blamed.add((writer, sequence))
-            run_id = self._links[writer][sequence].run_id
-            self._add(ALTERED, _name(writer, sequence), f"{run_id or 'the record'} {why}")
+    def _miss(self, place: Place, sequence: int, why: str) -> None:
+        if (place, sequence) not in self._blamed:
+            self._blamed.add((place, sequence))
+            is_own = place[0] == self._own
+            hint = _LOOK if is_own else "a copy that was interrupted? pgrecall copy --wal"
+            name = self._name(place, sequence)
+            self._add(MISSING, name, f"is missing: {why}", hint, severity=self._severity(place))
+
+    def _blame(self, place: Place, sequence: int, why: str) -> None:
+        if (place, sequence) not in self._blamed:
+            self._blamed.add((place, sequence))
+            run_id = self._links[place][sequence].run_id
+            self._add(ALTERED, self._name(place, sequence), f"{run_id or 'the record'} {why}")
+
+    def _name(self, place: Place, sequence: int) -> str:
+        copied = "" if place[0] == self._own else f" (copied from repository {place[0]})"
+        return f"{place[1]}/{sequence}{copied}"
 
     def _add(
         self,
@@ -290,7 +327,3 @@ class _Proof:
         self._findings.append(
             Finding(severity=severity, code=code, subject=subject, message=message, hint=hint)
         )
-
-
-def _name(writer: str, sequence: int) -> str:
-    return f"{writer}/{sequence}"

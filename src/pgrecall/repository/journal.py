@@ -32,29 +32,29 @@ class Journal:
         self.server = server
         self._known: dict[str, RunRecord] = {}
 
-    def add(self, record: RunRecord, writer: str) -> bool:
-        """Write a record, behind ``writer``'s last one; durable when it returns.
+    def add(self, record: RunRecord, repository_id: str, writer: str) -> bool:
+        """Write a record, behind ``writer``'s last one in this repository; durable when it returns.
 
-        False: this run has one already, which stays. At most eight requests when nobody
+        False: this run has one already, which stays. Seven calls of the store when nobody
         else writes at the same moment; the journal is not listed. First it goes into the
         chain, then under its month, where it is looked up: who is killed between the two
         leaves that to the next run of the writer. Raises StoreError, RepositoryError.
         """
         key = layout.run_key(self.server, check_id(record.run_id, RUN))
-        chains = RunChains(self.store, self.server)
+        chains = RunChains(self.store, self.server, repository_id)
         end = chains.end(writer)
         if end.data is not None:
-            self._file_last(end.data, writer, end.sequence)
+            self._file_last(end.data, chains.key(writer, end.sequence))
         if self.store.head(key) is not None:
             return False
         data = chains.append(record, writer, end)
         reached("runs.chained")
         return self.store.put(key, [data]) or self.store.read(key) == data
 
-    def _file_last(self, data: bytes, writer: str, sequence: int) -> None:
+    def _file_last(self, data: bytes, chain_key: str) -> None:
         """The last record of a chain, under its month, if that was not done."""
         try:
-            last = decode_run(layout.chain_key(self.server, writer, sequence), data)
+            last = decode_run(chain_key, data)
             key = layout.run_key(self.server, check_id(last.run_id, RUN))
         except (RepositoryError, UsageError):
             return  # damaged: `runs verify` names it, and this run is to be written down

@@ -285,19 +285,22 @@ def run_key(server: str, run_id: str) -> str:
     return f"{runs_prefix(server, f'{stamp[:4]}-{stamp[4:6]}')}{run_id}.json"
 
 
-def chains_prefix(server: str, writer: str = "", part: int | None = None) -> str:
-    """Prefix of the chains of run records, of one writer's, or of a part of that."""
+def chains_prefix(server: str, repository_id: str = "") -> str:
+    """Prefix of the chains of run records, or of those that were begun in one repository."""
     prefix = f"{server_prefix(server)}chains/"
-    if not writer:
-        return prefix
-    prefix += f"{encode_server(writer)}/"
+    return f"{prefix}{repository_id}/" if repository_id else prefix
+
+
+def chain_prefix(server: str, repository_id: str, writer: str, part: int | None = None) -> str:
+    """Prefix of one writer's chain, or of a part of it; a thousand records share a part."""
+    prefix = f"{chains_prefix(server, repository_id)}{encode_server(writer)}/"
     return prefix if part is None else f"{prefix}{_number(part)}/"
 
 
-def chain_key(server: str, writer: str, sequence: int) -> str:
-    """Key of one record in a writer's chain; a thousand records share a part."""
+def chain_key(server: str, repository_id: str, writer: str, sequence: int) -> str:
+    """Key of one record in a writer's chain."""
     part = sequence // CHAIN_PART_RECORDS
-    return f"{chains_prefix(server, writer, part)}{_number(sequence)}.json"
+    return f"{chain_prefix(server, repository_id, writer, part)}{_number(sequence)}.json"
 
 
 # --- names of relations ------------------------------------------------------------

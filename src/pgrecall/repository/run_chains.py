@@ -65,15 +65,19 @@ def decode_run(key: str, data: bytes) -> RunRecord:
 
 
 class RunChains:
-    """The chains of one server in one store."""
+    """The chains of one server in one store that were begun in the repository of that id.
 
-    def __init__(self, store: Store, server: str) -> None:
+    Those of another repository were copied here.
+    """
+
+    def __init__(self, store: Store, server: str, repository_id: str) -> None:
         self.store = store
         self.server = server
+        self.repository_id = repository_id
 
     def writers(self) -> list[str]:
         """Who has written, sorted. Raises StoreError, RepositoryError for what is no writer's."""
-        names = self.store.children(layout.chains_prefix(self.server))
+        names = self.store.children(layout.chains_prefix(self.server, self.repository_id))
         return [layout.decode_server(name.rstrip("/")) for name in names if name.endswith("/")]
 
     def end(self, writer: str) -> ChainEnd:
@@ -81,10 +85,10 @@ class RunChains:
 
         Raises StoreError, and RepositoryError when something else lies in the chain.
         """
-        prefix = layout.chains_prefix(self.server, writer)
+        prefix = self._prefix(writer)
         names = [name for name in self.store.children(prefix) if name.endswith("/")]
         for part in sorted((layout.number_of(name.rstrip("/")) for name in names), reverse=True):
-            below = self.store.list(layout.chains_prefix(self.server, writer, part))
+            below = self.store.list(self._prefix(writer, part))
             numbers = [layout.record_number(info.key.rpartition("/")[2]) for info in below]
             if numbers:
                 return ChainEnd(max(numbers), self._bytes(writer, max(numbers)))
@@ -100,10 +104,14 @@ class RunChains:
             sequence = end.sequence + 1
             data = sealed(
                 msgspec.structs.replace(
-                    record, writer=writer, sequence=sequence, previous=end.digest
+                    record,
+                    repository_id=self.repository_id,
+                    writer=writer,
+                    sequence=sequence,
+                    previous=end.digest,
                 )
             )
-            if self.store.put(layout.chain_key(self.server, writer, sequence), [data]):
+            if self.store.put(self.key(writer, sequence), [data]):
                 return data
             taken = self._bytes(writer, sequence)
             if taken == data:
@@ -125,8 +133,15 @@ class RunChains:
 
     def numbers(self, writer: str) -> Sequence[int]:
         """All numbers of a writer's chain that are there, ascending; lists the whole chain."""
-        infos = self.store.list(layout.chains_prefix(self.server, writer))
+        infos = self.store.list(self._prefix(writer))
         return sorted(layout.record_number(info.key.rpartition("/")[2]) for info in infos)
+
+    def key(self, writer: str, sequence: int) -> str:
+        """Where a record lies."""
+        return layout.chain_key(self.server, self.repository_id, writer, sequence)
+
+    def _prefix(self, writer: str, part: int | None = None) -> str:
+        return layout.chain_prefix(self.server, self.repository_id, writer, part)
 
     def _head(self, writer: str) -> ChainHead:
         end = self.end(writer)
@@ -135,6 +150,6 @@ class RunChains:
     def _bytes(self, writer: str, sequence: int) -> bytes | None:
         """What is stored, damaged or not; None when it cannot even be decrypted."""
         try:
-            return self.store.read(layout.chain_key(self.server, writer, sequence))
+            return self.store.read(self.key(writer, sequence))
         except CorruptObjectError:
             return None
