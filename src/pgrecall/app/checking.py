@@ -16,6 +16,7 @@ from pgrecall.model.findings import Finding, Severity, worst
 from pgrecall.model.runs import RunFacts
 from pgrecall.postgres.connection import connect
 from pgrecall.repository.opening import open_store
+from pgrecall.store.bucket_questions import ask_bucket
 from pgrecall.system.clock import SystemClock
 from pgrecall.wal.commands import archive_command
 
@@ -65,6 +66,7 @@ def run_check(context: RunContext, request: CheckRequest) -> CheckResult:
             environment=context.environment,
         ),
         open_store=lambda settings: open_store(settings, context.environment),
+        ask_bucket=lambda settings: ask_bucket(settings, context.environment),
         progress=context.progress,
         clock=clock,
         archive_timeout_seconds=context.settings.backup.archive_timeout_seconds,
