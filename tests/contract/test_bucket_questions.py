@@ -48,7 +48,7 @@ AMAZON = {
 def bucket(s3: S3Server) -> str:
     """One with object lock; its name."""
     name = f"locked-{os.urandom(4).hex()}"
-    administer(s3.endpoint, f"/{name}", locks=True)
+    administer(s3.endpoint, f"/{name}", also={"x-amz-bucket-object-lock-enabled": "true"})
     return name
 
 
@@ -59,8 +59,8 @@ def test_a_bucket_that_is_protected_says_so(
     plain = ask_bucket(settings, ADMIN)
     assert plain is not None
     assert (plain.versioning, plain.object_lock, plain.is_immutable) == ("enabled", True, False)
-    administer(s3.endpoint, f"/{bucket}", "object-lock=", LOCK)
-    administer(s3.endpoint, f"/{bucket}", "policy=", POLICY % bucket)
+    administer(s3.endpoint, f"/{bucket}", "object-lock=", LOCK.encode())
+    administer(s3.endpoint, f"/{bucket}", "policy=", (POLICY % bucket).encode())
     assert ask_bucket(settings, ADMIN) == BucketFacts(
         versioning="enabled",
         mfa_delete=False,

@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from pgrecall.audit_errors import RunsBrokenError
 from pgrecall.errors import ConfirmationError, RepositoryError
+from pgrecall.further_errors import RunsBrokenError
 from pgrecall.model.runs import RUN_ID_VARIABLE, TRIGGER_VARIABLE, RunRecord, Trigger
 from pgrecall.repository import layout
 from pgrecall.repository.catalog import Catalog

@@ -115,6 +115,12 @@ class RepositorySettings(Section):
         doc="Server-side encryption to ask for (S3). Empty: what the bucket does by itself.",
     )
     sse_kms_key: str = setting(default="", doc="Identity of the KMS key, with sse = aws:kms.")
+    storage_class: str = setting(
+        default="",
+        choices=("", "STANDARD", "STANDARD_IA", "ONEZONE_IA", "INTELLIGENT_TIERING", "GLACIER_IR"),
+        doc="Storage class of objects of 128 KiB and more (S3); all of these can be read at once."
+        " Empty: the bucket's own.",
+    )
     encryption: str = setting(
         default="",
         choices=("", "passphrase", "age", "command", "exported"),

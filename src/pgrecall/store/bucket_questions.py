@@ -22,10 +22,12 @@ from pgrecall.settings.references import resolve_secret
 from pgrecall.settings.sections import RepositorySettings
 
 _EMPTY = hashlib.sha256(b"").hexdigest()
-_LONGEST_ANSWER = 1 << 18
+_LONGEST_ANSWER = 4 << 20
 _MOST_SECONDS = 20.0
 _DEFAULT_REGION = "us-east-1"
 _DAYS_OF_YEAR = 365
+_ARCHIVE_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
+_CONTENTS = re.compile(r"<Contents>(.*?)</Contents>", re.DOTALL)
 
 
 class _Credentials(NamedTuple):
@@ -78,6 +80,42 @@ def ask_bucket(settings: RepositorySettings, environment: Mapping[str, str]) -> 
     return BucketFacts(**facts, untold=untold)
 
 
+def frozen_objects(
+    settings: RepositorySettings, environment: Mapping[str, str], prefix: str
+) -> list[str] | None:
+    """Keys below ``prefix`` that lie in an archive class and are not thawed; None: not told.
+
+    One request for each thousand objects. Raises SettingsError.
+    """
+    credentials = _credentials(settings, environment) if settings.store == "s3" else None
+    if credentials is None:
+        return None
+    bucket = _Bucket(settings, environment, credentials)
+    base = "".join(f"{part}/" for part in settings.prefix.split("/") if part)
+    found: list[str] = []
+    token = ""
+    while True:
+        query = f"list-type=2&prefix={quote(base + prefix, safe='')}"
+        if token:
+            query = f"continuation-token={quote(token, safe='')}&{query}"
+        try:
+            answer = bucket.ask(query, {"x-amz-optional-object-attributes": "RestoreStatus"})
+        except _UntoldError:
+            return None
+        for entry in _CONTENTS.findall(answer.text):
+            key = (_tag(entry, "Key") or "").removeprefix(base)
+            if _tag(entry, "StorageClass") in _ARCHIVE_CLASSES and not _is_thawed(entry):
+                found.append(key)
+        token = _tag(answer.text, "NextContinuationToken") or ""
+        if not token:
+            return found
+
+
+def _is_thawed(entry: str) -> bool:
+    is_done = (_tag(entry, "IsRestoreInProgress") or "").lower() == "false"
+    return is_done and _tag(entry, "RestoreExpiryDate") is not None
+
+
 def _credentials(
     settings: RepositorySettings, environment: Mapping[str, str]
 ) -> _Credentials | None:
@@ -112,10 +150,13 @@ class _Bucket:
         base = url.path.rstrip("/")
         self._path = f"{base}/{settings.bucket}" if settings.path_style else f"{base}/"
 
-    def ask(self, query: str) -> _Answer:
-        """Send GET ?query; raises _UntoldError when it is not reached, or refuses."""
+    def ask(self, query: str, also: Mapping[str, str] | None = None) -> _Answer:
+        """Send GET ?query (sorted and encoded), with headers ``also``.
+
+        Raises _UntoldError when it is not reached, or refuses.
+        """
         path = quote(self._path, safe="/-_.~")
-        headers = self._signed(path, query)
+        headers = self._signed(path, query, also or {})
         seconds = min(self._settings.timeout_seconds, _MOST_SECONDS)
         try:
             connection = self._connect(seconds)
@@ -139,9 +180,9 @@ class _Bucket:
         trust = ssl.create_default_context(cafile=self._settings.ca_file or None)
         return http.client.HTTPSConnection(self._host, timeout=seconds, context=trust)
 
-    def _signed(self, path: str, query: str) -> dict[str, str]:
+    def _signed(self, path: str, query: str, also: Mapping[str, str]) -> dict[str, str]:
         now = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-        headers = {"host": self._host, "x-amz-content-sha256": _EMPTY, "x-amz-date": now}
+        headers = {"host": self._host, "x-amz-content-sha256": _EMPTY, "x-amz-date": now, **also}
         if self._credentials.token:
             headers["x-amz-security-token"] = self._credentials.token
         names = ";".join(sorted(headers))
@@ -175,7 +216,7 @@ _ABSENT = frozenset(
 
 
 def _tag(text: str, name: str) -> str | None:
-    found = re.search(rf"<{name}>([^<]{{0,200}})</{name}>", text)
+    found = re.search(rf"<{name}>([^<]{{0,2000}})</{name}>", text)
     return found[1].strip() if found else None
 
 

@@ -7,9 +7,9 @@ from typing import get_args
 import click
 
 from pgrecall.app.runs import RunsRequest, list_runs, show_run, verify_runs
-from pgrecall.audit_errors import RunsBrokenError
 from pgrecall.cli.frame import Example, framed_command
 from pgrecall.cli.invocation import Invocation
+from pgrecall.further_errors import RunsBrokenError
 from pgrecall.model.runs import Outcome
 from pgrecall.model.targets import parse_time
 
