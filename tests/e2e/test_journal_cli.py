@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from pgrecall.errors import ConfirmationError, RepositoryError
+from pgrecall.errors import ConfirmationError, RepositoryError, StoreAbsentError
 from pgrecall.further_errors import RunsBrokenError
 from pgrecall.model.runs import RUN_ID_VARIABLE, TRIGGER_VARIABLE, RunRecord, Trigger
 from pgrecall.repository import layout
@@ -67,7 +67,7 @@ def test_runs_are_kept_with_what_they_came_to(product: Product, tmp_path: Path) 
     product.close()
 
 
-def test_the_trail_is_listed_shown_and_proven(product: Product) -> None:
+def test_the_trail_is_listed_shown_and_proven(product: Product, tmp_path: Path) -> None:
     first = product.backup()
     assert first.run_heads == ()
     assert product.cli("wal", "switch").returncode == 0
@@ -105,6 +105,9 @@ def test_the_trail_is_listed_shown_and_proven(product: Product) -> None:
     assert f"{socket.gethostname()}/3: is missing: the chain was cut off" in cut.stdout
     unknown = product.cli("runs", "show", "r-20261122T201637Z-7k3q")
     assert unknown.returncode == RepositoryError.exit_status
+    Path(product.repository.path).rename(tmp_path / "away")
+    assert product.cli("runs", "list").returncode == StoreAbsentError.exit_status
+    assert product.cli("runs", "verify").returncode == RunsBrokenError.exit_status
 
 
 def test_failures_are_kept_with_their_error(product: Product) -> None:

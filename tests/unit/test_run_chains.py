@@ -104,6 +104,7 @@ def test_an_untouched_journal_is_whole(store: MemoryStore) -> None:
 def test_a_removed_record_is_named(store: MemoryStore) -> None:
     del store.objects[chain_key(3)]
     assert said(prove(store)) == [("fail", "run-missing", "db1/3")]
+    assert record(2).run_id in prove(store).findings[0].message
     del store.objects[run_key(2)]
     assert said(prove(store)) == [("fail", "run-missing", "db1/3")]
 

@@ -96,20 +96,29 @@ class RunsVerifyResult(msgspec.Struct, frozen=True, kw_only=True):
 def list_runs(context: RunContext, request: RunsRequest) -> RunList:
     """The runs in all repositories of the server, or in the chosen one.
 
-    A repository that cannot be read is a finding. Raises SettingsError.
+    A repository that cannot be read is a finding. Raises its error when none can be read, and
+    SettingsError.
     """
     since = request.since or SystemClock().now() - _USUAL_HISTORY
     server = context.server.name
     found: list[RunSummary] = []
     findings: list[Finding] = []
-    for name, opened in _opened(context, findings):
+    problem: PgrecallError | None = None
+    are_read = 0
+    for settings in context.repositories:
+        name = settings.name
         try:
+            opened = OpenedRepository(settings, context.environment)
             records, damaged = Journal(opened.store, server).runs(since)
         except PgrecallError as error:
+            problem = problem or error
             findings.append(_unreadable(name, error))
             continue
+        are_read += 1
         findings += damaged
         found += [_summary(name, one) for one in records if _is_wanted(one, request)]
+    if problem is not None and not are_read:
+        raise problem
     found.sort(key=lambda one: (one.ended_at, one.run_id))
     return RunList(server=server, since_at=since, runs=tuple(found), findings=tuple(findings))
 

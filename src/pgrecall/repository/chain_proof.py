@@ -28,6 +28,8 @@ UNLISTED = "run-unlisted"
 
 #: Repository in which a chain was begun, and its writer.
 Place = tuple[str, str]
+#: A record under its month, and the digest of its object.
+_Filed = tuple[ObjectInfo, RunRecord, str]
 
 _READERS = 8
 _LOOK = "who could write there? compare with the copies that other repositories keep"
@@ -120,10 +122,17 @@ class _Proof:
         self._oldest: datetime | None = None
         self._findings: list[Finding] = []
         self._blamed: set[tuple[Place, int]] = set()
+        self._filed_as: dict[tuple[Place, int], str] = {}
 
     def run(self, signed: list[Signed]) -> ChainProof:
         # The months first: a run that ends meanwhile is in its chain before it is there.
-        filed = list(self._store.list(layout.runs_prefix(self._server)))
+        infos = list(self._store.list(layout.runs_prefix(self._server)))
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="journal") as pool:
+            filed = [one for one in pool.map(self._read_filed, infos) if one is not None]
+        self._filed_as = {
+            ((record.repository_id, record.writer), record.sequence): record.run_id
+            for _, record, _ in filed
+        }
         places = {
             (owner, writer)
             for owner in chain_owners(self._store, self._server)
@@ -214,14 +223,10 @@ class _Proof:
 
     # --- the records under their months ----------------------------------------------
 
-    def _hold_to_months(self, filed: list[ObjectInfo]) -> int:
-        with ThreadPoolExecutor(_READERS, thread_name_prefix="journal") as pool:
-            found = list(pool.map(self._read_filed, filed))
+    def _hold_to_months(self, filed: list[_Filed]) -> int:
         seen: set[str] = set()
         unchained = 0
-        for info, record, digest in found:
-            if record is None:
-                continue
+        for info, record, digest in filed:
             seen.add(record.run_id)
             if record.sequence:
                 self._hold_to_chain(record, digest)
@@ -239,17 +244,17 @@ class _Proof:
                     self._unlisted(place, link)
         return unchained
 
-    def _read_filed(self, info: ObjectInfo) -> tuple[ObjectInfo, RunRecord | None, str]:
+    def _read_filed(self, info: ObjectInfo) -> _Filed | None:
         try:
             data = self._store.read(info.key)
             record = decode_run(info.key, data)
             if info.key != layout.run_key(self._server, record.run_id):
                 raise CorruptObjectError(f"{info.key} is the record of {record.run_id}")
         except ObjectMissingError:
-            return info, None, ""  # the chain has it, and will say so
+            return None  # the chain has it, and will say so
         except (RepositoryError, IndexError) as error:
             self._add(ALTERED, info.key, str(error))
-            return info, None, ""
+            return None
         return info, record, record_digest(data)
 
     def _hold_to_chain(self, record: RunRecord, digest: str) -> None:
@@ -257,7 +262,7 @@ class _Proof:
         links = self._links.get(place, {})
         link = links.get(record.sequence)
         if link is None:
-            self._miss(place, record.sequence, f"run {record.run_id} is filed as this one")
+            self._miss(place, record.sequence, "it is not in the chain")
         elif link.digest == digest or (place, link.sequence) in self._blamed:
             return  # or named already
         elif link.run_id in {record.run_id, ""}:
@@ -303,7 +308,11 @@ class _Proof:
             is_own = place[0] == self._own
             hint = _LOOK if is_own else "a copy that was interrupted? pgrecall copy --wal"
             name = self._name(place, sequence)
-            self._add(MISSING, name, f"is missing: {why}", hint, severity=self._severity(place))
+            run_id = self._filed_as.get((place, sequence))
+            known = f" (under its month it is {run_id})" if run_id else ""
+            self._add(
+                MISSING, name, f"is missing: {why}{known}", hint, severity=self._severity(place)
+            )
 
     def _blame(self, place: Place, sequence: int, why: str) -> None:
         if (place, sequence) not in self._blamed:
