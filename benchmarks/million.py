@@ -27,12 +27,12 @@ from pathlib import Path
 
 import pgrecall
 from pgrecall.backup.copy import CopyPool
+from pgrecall.backup.copy_source import CopySource, PageShape, WorkerResult
 from pgrecall.backup.entries import EntryWriter
 from pgrecall.backup.pack_sink import PackFactory
 from pgrecall.backup.results import CopyResults
 from pgrecall.backup.scan import Scan, scan_data_directory
 from pgrecall.backup.units import Unit, cut_into_units
-from pgrecall.backup.worker import CopySource, PageShape, WorkerResult
 from pgrecall.errors import PgrecallError
 from pgrecall.model.ids import BACKUP, new_id
 from pgrecall.model.manifest import ManifestRoot, PackEntry, ServerFactsRecord, WalRange
@@ -41,7 +41,7 @@ from pgrecall.repository.contents import Contents
 from pgrecall.repository.manifests import ManifestReader, ManifestWriter
 from pgrecall.repository.pack_source import PackSource
 from pgrecall.repository.packs import FRAME_BYTES, PackHeader
-from pgrecall.restore.writer import FileWriter, make_directories
+from pgrecall.restore.writer import FileWriter, Part, make_directories
 from pgrecall.store.local import LocalStore
 from pgrecall.store.memory import MemoryStore
 from pgrecall.system.progress import NoProgress
@@ -138,9 +138,9 @@ class _Steps:
             self._target.mkdir(mode=0o700)
             root = os.fsencode(self._target)
             make_directories(root, contents)
-            FileWriter(root, contents, source, held_back=frozenset(), progress=NoProgress()).write(
-                2 * (os.cpu_count() or 1)
-            )
+            FileWriter(
+                root, contents, source, held_back=frozenset(), progress=NoProgress(), part=Part()
+            ).write(2 * (os.cpu_count() or 1))
             self._did("write")
             return self._timings
         at_work = 2 * (os.cpu_count() or 1)

@@ -9,12 +9,11 @@ import signal
 import socket
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from pgrecall import __version__
-from pgrecall.agent.job_runner import Ended
 from pgrecall.app.context import RunContext
 from pgrecall.app.opened import OpenedRepository
 from pgrecall.errors import (
@@ -41,6 +40,9 @@ from pgrecall.model.runs import (
 )
 from pgrecall.repository.journal import Journal
 from pgrecall.settings import RepositorySettings
+
+if TYPE_CHECKING:
+    from pgrecall.agent.job_runner import Ended  # which loads what only the agent needs
 
 _log = logging.getLogger(__name__)
 
