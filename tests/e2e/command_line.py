@@ -73,7 +73,7 @@ def objects(repository: Path) -> list[str]:
     return sorted(
         str(path.relative_to(repository))
         for path in repository.rglob("*")
-        if path.is_file() and path.parts[-3] != "runs"
+        if path.is_file() and not {path.parts[-3], path.parts[-5]} & {"runs", "chains"}
     )
 
 

@@ -37,7 +37,7 @@ COMPLETION: dict[str, type] = {
     "compression": str, "has_wal": bool, "totals": dict, "manifest_bytes": int,
     "manifest_digest": str, "worst": str, "finding_count": int, "suite": str,
     "tool_version": str, "restore_id": str, "annotations": dict, "base_id": str,
-    "references": list, "change_source": str,
+    "references": list, "change_source": str, "run_heads": list,
 }  # fmt: skip
 PLAN: dict[str, type] = {
     "server": str, "repository": str, "kind": str, "source": str, "data_directory": str,

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import os
+import pwd
+import socket
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
-from pgrecall.errors import ConfirmationError
+from pgrecall.errors import ConfirmationError, RepositoryError, StoreAbsentError
+from pgrecall.further_errors import RunsBrokenError
 from pgrecall.model.runs import RUN_ID_VARIABLE, TRIGGER_VARIABLE, RunRecord, Trigger
 from pgrecall.repository import layout
+from pgrecall.repository.catalog import Catalog
 from pgrecall.repository.journal import Journal
 from pgrecall.store.opening import open_store
-from tests.support.postgresql import ServerFactory
+from tests.support.postgresql import SUPERUSER, ServerFactory
 from tests.support.product import SERVER, Product
 
 
@@ -28,6 +35,10 @@ def records(product: Product) -> list[RunRecord]:
     )
     assert findings == []
     return found
+
+
+def told(product: Product, *words: str) -> Any:
+    return json.loads(product.cli(*words, "--json").stdout)
 
 
 def test_runs_are_kept_with_what_they_came_to(product: Product, tmp_path: Path) -> None:
@@ -54,6 +65,49 @@ def test_runs_are_kept_with_what_they_came_to(product: Product, tmp_path: Path) 
     assert restore.rto_seconds is not None
     assert 0 < restore.rto_seconds <= restore.duration_seconds
     product.close()
+
+
+def test_the_trail_is_listed_shown_and_proven(product: Product, tmp_path: Path) -> None:
+    first = product.backup()
+    assert first.run_heads == ()
+    assert product.cli("wal", "switch").returncode == 0
+    (listed,) = told(product, "runs", "list", "--command", "wal switch")["runs"]
+    assert (listed["outcome"], listed["host"]) == ("ok", socket.gethostname())
+    assert listed["user"] == pwd.getpwuid(os.geteuid()).pw_name
+    assert product.cli("check", "--no-switch").returncode == 0
+    assert told(product, "runs", "list", "--outcome", "fail")["runs"] == []
+    check = records(product)[-1]
+    shown = told(product, "runs", "show", check.run_id)["run"]
+    assert (shown["command"], shown["role"]) == ("check", SUPERUSER)
+    assert shown["pid"] > 0
+    assert {one["code"] for one in shown["findings"]} > {"rights", "repository"}
+    held = product.cli("hold", "add", first.backup_id, "--reason", "case 4711")
+    assert held.returncode == 0, held.stderr
+    assert records(product)[-1].plan["reason"] == "case 4711"
+
+    proof = told(product, "runs", "verify")
+    assert (proof["result"], proof["records"], proof["findings"]) == ("ok", 3, [])
+    assert product.cli("backup").returncode == 0
+    assert records(product)[-1].plan["server"] == SERVER
+    (signed,) = {
+        head
+        for one in Catalog(open_store(product.repository, {}), SERVER).complete()
+        for head in one.run_heads
+    }
+    assert (signed.writer, signed.sequence) == (socket.gethostname(), 3)
+    for sequence, record in ((3, records(product)[2]), (4, records(product)[3])):
+        product.path_of(
+            layout.chain_key(SERVER, first.repository_id, socket.gethostname(), sequence)
+        ).unlink()
+        product.path_of(layout.run_key(SERVER, record.run_id)).unlink()
+    cut = product.cli("runs", "verify")
+    assert cut.returncode == RunsBrokenError.exit_status
+    assert f"{socket.gethostname()}/3: is missing: the chain was cut off" in cut.stdout
+    unknown = product.cli("runs", "show", "r-20261122T201637Z-7k3q")
+    assert unknown.returncode == RepositoryError.exit_status
+    Path(product.repository.path).rename(tmp_path / "away")
+    assert product.cli("runs", "list").returncode == StoreAbsentError.exit_status
+    assert product.cli("runs", "verify").returncode == RunsBrokenError.exit_status
 
 
 def test_failures_are_kept_with_their_error(product: Product) -> None:

@@ -14,6 +14,7 @@ import pytest
 from pgrecall.app import opened
 from pgrecall.backup import run as backup_run
 from pgrecall.errors import StoreError, StoreRefusedError, VerifyFailedError
+from pgrecall.further_errors import ObjectFrozenError
 from pgrecall.repository import layout
 from pgrecall.repository.identity import latest_generation
 from pgrecall.repository.wal_archive import WalArchive
@@ -26,6 +27,7 @@ from tests.support.object_servers import ACCESS_KEY, SECRET_KEY, S3Server, s3_se
 from tests.support.postgresql import ServerFactory
 from tests.support.product import SERVER, Product
 from tests.support.recording_proxy import RecordingProxy, recording_proxy
+from tests.support.s3_admin import administer
 from tests.support.s3_fixtures import S3Settings
 
 
@@ -78,7 +80,7 @@ class S3Product(Product):
         """
         store = open_store(self.repository, {}, is_anchored=False)
         found = {info.key: f"{info.size} {info.stored_at}" for info in store.list("")}
-        of_runs = {"runs", "leases", "verified"}
+        of_runs = {"runs", "chains", "leases", "verified"}
         return {key: facts for key, facts in found.items() if not of_runs & set(key.split("/"))}
 
     def is_secret_kept(self, *texts: str) -> bool:
@@ -202,6 +204,26 @@ def test_damage_in_s3_is_found(product_in: MakeProduct, s3_settings: S3Settings)
         (found,) = json.loads(said.stdout)["findings"]
         assert (found["code"], key in found["message"]) == (code, True)
     assert product.cli("verify", "--fast").returncode == 0  # it is there, and as long as it was
+
+
+def test_a_restore_does_not_count_on_what_is_frozen(
+    product_in: MakeProduct, s3: S3Server, s3_settings: S3Settings, tmp_path: Path
+) -> None:
+    """A lifecycle rule has moved a pack: named before a byte is written, and no try to read it."""
+    product = product_in(s3_settings())
+    backup = product.backup()
+    settings = product.repository
+    key = layout.pack_key(SERVER, backup.backup_id, 0)
+    content = open_store(settings, {}).read(key)
+    cold = {"x-amz-storage-class": "DEEP_ARCHIVE"}
+    path = f"/{settings.bucket}/{settings.prefix}/{key}"
+    administer(s3.endpoint, path, content=content, also=cold)
+    target = tmp_path / "copy"
+    for more in ((), ("--dry-run",)):
+        refused = product.cli("restore", "--target-dir", str(target), *more)
+        assert refused.returncode == ObjectFrozenError.exit_status, refused
+        assert key in refused.stderr
+        assert not target.exists()
 
 
 def test_wrong_credentials_change_nothing(product_in: MakeProduct, s3_settings: S3Settings) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pgrecall.errors import BackupNotFoundError, RepositoryError
+from pgrecall.further_errors import RunsBrokenError
 from pgrecall.repository import layout
 from pgrecall.repository.identity import open_repository
 from pgrecall.repository.opening import open_store
@@ -245,6 +246,19 @@ def test_backup_copies_by_itself_where_that_is_set(filled: Filled, tmp_path: Pat
     assert several.catalog("two").unfinished() == []  # packs of others, which it refers to
     runs = [path.read_text() for path in filled.root.glob(f"servers/{SERVER}/runs/*/*.json")]
     assert sum('"command":"copy"' in run and made in run for run in runs) == 2
+    several.copy(wal_only=True)
+    *_, last = sorted(filled.root.glob(f"servers/{SERVER}/chains/*/*/*/*.json"))
+    (tmp_path / "two" / last.relative_to(filled.root)).read_text()  # the chains went along
+    last.unlink()
+    proof = subprocess.run(
+        several.command("runs", "verify"),
+        capture_output=True,
+        text=True,
+        check=False,
+        env=several.environment,
+    )
+    assert proof.returncode == RunsBrokenError.exit_status, proof
+    assert f"/{int(last.stem)}: is missing: the chain was cut off: the copy in" in proof.stdout
 
     os.rename(tmp_path / "two", tmp_path / "away")
     warned = backup(several)

@@ -26,6 +26,8 @@ ACCESS_KEY = "pgrecall-access"
 SECRET_KEY = "pgrecall-secret-of-the-tests"
 READER_ACCESS_KEY = "pgrecall-reader"
 READER_SECRET_KEY = "pgrecall-reader-secret-of-the-tests"
+ADMIN_ACCESS_KEY = "pgrecall-admin"
+ADMIN_SECRET_KEY = "pgrecall-admin-secret-of-the-tests"
 BUCKET = "backups"
 
 _START_SECONDS = 60.0
@@ -151,6 +153,7 @@ def _identities() -> dict[str, object]:
         "identities": [
             identity("writer", ACCESS_KEY, SECRET_KEY, ["Read", "Write", "List", "Tagging"]),
             identity("reader", READER_ACCESS_KEY, READER_SECRET_KEY, ["Read", "List"]),
+            identity("admin", ADMIN_ACCESS_KEY, ADMIN_SECRET_KEY, ["Admin"]),
         ]
     }
 

@@ -203,7 +203,8 @@ class Product:
         return {
             str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in sorted(root.rglob("*"))
-            if path.is_file() and not {"runs", "leases"} & set(path.relative_to(root).parts)
+            if path.is_file()
+            and not {"runs", "chains", "leases"} & set(path.relative_to(root).parts)
         }
 
     def path_of(self, key: str) -> Path:

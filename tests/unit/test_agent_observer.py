@@ -73,7 +73,7 @@ def test_it_counts_the_runs_of_a_week() -> None:
 
     for days, outcome, missed in ((8.0, "fail", 9), (2.0, "fail", 2), (1.0, "ok", 1)):
         run_id, at = stamp(days)
-        journal.add(run(run_id, at, outcome, missed))  # type: ignore[arg-type]
+        journal.add(run(run_id, at, outcome, missed), "r1", "h")  # type: ignore[arg-type]
     seen = observer(store)
     seen.look()
     facts = seen.facts()

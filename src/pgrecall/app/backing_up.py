@@ -33,6 +33,7 @@ from pgrecall.repository.identity import (
     require_owner,
     require_writer,
 )
+from pgrecall.repository.run_chains import RunChains
 from pgrecall.repository.wal_archive import WalArchive
 from pgrecall.store.remains import remove_abandoned_files
 from pgrecall.system.clock import SystemClock
@@ -83,6 +84,7 @@ def run_backup(context: RunContext, request: BackupRequest) -> BackupResult:
         archive_timeout_seconds=context.settings.backup.archive_timeout_seconds,
         page_rereads=context.settings.backup.page_rereads,
         record_names=partial(names_of_backup, context, opened),
+        run_heads=RunChains(opened.store, server.name, opened.identity.repository_id).heads,
     )
     run = BackupRun(task, tools)
     if task.plan.source == "stream":

@@ -17,6 +17,7 @@ from pgrecall.model.runs import RunFacts
 from pgrecall.postgres.connection import connect
 from pgrecall.postgres.replication import ReplicationSession
 from pgrecall.repository.opening import open_store
+from pgrecall.store.bucket_questions import ask_bucket
 from pgrecall.system.clock import SystemClock
 from pgrecall.wal.commands import archive_command
 
@@ -70,6 +71,7 @@ def run_check(context: RunContext, request: CheckRequest) -> CheckResult:
             server, application_name="pgrecall check", environment=context.environment
         ),
         open_store=lambda settings: open_store(settings, context.environment),
+        ask_bucket=lambda settings: ask_bucket(settings, context.environment),
         progress=context.progress,
         clock=clock,
         archive_timeout_seconds=context.settings.backup.archive_timeout_seconds,

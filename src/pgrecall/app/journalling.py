@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
+import pwd
 import signal
 import socket
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -24,6 +27,7 @@ from pgrecall.errors import (
     SettingsError,
     VerifyFailedError,
 )
+from pgrecall.model.findings import Finding
 from pgrecall.model.runs import (
     TRIGGER_VARIABLE,
     Journalled,
@@ -31,6 +35,8 @@ from pgrecall.model.runs import (
     RunFacts,
     RunRecord,
     Trigger,
+    bounded_findings,
+    bounded_plan,
 )
 from pgrecall.repository.journal import Journal
 from pgrecall.settings import RepositorySettings
@@ -56,13 +62,20 @@ _CODES = {kind.exit_status: kind.code for kind in _REPORTING}
 
 
 class RunEnd(NamedTuple):
-    """How a run of ``command`` ended: with a result and a status, or with an error."""
+    """How a run of ``command`` ended: with a result and a status, or with an error.
+
+    ``plan``: what it has shown before it acted; ``given``: what it was told to do, for
+    commands without a plan. ``connects``: whether it talks to the server.
+    """
 
     command: str
     started_at: datetime
     status: int = 0
     result: object = None
     error: BaseException | None = None
+    plan: msgspec.Struct | None = None
+    given: Mapping[str, Any] = {}
+    connects: bool = False
 
 
 def write_run(context: RunContext, end: RunEnd) -> None:
@@ -91,6 +104,7 @@ def write_job(context: RunContext, ended: Ended) -> None:
         server=context.server.name,
         command=ended.job,
         host=socket.gethostname(),
+        user=_user(),
         started_at=ended.began_at,
         ended_at=ended.ended_at,
         outcome="interrupted" if is_signal else "fail" if ended.status else "ok",
@@ -107,10 +121,17 @@ def _add(context: RunContext, record: RunRecord) -> bool | None:
     """As Journal.add; None after a failure, which was logged."""
     try:
         opened = OpenedRepository(_hasty(main_settings(context)), context.environment)
-        return Journal(opened.store, record.server).add(record)
+        return Journal(opened.store, record.server).add(
+            record, opened.identity.repository_id, writer_of(context)
+        )
     except (PgrecallError, OSError) as error:
         _log.warning("the run is not in the journal: %s", error, extra={"command": record.command})
         return None
+
+
+def writer_of(context: RunContext) -> str:
+    """Whose chain of records this host continues."""
+    return context.settings.runs.writer or socket.gethostname()
 
 
 def main_settings(context: RunContext) -> RepositorySettings:
@@ -130,6 +151,7 @@ def _hasty(settings: RepositorySettings) -> RepositorySettings:
 def _record(context: RunContext, server: str, end: RunEnd) -> RunRecord:
     facts = end.result.run_facts() if isinstance(end.result, Journalled) else RunFacts()
     code, message, status = _error_of(end)
+    findings, more = bounded_findings(_findings(end.result))
     return RunRecord(
         run_id=context.run_id,
         server=server,
@@ -150,7 +172,38 @@ def _record(context: RunContext, server: str, end: RunEnd) -> RunRecord:
         salvaged=facts.salvaged,
         trigger=_trigger(context),
         tool_version=__version__,
+        user=_user(),
+        pid=os.getpid(),
+        role=_role(context) if end.connects else "",
+        plan=_plan(end),
+        findings=findings,
+        more_findings=more,
     )
+
+
+def _findings(result: object) -> tuple[Finding, ...]:
+    found = getattr(result, "findings", ())
+    return tuple(one for one in found if isinstance(one, Finding))
+
+
+def _plan(end: RunEnd) -> dict[str, Any]:
+    plan = end.plan if end.plan is not None else getattr(end.result, "plan", None)
+    if isinstance(plan, msgspec.Struct):
+        return bounded_plan(plan)
+    return {name: value for name, value in end.given.items() if value not in (None, "", False)}
+
+
+def _user() -> str:
+    number = os.geteuid()
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
+
+
+def _role(context: RunContext) -> str:
+    """As libpq finds it."""
+    return context.server.user or context.environment.get("PGUSER", "") or _user()
 
 
 def _error_of(end: RunEnd) -> tuple[str, str, int]:

@@ -11,12 +11,14 @@ import msgspec
 from pgrecall.app.context import RunContext
 from pgrecall.app.opened import OpenedRepository
 from pgrecall.errors import PgrecallError
+from pgrecall.model.bucket_facts import BucketFacts
 from pgrecall.model.damage import DamageMark
 from pgrecall.model.findings import Finding, Severity
 from pgrecall.model.manifest import Completion
 from pgrecall.model.verifications import Verification
 from pgrecall.repository.verifications import Verifications
 from pgrecall.settings import RepositorySettings
+from pgrecall.store.bucket_questions import ask_bucket
 from pgrecall.system.clock import SystemClock
 from pgrecall.system.filesystems import filesystem_of
 from pgrecall.verify.plan import ALL
@@ -29,7 +31,8 @@ class RepositoryFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     ``medium``: what keeps the bytes; equal ones fail together. ``is_immutable`` None: the
     store does not tell. ``last_verified_at``: when all of it was verified to the end.
-    ``last_drilled_at`` None: never. ``problem``: why nothing is known of it.
+    ``last_drilled_at`` None: never. ``problem``: why nothing is known of it. ``bucket``: what
+    an object store tells of its protection.
     """
 
     name: str
@@ -48,6 +51,7 @@ class RepositoryFacts(msgspec.Struct, frozen=True, kw_only=True):
     last_verified_result: Severity | None = None
     last_drilled_at: datetime | None = None
     problem: str = ""
+    bucket: BucketFacts | None = None
 
 
 class BackupCopies(msgspec.Struct, frozen=True, kw_only=True):
@@ -183,6 +187,7 @@ def _look(context: RunContext, settings: RepositorySettings) -> _Look:
         catalog = opened.catalog(context.server.name)
         look.complete = catalog.survey()[0]
         look.marks = catalog.damage.damaged()
+        bucket = ask_bucket(settings, context.environment)
         verified = Verifications(opened.store, context.server.name).newest(_is_whole_look)
     except PgrecallError as error:
         look.complete = []
@@ -192,6 +197,8 @@ def _look(context: RunContext, settings: RepositorySettings) -> _Look:
     look.facts = msgspec.structs.replace(
         facts,
         is_encrypted=opened.identity.suite != "none",
+        is_immutable=bucket.is_immutable if bucket is not None else False,
+        bucket=bucket,
         backups=len(look.complete),
         damaged=len(look.complete) - len(look.whole),
         newest_backup_at=newest.stopped_at if newest is not None else None,

@@ -23,6 +23,7 @@ from pgrecall.app.salvaging import salvaged_names
 from pgrecall.app.selecting import SETTINGS, require_selective, selection_of
 from pgrecall.app.starting import Started, start_restored
 from pgrecall.app.taking_over import record_owner
+from pgrecall.app.thawing import require_thawed
 from pgrecall.errors import (
     BackupNotFoundError,
     InterruptedRunError,
@@ -146,6 +147,7 @@ class _Preparation:
         state = read_state(self.opened.store, context.server.name)
         self.archive.hide(state.hidden_wal(self.generation.number))
         self.choice = self._choose()
+        require_thawed(context, self.opened.settings, self.choice.backup)
         with damage_explained(context, self.opened, self.choice.backup):
             manifest = self.opened.catalog(context.server.name).manifest(self.choice.backup)
             self.root: ManifestRoot = manifest.root

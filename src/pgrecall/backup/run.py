@@ -34,6 +34,7 @@ from pgrecall.model.findings import Finding
 from pgrecall.model.ids import BACKUP, new_id
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.manifest import Completion, ExternalFile
+from pgrecall.model.runs import ChainHead
 from pgrecall.postgres.actions import archiver_facts, insert_lsn
 from pgrecall.postgres.backup_session import BackupSession, BackupStart, BackupStop
 from pgrecall.postgres.connection import Connection
@@ -56,7 +57,8 @@ class BackupTools(msgspec.Struct, frozen=True, kw_only=True):
     """What a backup is given to work with.
 
     ``connect`` opens a connection for a purpose; ``archive_has`` tells whether
-    the WAL archive holds a segment; ``record_names`` stores what tables are called.
+    the WAL archive holds a segment; ``record_names`` stores what tables are called;
+    ``run_heads`` tells how far the chains of run records have come.
     """
 
     store: Store
@@ -67,6 +69,7 @@ class BackupTools(msgspec.Struct, frozen=True, kw_only=True):
     archive_timeout_seconds: float
     page_rereads: int
     record_names: Callable[[], tuple[Finding, ...]] = tuple
+    run_heads: Callable[[], tuple[ChainHead, ...]] = tuple
 
 
 Named = tuple[dict[int, int], tuple[str, ...]]
@@ -154,6 +157,7 @@ class BackupRun:
             change_source=source_of(self._comparison),
             ended=(self._tools.clock.now(), self._tools.clock.monotonic() - began),
         )
+        record = msgspec.structs.replace(record, run_heads=self._tools.run_heads())
         self._may_exist = True
         Catalog(self._tools.store, self._task.plan.server).add(record)
         reached("backup.completed")

@@ -10,10 +10,12 @@ import msgspec
 from pgrecall.check import probes
 from pgrecall.check.archiving import SegmentWait, Watched, compare_segment
 from pgrecall.check.branches import read_branches, side_by_side
+from pgrecall.check.bucket import bucket_findings
 from pgrecall.check.plan import CheckFacts, Expected, can_prove_archiving, judge
 from pgrecall.check.receiving import receiving_findings
 from pgrecall.check.remains import remains
 from pgrecall.errors import PgrecallError
+from pgrecall.model.bucket_facts import BucketFacts
 from pgrecall.model.findings import Finding, Severity
 from pgrecall.model.manifest import Completion
 from pgrecall.postgres.actions import archiver_facts, server_clock, switch_wal
@@ -42,11 +44,13 @@ class CheckTools(msgspec.Struct, frozen=True, kw_only=True):
     """What a check is given: ``connect`` opens a session, ``open_store`` a repository's store.
 
     ``connect_stream``: a session for replication, as a streamed backup has it.
+    ``ask_bucket``: what protects the bucket of one, None for a directory.
     """
 
     connect: Callable[[], Connection]
     connect_stream: Callable[[], ReplicationSession]
     open_store: Callable[[RepositorySettings], Store]
+    ask_bucket: Callable[[RepositorySettings], BucketFacts | None]
     progress: Progress
     clock: Clock
     archive_timeout_seconds: float
@@ -147,6 +151,8 @@ class CheckRun:
         generation = self._identity(store, settings.name, severity)
         for sentence in probe_store(store, ""):
             self.findings.append(_ok("store", settings.name, sentence))
+        told = self._tools.ask_bucket(settings)
+        self.findings += bucket_findings(told, settings.name, severity) if told is not None else []
         self.findings.append(probes.probe_clock(store, self._tools.clock, settings.name))
         newest = self._backups(store, settings.name)
         now = self._tools.clock.now()

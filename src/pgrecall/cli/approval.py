@@ -21,9 +21,12 @@ class Approval:
         self._as_json = as_json
         self._dry_run = dry_run
         self._is_approved = is_approved
+        #: The last one that was shown.
+        self.plan: msgspec.Struct | None = None
 
     def __call__(self, plan: msgspec.Struct, *, question: str = "") -> bool:
         """Show the plan (the JSON of the result carries it otherwise) and decide."""
+        self.plan = plan
         if not self._as_json:
             render(plan, without=_FOR_PROGRAMS)
         if self._dry_run:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pgrecall import errors
+from pgrecall import errors, further_errors
 from pgrecall.agent.metrics_page import metrics_page
 from pgrecall.cli.schemas import schema_files
 from pgrecall.errors import EXIT_PROVEN_ABSENT, ReportedError
@@ -58,7 +58,7 @@ def errors_page() -> str:
 
 def error_classes() -> Iterator[type[ReportedError]]:
     """Every class of the error tree but its root, which is never raised."""
-    for value in vars(errors).values():
+    for value in {**vars(errors), **vars(further_errors)}.values():
         is_error = isinstance(value, type) and issubclass(value, ReportedError)
         if is_error and value is not ReportedError:
             yield value

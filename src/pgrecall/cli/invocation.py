@@ -37,6 +37,7 @@ class Invocation:
         self.run_id = run_id or _run_id()
         #: What the run was given and what it wrote, as far as it has come: for the journal.
         self.given_context: RunContext | None = None
+        self._approval: Approval | None = None
         self.result: msgspec.Struct | None = None
 
     def merged(self, given: Mapping[str, object]) -> Invocation:
@@ -67,7 +68,7 @@ class Invocation:
     def surroundings(self, *, level: str = "info", output: str = "text") -> Surroundings:
         """What a run without settings is given; starts the log."""
         self.start_log(level=level, output=output)
-        approval = Approval(
+        approval = self._approval = Approval(
             as_json=self.flag("json"), dry_run=self.flag("dry_run"), is_approved=self.flag("yes")
         )
         return Surroundings(
@@ -91,6 +92,20 @@ class Invocation:
             repository_name=self.text("repository"),
         )
         return self.given_context
+
+    def adopt_settings(self, path: str, *, server: str) -> None:
+        """Have the journal use a file that this run has written; raises SettingsError."""
+        self.given_context = RunContext(
+            load_settings(path, os.environ),
+            self.surroundings(),
+            server_name=server,
+            repository_name=self.text("repository"),
+        )
+
+    @property
+    def shown_plan(self) -> msgspec.Struct | None:
+        """The last plan that this run has shown, if it has shown one."""
+        return self._approval.plan if self._approval is not None else None
 
     def emit(self, result: msgspec.Struct, schema: str) -> None:
         """Write a result: JSON with ``schema`` (``backup/1``), or for people.

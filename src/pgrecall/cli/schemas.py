@@ -37,6 +37,7 @@ from pgrecall.app.recovering import RecoveryResult, RecoveryStatus
 from pgrecall.app.repairing import RepairResult
 from pgrecall.app.repositories import RepositoriesResult
 from pgrecall.app.restoring import RestoreResult
+from pgrecall.app.runs import RunDetails, RunList, RunsVerifyResult
 from pgrecall.app.status import StatusResult
 from pgrecall.app.switching import RestorePointResult, SwitchResult
 from pgrecall.app.undoing import RestoreUndoResult
@@ -96,6 +97,9 @@ SCHEMAS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "backups-list/1": ("backups list", BackupList),
     "backups-show/1": ("backups show", BackupDetails),
     "repositories/1": ("repositories", RepositoriesResult),
+    "runs-list/1": ("runs list", RunList),
+    "runs-show/1": ("runs show", RunDetails),
+    "runs-verify/1": ("runs verify", RunsVerifyResult),
     "wal-push/1": ("wal push", WalPushResult),
     "wal-fetch/1": ("wal fetch", WalFetchResult),
     "wal-fetch-ahead/1": ("wal fetch-ahead", AheadResult),

@@ -53,6 +53,11 @@ _HOLD = {
     "add": LazyCommand("hold", "add_command", "Never let a backup expire."),
     "release": LazyCommand("hold", "release_command", "End a hold."),
 }
+_RUNS = {
+    "list": LazyCommand("runs", "list_command", "List the runs of a server."),
+    "show": LazyCommand("runs", "show_command", "Show one run."),
+    "verify": LazyCommand("runs", "verify_command", "Prove that no record is missing."),
+}
 _SERVER = {
     "upgrade": LazyCommand("server", "upgrade_command", "Open a new generation."),
 }
@@ -69,6 +74,7 @@ COMMANDS: dict[str, LazyCommand | LazyGroup] = {
     "repositories": LazyCommand(
         "repositories", "command", "Show where copies are: the 3-2-1 rule as facts."
     ),
+    "runs": LazyGroup("runs", table=_RUNS, help="Who ran what: list, show, and prove the records."),
     "wal": LazyGroup("wal", table=_WAL, help="Archive WAL and fetch it back."),
     "restore": LazyCommand("restore", "command", "Bring a server back to any moment."),
     "undo": LazyCommand("undo", "command", "Take a restore back that kept the old data."),

@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from pgrecall.model.findings import Finding
+from pgrecall.model.runs import ChainHead
 
 FORMAT_VERSION = 1
 
@@ -222,7 +223,8 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     LSNs are text; ``started_at`` and ``stopped_at`` are of the server's clock.
     ``base_id``: the backup that an incremental one was compared with; ``references``: the ids
     of all backups whose packs and digests it refers to, sorted; ``change_source``: how it was
-    found what has changed, ``summaries`` of the WAL or ``digests`` of all files.
+    found what has changed, ``summaries`` of the WAL or ``digests`` of all files. ``run_heads``:
+    how far the chains of run records had come (docs/runs.md).
     """
 
     format: int = FORMAT_VERSION
@@ -257,3 +259,4 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     base_id: str = ""
     references: tuple[str, ...] = ()
     change_source: str = ""
+    run_heads: tuple[ChainHead, ...] = ()

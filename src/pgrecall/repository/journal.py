@@ -1,4 +1,8 @@
-"""The journal: one immutable record for each run that has ended."""
+"""The journal: one immutable record for each run that has ended.
+
+Each lies twice: in the chain of its writer (run_chains.py), which proves that none is missing,
+and under its month and run id, where it is looked up.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,15 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
-import msgspec
-
 from pgrecall.errors import CorruptObjectError, RepositoryError, UsageError
 from pgrecall.model.findings import Finding
 from pgrecall.model.ids import RUN, check_id, created_at
-from pgrecall.model.runs import RUN_FORMAT, RunRecord
+from pgrecall.model.runs import RunRecord
 from pgrecall.repository import layout
-from pgrecall.repository.documents import sealed, unsealed
+from pgrecall.repository.run_chains import RunChains, decode_run
 from pgrecall.store.base import Store
+from pgrecall.system.faults import reached
 
-_RECORDS = msgspec.json.Decoder(RunRecord)
 _READERS = 8
 # A run is filed under the month in which it began: it may have begun before what is asked for.
 _LONGEST_RUN = timedelta(days=7)
@@ -30,13 +32,34 @@ class Journal:
         self.server = server
         self._known: dict[str, RunRecord] = {}
 
-    def add(self, record: RunRecord) -> bool:
-        """Write a record; durable when it returns. False: this run has one already, which stays.
+    def add(self, record: RunRecord, repository_id: str, writer: str) -> bool:
+        """Write a record, behind ``writer``'s last one in this repository; durable when it returns.
 
-        Raises StoreError.
+        False: this run has one already, which stays. Seven calls of the store when nobody
+        else writes at the same moment; the journal is not listed. First it goes into the
+        chain, then under its month, where it is looked up: who is killed between the two
+        leaves that to the next run of the writer. Raises StoreError, RepositoryError.
         """
-        check_id(record.run_id, RUN)
-        return self.store.put(layout.run_key(self.server, record.run_id), [sealed(record)])
+        key = layout.run_key(self.server, check_id(record.run_id, RUN))
+        chains = RunChains(self.store, self.server, repository_id)
+        end = chains.end(writer)
+        if end.data is not None:
+            self._file_last(end.data, chains.key(writer, end.sequence))
+        if self.store.head(key) is not None:
+            return False
+        data = chains.append(record, writer, end)
+        reached("runs.chained")
+        return self.store.put(key, [data]) or self.store.read(key) == data
+
+    def _file_last(self, data: bytes, chain_key: str) -> None:
+        """The last record of a chain, under its month, if that was not done."""
+        try:
+            last = decode_run(chain_key, data)
+            key = layout.run_key(self.server, check_id(last.run_id, RUN))
+        except (RepositoryError, UsageError):
+            return  # damaged: `runs verify` names it, and this run is to be written down
+        if self.store.head(key) is None:
+            self.store.put(key, [data])
 
     def get(self, run_id: str) -> RunRecord | None:
         """The record of one run; None when it is proven that there is none.
@@ -93,15 +116,7 @@ class Journal:
             )
 
     def _read(self, key: str) -> RunRecord:
-        try:
-            record = _RECORDS.decode(unsealed(key, self.store.read(key)))
-        except msgspec.DecodeError as error:
-            raise CorruptObjectError(f"the object {key} does not parse: {error}") from error
-        if record.format > RUN_FORMAT:
-            raise RepositoryError(
-                f"{key} has format {record.format}, this pgrecall knows {RUN_FORMAT}",
-                hint="use a newer pgrecall",
-            )
+        record = decode_run(key, self.store.read(key))
         if layout.run_key(self.server, record.run_id) != key:
             raise CorruptObjectError(f"the object {key} is the record of {record.run_id}")
         return record

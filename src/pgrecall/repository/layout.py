@@ -15,6 +15,9 @@ KEYS_PREFIX = "keys/"
 ORIGINS_PREFIX = "origins/"
 SERVERS_PREFIX = "servers/"
 
+#: So many records of a chain lie below one prefix: its end is found with two small listings.
+CHAIN_PART_RECORDS = 1000
+
 PACK = "pack"
 MANIFEST = "manifest"
 MANIFEST_PART = "manifest-part"
@@ -184,6 +187,11 @@ def record_number(name: str) -> int:
     return _parse_number(stem, name)
 
 
+def number_of(name: str) -> int:
+    """The number that is the whole of a name; raises RepositoryError for any other name."""
+    return _parse_number(name, name)
+
+
 # --- backups ---------------------------------------------------------------------
 
 
@@ -280,6 +288,24 @@ def run_key(server: str, run_id: str) -> str:
     """Key of the record of a run; its month is that of the moment inside the run's identity."""
     stamp = run_id.split("-")[1]
     return f"{runs_prefix(server, f'{stamp[:4]}-{stamp[4:6]}')}{run_id}.json"
+
+
+def chains_prefix(server: str, repository_id: str = "") -> str:
+    """Prefix of the chains of run records, or of those that were begun in one repository."""
+    prefix = f"{server_prefix(server)}chains/"
+    return f"{prefix}{repository_id}/" if repository_id else prefix
+
+
+def chain_prefix(server: str, repository_id: str, writer: str, part: int | None = None) -> str:
+    """Prefix of one writer's chain, or of a part of it; a thousand records share a part."""
+    prefix = f"{chains_prefix(server, repository_id)}{encode_server(writer)}/"
+    return prefix if part is None else f"{prefix}{_number(part)}/"
+
+
+def chain_key(server: str, repository_id: str, writer: str, sequence: int) -> str:
+    """Key of one record in a writer's chain."""
+    part = sequence // CHAIN_PART_RECORDS
+    return f"{chain_prefix(server, repository_id, writer, part)}{_number(sequence)}.json"
 
 
 # --- names of relations ------------------------------------------------------------

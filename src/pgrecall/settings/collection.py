@@ -16,6 +16,7 @@ from pgrecall.settings.sections import (
     ReceiveSettings,
     RepositorySettings,
     RestoreSettings,
+    RunsSettings,
     ScheduleSettings,
     ServerSettings,
     TargetSettings,
@@ -34,7 +35,7 @@ class Settings:
 
     __slots__ = (
         "agent", "backup", "copy", "log", "path", "policies", "receive", "repositories",
-        "restore", "retention", "schedule", "servers", "targets", "verify", "wal",
+        "restore", "retention", "runs", "schedule", "servers", "targets", "verify", "wal",
     )  # fmt: skip
 
     def __init__(
@@ -58,6 +59,7 @@ class Settings:
         self.targets = _section(sections.pop("targets", None), TargetSettings)
         self.restore = _section(sections.pop("restore", None), RestoreSettings)
         self.retention = _section(sections.pop("retention", None), RetentionSettings)
+        self.runs = _section(sections.pop("runs", None), RunsSettings)
         self.log = _section(sections.pop("log", None), LogSettings)
         self.path: str = str(sections.pop("path", ""))
         if sections:

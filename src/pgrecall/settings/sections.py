@@ -121,6 +121,12 @@ class RepositorySettings(Section):
         doc="Server-side encryption to ask for (S3). Empty: what the bucket does by itself.",
     )
     sse_kms_key: str = setting(default="", doc="Identity of the KMS key, with sse = aws:kms.")
+    storage_class: str = setting(
+        default="",
+        choices=("", "STANDARD", "STANDARD_IA", "ONEZONE_IA", "INTELLIGENT_TIERING", "GLACIER_IR"),
+        doc="Storage class of objects of 128 KiB and more (S3); all of these can be read at once."
+        " Empty: the bucket's own.",
+    )
     encryption: str = setting(
         default="",
         choices=("", "passphrase", "age", "command", "exported"),
@@ -425,6 +431,16 @@ class LogSettings(Section):
     )
 
 
+class RunsSettings(Section):
+    """The records of runs: ``[runs]``."""
+
+    writer: str = setting(
+        default="",
+        doc="Whose chain of records this host continues. Empty: the host's name. Name it where"
+        " host names change with every start (pods).",
+    )
+
+
 #: Tables that exist once.
 SINGLE_SECTIONS: dict[str, type[Section]] = {
     "backup": BackupSettings,
@@ -437,6 +453,7 @@ SINGLE_SECTIONS: dict[str, type[Section]] = {
     "targets": TargetSettings,
     "restore": RestoreSettings,
     "retention": RetentionSettings,
+    "runs": RunsSettings,
     "log": LogSettings,
 }
 

@@ -19,6 +19,7 @@ from pgrecall.errors import (
     StoreFullError,
     StoreRefusedError,
 )
+from pgrecall.further_errors import THAW, ObjectFrozenError
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([^<]{1,100})</Code>|\(code: (\w{1,100})\)")
@@ -27,6 +28,8 @@ _MESSAGE = re.compile(r"<Message>([^<]{1,500})</Message>")
 _PERFORMING = re.compile(r"Error performing \w+ \S+ in \S+ - ")
 _MAX_TEXT_LENGTH = 500
 
+# The answer to a read of what lies in an archive class.
+_FROZEN = "InvalidObjectState"
 _NO_BUCKET = frozenset({"NoSuchBucket", "ContainerNotFound", "ContainerBeingDeleted"})
 _FULL = frozenset(
     {"QuotaExceeded", "QuotaExceededException", "XMinioStorageFull", "XAmzStorageFull"}
@@ -92,6 +95,8 @@ class Failure:
         text = f"{doing} in {store}: {self.text}"
         if self.code in _NO_BUCKET:
             return StoreAbsentError(text, hint="create the bucket, or correct its name")
+        if self.code == _FROZEN:
+            return ObjectFrozenError(text, hint=THAW)
         if isinstance(self.error, FileNotFoundError):
             return ObjectMissingError(f"{doing} in {store}: no such object")
         if self.code in _FULL or self.status == _NO_SPACE_STATUS:

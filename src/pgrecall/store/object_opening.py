@@ -59,6 +59,7 @@ def open_object_store(settings: RepositorySettings, secrets: Mapping[str, str]) 
         EntityTags(may_be_digests=not settings.sse.startswith("aws:kms")),
         secrets=tuple(secrets.values()),
         pack_bytes=settings.pack_bytes,
+        storage_class=settings.storage_class if settings.store == "s3" else "",
     )
 
 

@@ -30,10 +30,12 @@ from pgrecall.store.keys import check_key, check_parent, check_prefix, is_key_pa
 from pgrecall.store.object_failures import Failure
 
 if TYPE_CHECKING:
-    from obstore import GetOptions, ObjectMeta
+    from obstore import Attributes, GetOptions, ObjectMeta
     from obstore.store import ObjectStore as Client
 
 PACK_BYTES = 16 << 20
+# Classes for rarely read objects bill each as if it had at least so many.
+_LEAST_CLASSED_BYTES = 128 << 10
 
 # What obstore raises; ValueError: it refuses the arguments (a range, a header of the answer).
 _FAILURES = (BaseError, OSError, ValueError)
@@ -46,7 +48,7 @@ class ObjectStore:
     listing is collected before the first object is handed out (about 250 bytes
     of memory for each): services order it in different ways, and a failure on
     its last page must not follow after half of it was believed. ``tags``: what
-    the service's ETags are worth.
+    the service's ETags are worth. ``storage_class``: of objects of 128 KiB and more.
     """
 
     suite = SUITE_NONE
@@ -59,6 +61,7 @@ class ObjectStore:
         *,
         secrets: Sequence[str] = (),
         pack_bytes: int = 0,
+        storage_class: str = "",
     ) -> None:
         self.name = name
         self.pack_bytes = pack_bytes or PACK_BYTES
@@ -66,12 +69,20 @@ class ObjectStore:
         self._client = client
         self._tags = tags
         self._secrets = tuple(secrets)
+        self._storage_class = storage_class
 
     def put(self, key: str, parts: Sequence[Buffer]) -> bool:
         check_key(key)
         content = parts[0] if len(parts) == 1 else b"".join(parts)
         try:
-            answer = obstore.put(self._client, key, content, mode="create", use_multipart=False)
+            answer = obstore.put(
+                self._client,
+                key,
+                content,
+                attributes=self._attributes(content),
+                mode="create",
+                use_multipart=False,
+            )
         except AlreadyExistsError as error:
             failure = self._failure(error)
             # S3 answers 409 while another put of the key is under way, which may yet fail.
@@ -82,6 +93,11 @@ class ObjectStore:
             raise self._not_written(error, key) from error
         self._prove_stored(key, content, answer["e_tag"])
         return True
+
+    def _attributes(self, content: Buffer) -> Attributes | None:
+        if not self._storage_class or memoryview(content).nbytes < _LEAST_CLASSED_BYTES:
+            return None
+        return {"Storage-Class": self._storage_class}
 
     def writer(self, key: str) -> BufferedWriter:
         return BufferedWriter(self.put, check_key(key))

@@ -50,7 +50,9 @@ def agreed_generations(source: Side, target: Side, server: str) -> list[Generati
 def records_to_copy(source: Side, target: Side, server: str) -> Iterator[ObjectInfo]:
     """Records that the target lacks, in the order in which they are to be written."""
     prefix = layout.server_prefix(server)
-    chosen = [f"{prefix}{name}" for name in ("generations/", *NUMBERED, "wal-index/", "runs/")]
+    chosen = [
+        f"{prefix}{name}" for name in ("generations/", *NUMBERED, "wal-index/", "chains/", "runs/")
+    ]
     chosen += list(_name_prefixes(source.store, server))
     chosen += [
         layout.gaps_prefix(server, number) for number in generation_numbers(source.store, server)

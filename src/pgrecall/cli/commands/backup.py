@@ -43,7 +43,7 @@ _FIELDS = BackupSettings.fields
 @click.option("--nice", type=int, help="0 to 19: give way to other processes. [backup]")
 @click.option("--io-priority", type=click.Choice(_FIELDS["io_priority"].choices), help="[backup]")
 @click.option("--with-wal", is_flag=True, help="Copy the WAL that it needs into the backup.")
-@journalled("backup")
+@journalled("backup", connects=True)
 def command(
     invocation: Invocation,
     *,

@@ -24,7 +24,7 @@ from pgrecall.model.findings import worst
 @click.option(
     "--switch/--no-switch", default=True, help="Force a WAL switch and follow the segment."
 )
-@journalled("check")
+@journalled("check", connects=True)
 def command(invocation: Invocation, *, switch: bool) -> int:
     """Prove that server, archive and repository do what they must.
 

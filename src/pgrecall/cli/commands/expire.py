@@ -30,7 +30,7 @@ _trust_clock = click.option(
 @click.argument("backups", nargs=-1)
 @click.option("--undo", metavar="ID", help="Bring back a backup, or all that a run let expire.")
 @_trust_clock
-@journalled("expire")
+@journalled("expire", given=("undo",))
 def command(
     invocation: Invocation, *, backups: tuple[str, ...], undo: str | None, trust_clock: bool
 ) -> None:

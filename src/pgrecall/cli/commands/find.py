@@ -9,6 +9,7 @@ from pgrecall.app.indexing import run_wal_index
 from pgrecall.app.requests import FindRequest, WalIndexRequest
 from pgrecall.cli.frame import Example, framed_command
 from pgrecall.cli.invocation import Invocation
+from pgrecall.cli.journalling import journalled
 from pgrecall.errors import UsageError
 from pgrecall.model.targets import parse_time
 
@@ -62,6 +63,7 @@ def command(
 @click.option("--from", "first", default="", metavar="LSN", help="LSN or segment. [default: all]")
 @click.option("--to", "last", default="", metavar="LSN", help="LSN or segment. [default: all]")
 @_timeline
+@journalled("wal index", given=("first", "last", "timeline"))
 def wal_index_command(
     invocation: Invocation, *, first: str, last: str, timeline: int | None
 ) -> None:

@@ -8,6 +8,7 @@ from pgrecall.app.holding import add_hold, list_holds, release_hold
 from pgrecall.app.requests import HoldRequest
 from pgrecall.cli.frame import Example, framed_command
 from pgrecall.cli.invocation import Invocation
+from pgrecall.cli.journalling import journalled
 from pgrecall.model.targets import parse_time
 
 
@@ -24,6 +25,7 @@ from pgrecall.model.targets import parse_time
 @click.argument("item")
 @click.option("--reason", required=True, help="Why; shown wherever it keeps something.")
 @click.option("--until", metavar="TIME", help="When it ends; it must name its zone.")
+@journalled("hold add", given=("item", "reason", "until"))
 def add_command(invocation: Invocation, *, item: str, reason: str, until: str | None) -> None:
     """Never let ITEM (the id of a backup) expire, until a time or a release."""
     end = parse_time(until) if until is not None else None
@@ -35,6 +37,7 @@ def add_command(invocation: Invocation, *, item: str, reason: str, until: str | 
     "release", examples=(Example("pgrecall hold release b-20261122T201637Z-7k3q", "end a hold"),)
 )
 @click.argument("item")
+@journalled("hold release", given=("item",))
 def release_command(invocation: Invocation, *, item: str) -> None:
     """End the hold on ITEM: the next expire decides by the policy."""
     invocation.emit(release_hold(invocation.context(), item), "hold/1")

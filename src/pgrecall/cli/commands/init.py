@@ -11,6 +11,7 @@ from pgrecall.app.initialize import run_init
 from pgrecall.app.requests import InitRequest
 from pgrecall.cli.frame import Example, framed_command
 from pgrecall.cli.invocation import Invocation
+from pgrecall.cli.journalling import journalled
 from pgrecall.cli.words import command_words
 from pgrecall.errors import UsageError
 from pgrecall.settings.loading import CONFIG_VARIABLE
@@ -76,6 +77,7 @@ _COMMAND_KEYS = ("wrap_command", "unwrap_command")
 @click.option("--wrap-command", help="Program and arguments that wrap a key, as in a shell.")
 @click.option("--unwrap-command", help="Program and arguments that unwrap a key.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing configuration file.")
+@journalled("init", connects=True)
 def command(
     invocation: Invocation, *, overwrite: bool, **options: str | int | bool | tuple[str, ...] | None
 ) -> None:
@@ -114,6 +116,9 @@ def command(
         dry_run=invocation.flag("dry_run"),
     )
     result = run_init(invocation.surroundings(), request)
+    if not request.dry_run:
+        # From here on there are settings, and a repository that keeps what was run.
+        invocation.adopt_settings(request.config_path, server=request.server)
     if invocation.flag("json"):
         invocation.emit(result, "init/1")
         return

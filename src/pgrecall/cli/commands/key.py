@@ -117,7 +117,7 @@ def rewrap_command(invocation: Invocation, *, revoke_old: bool, **old: str | Non
 )
 @click.option("--to", "path", type=click.Path(), help="A file that does not exist yet.")
 @click.option("--print", "prints", is_flag=True, help="Print the keys.")
-@journalled("key export")
+@journalled("key export", given=("path", "prints"))
 def export_command(invocation: Invocation, *, path: str | None, prints: bool) -> None:
     """Write the keys themselves, for the safe: they open the repository without the secret.
 

@@ -43,6 +43,7 @@ def status_command(invocation: Invocation, *, target_dir: str) -> None:
 )
 @_target_dir
 @_wait
+@journalled("recovery resume", connects=True)
 def resume_command(invocation: Invocation, *, target_dir: str, wait_seconds: float) -> None:
     """Go on with a recovery that is paused."""
     request = _request(invocation, target_dir, wait_seconds)
@@ -63,7 +64,7 @@ def resume_command(invocation: Invocation, *, target_dir: str, wait_seconds: flo
 @_target_dir
 @_wait
 @click.option("--take-over", is_flag=True, help="The copy becomes the owner of the archive.")
-@journalled("recovery promote")
+@journalled("recovery promote", connects=True)
 def promote_command(
     invocation: Invocation, *, target_dir: str, wait_seconds: float, take_over: bool
 ) -> None:

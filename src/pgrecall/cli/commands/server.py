@@ -17,7 +17,7 @@ from pgrecall.cli.journalling import journalled
         Example("pgrecall server upgrade --yes", "accept it; then make a full backup"),
     ),
 )
-@journalled("server upgrade")
+@journalled("server upgrade", connects=True)
 def upgrade_command(invocation: Invocation) -> None:
     """Open a new generation after pg_upgrade or a fresh initdb.
 

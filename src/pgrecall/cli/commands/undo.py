@@ -23,7 +23,7 @@ from pgrecall.cli.journalling import journalled
 @click.argument("run")
 @click.option("--target-dir", default="", type=click.Path(), help="PGDATA. [default: as recorded]")
 @click.option("--discard", is_flag=True, help="Remove the restored copy. [default: set it aside]")
-@journalled("undo")
+@journalled("undo", given=("run",))
 def command(invocation: Invocation, *, run: str, target_dir: str, discard: bool) -> None:
     """Bring back the data directory that a restore with --keep-old has replaced.
 

@@ -29,7 +29,7 @@ from pgrecall.errors import UsageError, VerifyFailedError
 )
 @click.option("--resume", is_flag=True, help="Leave out what an interrupted one has proven.")
 @click.option("--bytes-per-second", type=int, help="Read no faster. [default: the setting]")
-@journalled("verify")
+@journalled("verify", given=("backup",))
 def command(
     invocation: Invocation,
     *,

@@ -28,7 +28,7 @@ _HIGHEST_TIMELINE = 0xFFFFFFFF
 @click.argument("timeline", type=click.IntRange(1, _HIGHEST_TIMELINE))
 @click.option("--reason", default="", help="Why; it stands in the record.")
 @click.option("--revoke", is_flag=True, help="Take it back: refuse such a server again.")
-@journalled("wal allow-branch")
+@journalled("wal allow-branch", given=("timeline", "reason", "revoke"))
 def allow_branch_command(
     invocation: Invocation, *, timeline: int, reason: str, revoke: bool
 ) -> None:

@@ -62,7 +62,7 @@ def _size(context: click.Context, parameter: click.Parameter, value: str | None)
 @click.option(
     "--wal-keep", callback=_size, help="wal_keep_size, e.g. 2GB. [default: 1GB, if nothing is set]"
 )
-@journalled("wal enable")
+@journalled("wal enable", connects=True)
 def enable_command(
     invocation: Invocation,
     *,

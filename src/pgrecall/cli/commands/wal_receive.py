@@ -12,6 +12,7 @@ from pgrecall.app.receiving import (
 )
 from pgrecall.cli.frame import Example, framed_command
 from pgrecall.cli.invocation import Invocation
+from pgrecall.cli.journalling import journalled
 
 
 @framed_command(
@@ -45,6 +46,11 @@ from pgrecall.cli.invocation import Invocation
     is_flag=True,
     help="Go on with a server that left the received branch; what was received is kept.",
 )
+@journalled(
+    "wal receive",
+    given=("slot", "until", "salvage", "accept_gap", "accept_divergence"),
+    connects=True,
+)
 def receive_command(
     invocation: Invocation,
     *,
@@ -77,6 +83,7 @@ def receive_command(
     ),
 )
 @click.option("--drop", default="", metavar="NAME", help="Drop this slot, if nobody uses it.")
+@journalled("wal slots", given=("drop",), only_with="drop", connects=True)
 def slots_command(invocation: Invocation, *, drop: str) -> None:
     """List the replication slots of the server, and the WAL that they keep."""
     invocation.emit(wal_slots(invocation.context(), SlotsRequest(drop=drop)), "wal-slots/1")

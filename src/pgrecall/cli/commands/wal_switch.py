@@ -8,6 +8,7 @@ from pgrecall.app.requests import RestorePointRequest, SwitchRequest
 from pgrecall.app.switching import make_restore_point, switch_wal_durably
 from pgrecall.cli.frame import Example, framed_command
 from pgrecall.cli.invocation import Invocation
+from pgrecall.cli.journalling import journalled
 
 _timeout = click.option(
     "--timeout",
@@ -26,6 +27,7 @@ _timeout = click.option(
     ),
 )
 @_timeout
+@journalled("wal switch", connects=True)
 def switch_command(invocation: Invocation, *, timeout_seconds: float | None) -> None:
     """Finish the current WAL segment and wait until it is durable.
 
@@ -47,6 +49,7 @@ def switch_command(invocation: Invocation, *, timeout_seconds: float | None) -> 
 @click.argument("name")
 @_timeout
 @click.option("--allow-taken", is_flag=True, help="Even if the name is in the archive already.")
+@journalled("restore-point", given=("name",), connects=True)
 def restore_point_command(
     invocation: Invocation, *, name: str, timeout_seconds: float | None, allow_taken: bool
 ) -> None:
