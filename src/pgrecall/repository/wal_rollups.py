@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from itertools import accumulate
 
 import msgspec
+import numpy as np
 
 from pgrecall.errors import CorruptObjectError, ObjectMissingError
 from pgrecall.model.findings import Finding
@@ -24,6 +26,7 @@ from pgrecall.model.wal_files import SEGMENT, WalFile
 from pgrecall.repository import layout
 from pgrecall.repository.documents import decode_document, encode_document
 from pgrecall.repository.identity import Generation
+from pgrecall.repository.segment_rows import Points, Row, row_from
 from pgrecall.repository.wal_objects import read_header, read_index
 from pgrecall.store.base import ObjectInfo, Store
 
@@ -35,16 +38,42 @@ _KEPT = 16
 log = logging.getLogger(__name__)
 
 
-class RolledSegment(msgspec.Struct, frozen=True, array_like=True):
-    """One segment in a roll-up: name, size of its object, keyed raw digest (hex), index length."""
+class RolledSegment(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
+    """One segment in a roll-up: name, size of its object, keyed raw digest (hex), index length.
+
+    ``row`` and ``points`` are what the ranges need of the index (segment_rows.py); a roll-up
+    that an older version made has none.
+    """
 
     name: str
     stored_bytes: int
     raw_digest: str
     index_bytes: int
+    row: Row | None = None
+    points: Points = ()
 
 
 _TABLES = msgspec.json.Decoder(list[RolledSegment])
+
+
+class RollUp:
+    """A roll-up in memory: ``parts`` are the numbers of its segments within the log, ascending."""
+
+    def __init__(
+        self, stored_at: datetime, entries: Sequence[RolledSegment], indexes: memoryview
+    ) -> None:
+        self.stored_at = stored_at
+        self.entries = entries
+        self.parts = np.array([int(entry.name[16:], 16) for entry in entries], np.uint64)
+        self.stored_bytes = np.array([entry.stored_bytes for entry in entries], np.int64)
+        self._indexes = indexes
+        self._ends: Sequence[int] = ()
+
+    def index(self, at: int) -> memoryview:
+        """The index of entry ``at``, as it is stored."""
+        if not self._ends:
+            self._ends = list(accumulate(entry.index_bytes for entry in self.entries))
+        return self._indexes[self._ends[at] - self.entries[at].index_bytes : self._ends[at]]
 
 
 class WrittenRollUp(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +110,22 @@ class RollUps:
             found = self._content(timeline, directory).get(name)
         return found[1] if found is not None and found[0] == size else None
 
+    def whole(self, timeline: int, directory: str) -> RollUp | None:
+        """The roll-up of a log directory; None: there is none that can be read.
+
+        To be believed as ``index_of`` does. Read anew with each call. Raises StoreError.
+        """
+        with self._lock:
+            made_at = self._known(timeline).get(directory)
+        if made_at is None:
+            return None
+        try:
+            found = _read(self._store, self._server, self._generation, timeline, directory)
+        except (CorruptObjectError, ObjectMissingError) as error:
+            log.warning("a roll-up of WAL indexes is not used", extra={"cause": error.message})
+            return None
+        return RollUp(made_at, *found) if found[0] else None
+
     def has_loaded(self, name: str) -> bool:
         """Whether the roll-up of a segment's directory is in memory."""
         return (int(name[:8], 16), name[8:16]) in self._loaded
@@ -96,18 +141,18 @@ class RollUps:
     def _content(self, timeline: int, directory: str) -> Mapping[str, tuple[int, bytes]]:
         place = (timeline, directory)
         if place not in self._loaded:
-            try:
-                entries = read_rollup(
-                    self._store, self._server, self._generation, timeline, directory
-                )
-                content = {entry.name: (entry.stored_bytes, index) for entry, index in entries}
-            except (CorruptObjectError, ObjectMissingError) as error:
-                log.warning("a roll-up of WAL indexes is not used", extra={"cause": error.message})
-                content = {}
-            self._loaded[place] = content
+            self._loaded[place] = self._indexes(timeline, directory)
             if len(self._loaded) > _KEPT:
                 self._loaded.pop(next(iter(self._loaded)))
         return self._loaded[place]
+
+    def _indexes(self, timeline: int, directory: str) -> Mapping[str, tuple[int, bytes]]:
+        try:
+            entries = read_rollup(self._store, self._server, self._generation, timeline, directory)
+        except (CorruptObjectError, ObjectMissingError) as error:
+            log.warning("a roll-up of WAL indexes is not used", extra={"cause": error.message})
+            return {}
+        return {entry.name: (entry.stored_bytes, index) for entry, index in entries}
 
 
 def read_rollup(
@@ -117,22 +162,33 @@ def read_rollup(
 
     Raises ObjectMissingError, CorruptObjectError, StoreError.
     """
-    key = layout.rollup_key(server, generation, timeline, directory)
-    body = bytes(decode_document(key, KIND, store.read(key)))
-    table, newline, indexes = body.partition(b"\n")
-    try:
-        entries = _TABLES.decode(table)
-    except msgspec.DecodeError as error:
-        raise CorruptObjectError(f"the object {key} does not parse: {error}") from error
-    if not newline or sum(entry.index_bytes for entry in entries) != len(indexes):
-        raise CorruptObjectError(f"the object {key} does not hold the indexes that it lists")
-    if any(entry.name[:16] != f"{timeline:08X}{directory}" for entry in entries):
-        raise CorruptObjectError(f"the object {key} lists segments of another directory")
+    entries, indexes = _read(store, server, generation, timeline, directory)
     found, at = [], 0
     for entry in entries:
-        found.append((entry, indexes[at : at + entry.index_bytes]))
+        found.append((entry, bytes(indexes[at : at + entry.index_bytes])))
         at += entry.index_bytes
     return found
+
+
+def _read(
+    store: Store, server: str, generation: int, timeline: int, directory: str
+) -> tuple[list[RolledSegment], memoryview]:
+    """The entries of a roll-up by name, and their indexes one after the other."""
+    key = layout.rollup_key(server, generation, timeline, directory)
+    body = bytes(decode_document(key, KIND, store.read(key)))
+    end = body.find(b"\n")
+    indexes = memoryview(body)[end + 1 :]
+    try:
+        entries = _TABLES.decode(memoryview(body)[: max(end, 0)])
+    except msgspec.DecodeError as error:
+        raise CorruptObjectError(f"the object {key} does not parse: {error}") from error
+    if sum(entry.index_bytes for entry in entries) != len(indexes):
+        raise CorruptObjectError(f"the object {key} does not hold the indexes that it lists")
+    place = f"{timeline:08X}{directory}"
+    names = [entry.name for entry in entries]
+    if any(name[:16] != place for name in names) or sorted(set(names)) != names:
+        raise CorruptObjectError(f"the object {key} lists segments of another directory")
+    return entries, indexes
 
 
 def write_rollups(
@@ -198,7 +254,10 @@ def check_rollup(
     infos = [info for info in _segments(store, prefix) if info.key[-24:] in rolled]
     findings = []
     for entry, index in _entries(store, infos):
-        if (entry, index) != rolled[entry.name]:
+        told, rolled_index = rolled[entry.name]
+        # One that an older version made has no rows.
+        bare = msgspec.structs.replace(entry, row=None, points=())
+        if (told, rolled_index) not in ((entry, index), (bare, index)):
             findings.append(
                 Finding(
                     severity="fail",
@@ -253,10 +312,14 @@ def _entry(store: Store, info: ObjectInfo) -> tuple[RolledSegment, bytes]:
             hint="the object was moved; look for the right one",
         )
     index = read_index(store, info.key, info.size)
+    # What is not plain is judged by whoever asks for it.
+    row, points = row_from(index, WalFile(name).start(header.segment_bytes)) or (None, ())
     entry = RolledSegment(
         name=name,
         stored_bytes=info.size,
         raw_digest=header.raw_digest.hex(),
         index_bytes=len(index),
+        row=row,
+        points=points,
     )
     return entry, index
