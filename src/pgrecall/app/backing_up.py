@@ -14,7 +14,14 @@ from pgrecall.app.naming import names_of_backup
 from pgrecall.app.opened import OpenedRepository, main_repository
 from pgrecall.app.requests import BackupRequest
 from pgrecall.backup.base import Base
-from pgrecall.backup.plan import BackupPlan, BackupWishes, BaseChoice, choose_base, plan_backup
+from pgrecall.backup.plan import (
+    BackupPlan,
+    BackupWishes,
+    BaseChoice,
+    choose_base,
+    holds_base,
+    plan_backup,
+)
 from pgrecall.backup.records import BackupTask, Lineage
 from pgrecall.backup.run import BackupRun, BackupTools
 from pgrecall.errors import CorruptObjectError, ObjectMissingError, RepositoryError
@@ -135,7 +142,11 @@ def _base(
     """The backup to go on from, opened, and why that one or none. Raises StoreError."""
     catalog = opened.catalog(context.server.name)
     choice = choose_base(
-        catalog.usable()[0],
+        catalog.newest(
+            lambda known: holds_base(
+                known, generation.number, full_days=context.settings.backup.full_every_days
+            )
+        ),
         generation.number,
         SystemClock().now(),
         wants_full=request.full,

@@ -73,13 +73,19 @@ class RecoverableSurvey:
         self._opened = opened
         self._server = server
         self._catalog = opened.catalog(server)
-        self._backups, self._damaged = self._catalog.usable()
+        state = read_state(opened.store, server)
+        self._backups, self._damaged = self._catalog.usable(state=state)
         self._generations = generations(opened.store, server)
-        self._expired = read_state(opened.store, server).wal
+        self._expired = state.wal
         self._snapshots = {
             generation.number: ArchiveSnapshot(self._archive(generation))
             for generation in self._generations
         }
+
+    @property
+    def backups(self) -> Sequence[Completion]:
+        """Those from which a restore may choose, oldest first."""
+        return self._backups
 
     def _archive(self, generation: Generation) -> WalArchive:
         archive = WalArchive(self._opened.store, self._server, generation)

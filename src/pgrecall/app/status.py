@@ -164,10 +164,11 @@ class _Look:
 
     def _stored(self, base: ServerStatus, opened: OpenedRepository, said: _Server) -> ServerStatus:
         name, targets = self._server.name, self._context.settings.targets
-        survey = RecoverableSurvey(opened, name).result(self._now)
+        look = RecoverableSurvey(opened, name)
+        survey = look.result(self._now)
         self._findings += survey.findings
         loss = self._loss(opened, survey, said)
-        backup = _last_good(opened.catalog(name).usable()[0])
+        backup = _last_good(look.backups)
         everything, damaged = Journal(opened.store, name).runs(
             min(self._since, self._now - _RTO_HISTORY)
         )

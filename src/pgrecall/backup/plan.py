@@ -163,6 +163,12 @@ def choose_base(
     return BaseChoice(usable[-1], f"what has changed since {usable[-1].backup_id}")
 
 
+def holds_base(backups: Sequence[Completion], generation: int, *, full_days: int) -> bool:
+    """Whether ``backups``, the newest of a server, are all that ``choose_base`` needs to know."""
+    kinds = {backup.kind for backup in backups if backup.generation == generation}
+    return "full" in kinds or (bool(kinds) and not full_days)
+
+
 def _summaries_obstacle(facts: ServerFacts, base: Completion) -> str:
     """Why the WAL summaries cannot tell what has changed since ``base``; empty: they may."""
     if facts.major < SUMMARIES_MAJOR:
