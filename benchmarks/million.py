@@ -41,7 +41,7 @@ from pgrecall.repository.contents import Contents
 from pgrecall.repository.manifests import ManifestReader, ManifestWriter
 from pgrecall.repository.pack_source import PackSource
 from pgrecall.repository.packs import FRAME_BYTES, PackHeader
-from pgrecall.restore.writer import FileWriter, make_directories
+from pgrecall.restore.writer import FileWriter, Part, make_directories
 from pgrecall.store.local import LocalStore
 from pgrecall.store.memory import MemoryStore
 from pgrecall.system.progress import NoProgress
@@ -138,9 +138,15 @@ class _Steps:
             self._target.mkdir(mode=0o700)
             root = os.fsencode(self._target)
             make_directories(root, contents)
-            FileWriter(root, contents, source, held_back=frozenset(), progress=NoProgress()).write(
-                2 * (os.cpu_count() or 1)
+            writer = FileWriter(
+                root,
+                contents,
+                source,
+                held_back=frozenset(),
+                progress=NoProgress(),
+                part=Part(),
             )
+            writer.write(2 * (os.cpu_count() or 1))
             self._did("write")
             return self._timings
         at_work = 2 * (os.cpu_count() or 1)

@@ -108,6 +108,16 @@ def test_only_finished_directories_are_rolled_up() -> None:
     assert rolled(archived(0, 1, 3, 4, 8)) == [("00000000", 3)]
 
 
+def test_a_timeline_that_was_left_is_finished_when_its_successor_has_gone_on() -> None:
+    store = archived(0, 1, 2, 3, 4, 5)
+    rolled(store)
+    for number in (5, 6, 7, 8):
+        put(store, segment(number, 2))
+    assert rolled(store) == []
+    put(store, segment(12, 2))
+    assert rolled(store) == [("00000001", 3), ("00000001", 2)]
+
+
 def test_a_segment_that_arrives_late_is_read_by_itself() -> None:
     store = archived(0, 1, 3, 4, 8)
     rolled(store)

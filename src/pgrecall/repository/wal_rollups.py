@@ -34,6 +34,8 @@ KIND = "wal-rollup"
 _READERS = 16
 # A roll-up of 256 segments takes some hundred KB; recovery plans go through them in order.
 _KEPT = 16
+# With so many log directories behind it, one counts as finished.
+_LATER = 2
 
 log = logging.getLogger(__name__)
 
@@ -197,8 +199,8 @@ def write_rollups(
     """Store what is missing: a roll-up for each log directory that is finished.
 
     Finished is one with all its segments, or with two later ones behind it on its
-    timeline: then what it lacks will hardly come, and is read from the segment if it
-    does. May be called at any time, by several at once: what exists stays. Each is
+    timeline or a younger one: then what it lacks will hardly come, and is read from the
+    segment if it does. May be called at any time, by several at once: what exists stays. Each is
     durable when the next is begun. A directory with a damaged segment becomes a
     finding and gets none. Raises StoreError, RepositoryError.
     """
@@ -218,8 +220,7 @@ def write_rollups(
                 )
             )
             continue
-        body = msgspec.json.encode([entry for entry, _ in entries]) + b"\n"
-        data = encode_document(KIND, repository_id, body + b"".join(index for _, index in entries))
+        data = encode_rollup(entries, repository_id)
         key = layout.rollup_key(server, generation.number, timeline, directory)
         if store.put(key, [data]):
             written.append(
@@ -231,6 +232,12 @@ def write_rollups(
                 )
             )
     return written, findings
+
+
+def encode_rollup(entries: Sequence[tuple[RolledSegment, bytes]], repository_id: str) -> bytes:
+    """The object that holds these segments, in WAL order, with their indexes."""
+    body = msgspec.json.encode([entry for entry, _ in entries]) + b"\n"
+    return encode_document(KIND, repository_id, body + b"".join(index for _, index in entries))
 
 
 def unrolled(store: Store, server: str, generation: Generation) -> list[str]:
@@ -277,18 +284,22 @@ def _unrolled(
     """Finished log directories without a roll-up, with their segments as listed."""
     per_log = (1 << 32) // generation.segment_bytes
     prefix = layout.wal_prefix(server, generation.number)
+    logs: dict[int, list[str]] = {}
     for child in store.children(prefix):
-        stem = child.rstrip("/")
-        if not child.endswith("/") or len(stem) != 8:
-            continue  # what lies beside the timelines
-        timeline = int(stem, 16)
-        logs = [one.rstrip("/") for one in store.children(prefix + child) if one.endswith("/")]
+        timeline = layout.timeline_of_directory(child)
+        if timeline is not None:
+            names = store.children(prefix + child)
+            logs[timeline] = [name.rstrip("/") for name in names if name.endswith("/")]
+    later: set[str] = set()
+    for timeline in sorted(logs, reverse=True):
+        later.update(logs[timeline])
         done = set(store.children(layout.rollups_prefix(server, generation.number, timeline)))
-        for at, directory in enumerate(logs):
+        for directory in logs[timeline]:
             if directory in done:
                 continue
-            infos = list(_segments(store, f"{prefix}{child}{directory}/"))
-            if infos and (len(infos) == per_log or len(logs) - at > 2):
+            infos = list(_segments(store, f"{prefix}{timeline:08X}/{directory}/"))
+            is_finished = sum(log > directory for log in later) >= _LATER
+            if infos and (len(infos) == per_log or is_finished):
                 yield timeline, directory, infos
 
 
