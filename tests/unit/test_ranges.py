@@ -74,6 +74,9 @@ def test_wal_that_ends_inside_a_segment_is_a_gap_when_more_follows() -> None:
     last = runs_along(ONE, SIZE, {1: numbers(2, 3)}, inside)
     assert shape(last) == [(2, 3 * SIZE + 8192)]
     assert last.runs[0].damaged == ""
+    at_its_end = {names(1, 3)[0]: Lsn(4 * SIZE)}
+    path = runs_along(ONE, SIZE, {1: numbers(2, 3, 4)}, at_its_end)
+    assert shape(path) == [(2, 4 * SIZE), (4, 5 * SIZE)]
 
 
 def test_backups_go_to_the_run_that_makes_them_consistent() -> None:

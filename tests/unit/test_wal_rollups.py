@@ -255,6 +255,16 @@ def test_the_ranges_see_what_was_put_anew_or_came_late(content: bytes) -> None:
     assert "rollup-differs" in [one.code for one in check_rollup(store, "main", 1, 1, "00000000")]
 
 
+def test_another_size_is_enough_for_the_ranges_too() -> None:
+    store = archived(*range(4))
+    rolled(store)
+    key = layout.wal_key("main", 1, WalFile(segment(1)))
+    store.delete(key)
+    put(store, segment(1), b"longer", end=7000)
+    store.objects[key] = (store.objects[key][0], datetime.now(UTC) - timedelta(days=1))
+    assert [row[0] % SIZE for row in rows_and_reads(store)[0]] == [100, 7000, 100, 100]
+
+
 def test_rows_are_made_of_indexes_in_two_ways_that_agree() -> None:
     builder = WalBuilder(start=3 << 20, segment_bytes=1 << 20)
     random = Random(5)
