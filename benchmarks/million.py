@@ -27,12 +27,12 @@ from pathlib import Path
 
 import pgrecall
 from pgrecall.backup.copy import CopyPool
+from pgrecall.backup.copy_source import CopySource, PageShape, WorkerResult
 from pgrecall.backup.entries import EntryWriter
 from pgrecall.backup.pack_sink import PackFactory
 from pgrecall.backup.results import CopyResults
 from pgrecall.backup.scan import Scan, scan_data_directory
 from pgrecall.backup.units import Unit, cut_into_units
-from pgrecall.backup.worker import CopySource, PageShape, WorkerResult
 from pgrecall.errors import PgrecallError
 from pgrecall.model.ids import BACKUP, new_id
 from pgrecall.model.manifest import ManifestRoot, PackEntry, ServerFactsRecord, WalRange

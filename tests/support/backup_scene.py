@@ -284,7 +284,7 @@ def read_files(store: Store, server: str, backup: Completion) -> dict[bytes, byt
     for number, pack in enumerate(packs):
         for frame, pieces in pieces_by_frame(pack, contents.runs_of(number)).items():
             raw = pack.raw(frame)
-            for index, at, start, length in pieces:
+            for index, at, start, length in pieces.tolist():
                 made[index][at : at + length] = raw[start : start + length]
     files = {table.path(index): bytes(content) for index, content in made.items()}
     for index, content in made.items():

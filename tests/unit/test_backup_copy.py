@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from pgrecall.backup.copy_source import CopySource, PageShape
 from pgrecall.backup.digest_log import DigestIndex
 from pgrecall.backup.pack_sink import PackFactory, PackSink
 from pgrecall.backup.page_check import PageInspector
 from pgrecall.backup.run_log import RunIndex
 from pgrecall.backup.units import PIECE_BYTES, cut_into_units
-from pgrecall.backup.worker import CopySource, CopyWorker, PageShape
+from pgrecall.backup.worker import CopyWorker
 from pgrecall.codec.crc import crc32c
 from pgrecall.codec.pages import page_checksum
 from pgrecall.errors import (

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from pgrecall.backup.copy import CopyPool
+from pgrecall.backup.copy_source import CopySource, PageShape
 from pgrecall.backup.pack_sink import PackFactory, PackSink
 from pgrecall.backup.units import cut_into_units
-from pgrecall.backup.worker import CopySource, PageShape
 from pgrecall.errors import InterruptedRunError
 from pgrecall.model.file_table import FILE, FileTable
 from pgrecall.repository.block_digests import DigestStore

@@ -46,9 +46,11 @@ def test_every_byte_is_that_of_the_last_run(runs: list[Run], size: int) -> None:
             if not run.spread:
                 wanted.pop(byte, None)
     found = {
-        piece.file_offset + byte: (piece.run, piece.stream_offset + byte)
-        for piece in visible(runs, size, PAGE)
-        for byte in range(piece.length)
+        offset + byte: (run, place + byte)
+        for run, offset, place, length in zip(
+            *(part.tolist() for part in visible(runs, size, PAGE)), strict=True
+        )
+        for byte in range(length)
     }
     assert found == {byte: whose for byte, whose in wanted.items() if byte < size}
     assert seen(runs, size, PAGE) == {run for run, _ in found.values()}

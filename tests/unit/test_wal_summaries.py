@@ -89,7 +89,7 @@ def test_changes_of_files() -> None:
             entry((1663, 5, 7), [1, RELATION_BLOCKS + 4]),
             entry((1663, 5, 7), [9], fork=2),  # the visibility map: never relied upon
             entry((1663, 5, 8), [100], limit=RELATION_BLOCKS + 10),
-            entry((1664, 0, 11), [2]),
+            entry((1664, 0, 11), [7, 2]),  # the server does not sort them
             entry((700, 5, 12), [3]),
             entry((1663, 5, 13), [], limit=0),
             entry((1663, 6, 0), [], limit=0),
@@ -102,7 +102,7 @@ def test_changes_of_files() -> None:
     assert pages(made.of(b"base/5/8")) == ([100], None)
     assert pages(made.of(b"base/5/8.1")) == ([], 10)
     assert made.of(b"base/5/8.2") is None  # beyond where it was cut
-    assert pages(made.of(b"global/11")) == ([2], None)
+    assert pages(made.of(b"global/11")) == ([2, 7], None)
     assert pages(made.of(b"pg_tblspc/700/PG_18_1/5/12")) == ([3], None)
     assert pages(made.of(b"base/5/99")) == ([], None)
     assert made.of(b"base/5/13") is None  # made, or emptied
@@ -209,15 +209,27 @@ def test_which_pages_are_stored() -> None:
     """Those that were listed, changed since the start, new, or bad."""
     start = 5 << 32
     data = memoryview(b"".join(page(lsn) for lsn in (1, start - 1, start, 7 << 32, 1, 1, 1, 1)))
+    pages = np.arange(100, 108)
     shares = PageShares(FileChanges(np.array([100]), None), 107 * PAGE, PAGE, start)
-    assert shares.ranges(data, 100 * PAGE, [4]) == [
-        (0, PAGE),
-        (2 * PAGE, 5 * PAGE),
-        (7 * PAGE, 8 * PAGE),
+    assert shares.chosen(data, pages, [4]) == [
+        (100 * PAGE, (0, PAGE)),
+        (102 * PAGE, (2 * PAGE, 5 * PAGE)),
+        (107 * PAGE, (7 * PAGE, 8 * PAGE)),
     ]
+    assert shares.chosen(data[: 2 * PAGE], np.array([101, 102]), []) == []
     limited = PageShares(FileChanges(np.array([], np.int64), 105), 200 * PAGE, PAGE, 1 << 60)
-    assert limited.ranges(data, 100 * PAGE, []) == [(5 * PAGE, 8 * PAGE)]
-    assert limited.ranges(data[: 5 * PAGE + 9], 100 * PAGE, []) == [(5 * PAGE, 5 * PAGE + 9)]
+    assert limited.chosen(data, pages, []) == [(105 * PAGE, (5 * PAGE, 8 * PAGE))]
+    cut = data[: 5 * PAGE + 9]
+    assert limited.chosen(cut, pages[:6], []) == [(105 * PAGE, (5 * PAGE, 5 * PAGE + 9))]
+
+
+def test_pages_that_lie_apart_in_the_file_are_stored_apart() -> None:
+    data = memoryview(page(9) * 4)
+    shares = PageShares(FileChanges(np.array([], np.int64), None), 200 * PAGE, PAGE, 9)
+    assert shares.chosen(data, np.array([3, 4, 16, 17]), []) == [
+        (3 * PAGE, (0, 2 * PAGE)),
+        (16 * PAGE, (2 * PAGE, 4 * PAGE)),
+    ]
 
 
 def test_blocks_that_differ() -> None:

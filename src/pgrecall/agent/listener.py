@@ -350,6 +350,7 @@ class _Loop:
             return
         connection.is_sent = connection.say(connection.reply)
         if connection.is_gone:
+            self._listener.count("abandoned")
             self._drop(connection)
 
     def _tick(self, now: float, *, is_stopping: bool) -> None:

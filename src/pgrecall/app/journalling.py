@@ -6,12 +6,11 @@ import logging
 import signal
 import socket
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from pgrecall import __version__
-from pgrecall.agent.job_runner import Ended
 from pgrecall.app.context import RunContext
 from pgrecall.app.opened import OpenedRepository
 from pgrecall.errors import (
@@ -35,6 +34,9 @@ from pgrecall.model.runs import (
 )
 from pgrecall.repository.journal import Journal
 from pgrecall.settings import RepositorySettings
+
+if TYPE_CHECKING:
+    from pgrecall.agent.job_runner import Ended  # which loads what only the agent needs
 
 _log = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from pgrecall.backup.summaries import FileChanges
 from pgrecall.codec.block_digests import BLOCK_BYTES, Records
+from pgrecall.codec.wal_summary import Blocks
 
 Range = tuple[int, int]
 """Bytes from the first to before the second."""
@@ -60,25 +61,38 @@ class PageShares:
         self._page_bytes = page_bytes
         self._start_lsn = start_lsn
 
-    def ranges(self, data: memoryview, offset: int, bad: list[int]) -> list[Range]:
-        """Ranges of ``data``, which lies at ``offset`` in the file, that are stored.
+    def chosen(self, data: memoryview, pages: Blocks, bad: list[int]) -> list[tuple[int, Range]]:
+        """What of ``data`` is stored: its place in the file, and its bytes within ``data``.
 
-        What the summaries tell of; what was changed since the backup began, which they do
-        not tell of yet, and the digests of what was read do; and ``bad`` pages (from the
-        beginning of ``data``), which nothing is known of.
+        ``pages``: the number of each page of ``data`` in the file. Stored is what the summaries
+        tell of; what was changed since the backup began, which they do not tell of yet, and the
+        digests of what was read do; and ``bad`` pages (by their place in ``data``), which
+        nothing is known of.
         """
-        count = -(-len(data) // self._page_bytes)
-        first = offset // self._page_bytes
-        wanted = np.zeros(count, bool)
-        inside = self._pages[(self._pages >= first) & (self._pages < first + count)]
-        wanted[inside - first] = True
-        wanted[max(0, self._limit - first) :] = True
+        wanted = pages >= self._limit
+        places = np.searchsorted(self._pages, pages)
+        known = places < len(self._pages)
+        wanted[known] |= self._pages[places[known]] == pages[known]
         wanted[bad] = True
         whole = len(data) // self._page_bytes
         words = np.frombuffer(data[: whole * self._page_bytes], np.uint32)
         heads = words.reshape(whole, self._page_bytes // 4)[:, :2].astype(np.uint64)
         wanted[:whole] |= (heads[:, 0] << np.uint64(32) | heads[:, 1]) >= self._start_lsn
-        return _ranges(wanted, self._page_bytes, len(data))
+        found = np.flatnonzero(wanted)
+        # A new range begins where a page does not follow the one before it, here and in the file.
+        follows = (np.diff(found) == 1) & (np.diff(pages[found]) == 1)
+        starts = np.flatnonzero(np.concatenate(([len(found) > 0], ~follows)))
+        ends = np.append(starts[1:], len(found))[: len(starts)] - 1
+        unit = self._page_bytes
+        return [
+            (page * unit, (first * unit, min((last + 1) * unit, len(data))))
+            for page, first, last in zip(
+                pages[found[starts]].tolist(),
+                found[starts].tolist(),
+                found[ends].tolist(),
+                strict=True,
+            )
+        ]
 
 
 def _ranges(wanted: npt.NDArray[np.bool_], unit: int, length: int) -> list[Range]:

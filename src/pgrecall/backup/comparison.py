@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from typing import Literal
 
+from pgrecall.backup.copy_source import Comparison
 from pgrecall.backup.records import BackupTask
 from pgrecall.backup.summaries import SummaryGapError, Window, read_changes
-from pgrecall.backup.worker import Comparison
 from pgrecall.model.findings import Finding
 from pgrecall.model.lsn import Lsn
 from pgrecall.postgres.actions import summarizer_lsn

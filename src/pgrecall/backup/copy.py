@@ -6,9 +6,10 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
+from pgrecall.backup.copy_source import CopySource, WorkerResult
 from pgrecall.backup.pack_sink import PackFactory, PackSink
 from pgrecall.backup.units import Unit
-from pgrecall.backup.worker import CopySource, CopyWorker, WorkerResult
+from pgrecall.backup.worker import CopyWorker
 from pgrecall.repository.block_digests import DigestStore
 from pgrecall.system.faults import reached
 from pgrecall.system.held_signals import signals_held

@@ -8,7 +8,7 @@ import msgspec
 
 from pgrecall.backup.base import Base
 from pgrecall.backup.digest_log import DigestIndex
-from pgrecall.backup.run_log import RunIndex
+from pgrecall.backup.run_log import LEFTOVER_PACK, RunIndex
 from pgrecall.model.file_table import FILE, FileTable
 from pgrecall.model.manifest import DigestsEntry, DigestSpan, FileEntry, PackEntry, Run
 from pgrecall.repository.overlay import seen
@@ -66,8 +66,11 @@ class EntryWriter:
         *,
         base: Base | None,
         page_bytes: int,
+        leftover: Sequence[PackEntry] = (),
     ) -> None:
+        """``leftover``: the packs of an unfinished backup that was gone on from."""
         self._copied = copied
+        self._leftover = leftover
         self._base = base
         self._page_bytes = page_bytes
         self._own_packs = list(packs)
@@ -104,7 +107,11 @@ class EntryWriter:
     def packs(self) -> list[PackEntry]:
         """The packs that the entries refer to: own ones, then those of older backups."""
         base = self._base.packs if self._base is not None else []
-        return self._own_packs + [base[index] for index in self._packs.order()]
+        lent = [
+            self._leftover[index ^ LEFTOVER_PACK] if index & LEFTOVER_PACK else base[index]
+            for index in self._packs.order()
+        ]
+        return self._own_packs + lent
 
     @property
     def digests(self) -> list[DigestsEntry]:
@@ -115,7 +122,12 @@ class EntryWriter:
     def _filled(self, entry: FileEntry, index: int, before: FileEntry | None) -> FileEntry:
         size, crc, spans = self._copied.digests.of(index)
         self.raw_bytes += size
-        runs = self._copied.runs.of(index)
+        runs = [
+            msgspec.structs.replace(run, pack=self._packs.place(run.pack))
+            if run.pack & LEFTOVER_PACK
+            else run
+            for run in self._copied.runs.of(index)
+        ]
         bad_blocks: Sequence[int] = self._copied.bad_blocks.get(index, ())
         if before is not None and self._base is not None and self._base.has(index):
             runs = self._laid_over(before, runs, size)

@@ -14,6 +14,9 @@ from pgrecall.store.base import Buffer, ObjectWriter, Store
 from pgrecall.system.faults import reached
 from pgrecall.system.held_signals import signals_held
 
+COMMITTERS = 2
+"""Packs that are committed at the same time, where nothing else is said; as many more wait."""
+
 # Bounds the footer, which writers and readers hold in memory: tiny files would never fill a pack.
 _PACK_SLICES = 16_384
 
@@ -27,7 +30,13 @@ class PackFactory:
     """
 
     def __init__(
-        self, store: Store, header: PackHeader, *, codec: str, level: int, committers: int
+        self,
+        store: Store,
+        header: PackHeader,
+        *,
+        codec: str,
+        level: int,
+        committers: int = COMMITTERS,
     ) -> None:
         self.store = store
         self._header = header

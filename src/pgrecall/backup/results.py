@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 
+from pgrecall.backup.copy_source import WorkerResult
 from pgrecall.backup.digest_log import DigestIndex, DigestLog
 from pgrecall.backup.entries import Copied
 from pgrecall.backup.page_check import BadPage
 from pgrecall.backup.run_log import RunIndex, RunLog
-from pgrecall.backup.worker import WorkerResult
 from pgrecall.model.file_table import DIRECTORY, FileTable
 from pgrecall.model.findings import Finding
 from pgrecall.model.manifest import PackEntry, Totals

@@ -14,8 +14,10 @@ import msgspec
 
 from pgrecall.backup.comparison import compare, source_of
 from pgrecall.backup.copy import CopyPool
+from pgrecall.backup.copy_source import Comparison, CopySource, PageShape
 from pgrecall.backup.entries import EntryWriter
 from pgrecall.backup.external import external_files
+from pgrecall.backup.leftover import KEPT_PACKS, Leftover, find_leftover
 from pgrecall.backup.own_objects import remove_own_objects
 from pgrecall.backup.pack_sink import PackFactory, PackSink
 from pgrecall.backup.page_check import PageInspector
@@ -25,7 +27,7 @@ from pgrecall.backup.scan import Scan, scan_data_directory
 from pgrecall.backup.selection import CONTROL_FILE
 from pgrecall.backup.units import cut_into_units
 from pgrecall.backup.wal import add_wal_files, await_segments, needed_segments
-from pgrecall.backup.worker import Comparison, CopySource, CopyWorker, PageShape
+from pgrecall.backup.worker import CopyWorker
 from pgrecall.codec.block_digests import KIND as DIGEST_KIND
 from pgrecall.errors import BackupError
 from pgrecall.model.findings import Finding
@@ -48,8 +50,6 @@ from pgrecall.system.progress import Progress
 from pgrecall.system.throttle import Throttle
 
 log = logging.getLogger(__name__)
-
-_COMMITTERS = 2
 
 
 class BackupTools(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +86,7 @@ class BackupRun:
         self._seed = base.seed if base is not None else int.from_bytes(os.urandom(8))
         self._may_exist = False
         self._comparison: Comparison | None = None
+        self._leftover: Leftover | None = None
 
     def run(self) -> Completion:
         """Take the backup.
@@ -132,6 +133,7 @@ class BackupRun:
             self._digests.entries(),
             base=self._task.base,
             page_bytes=self._task.facts.block_bytes,
+            leftover=self._leftover.packs if self._leftover is not None else (),
         )
         stored = self._store_manifest(taken, scan, entries, external)
         self._prove_stored(entries, stored)
@@ -181,6 +183,9 @@ class BackupRun:
         self._findings += scan.findings
         if self._task.base is not None:
             self._task.base.match(scan.table)
+        self._leftover = find_leftover(Catalog(self._tools.store, self._task.plan.server))
+        if self._leftover is not None:
+            self._leftover.match(scan.table)
         reached("backup.scanned")
         return scan
 
@@ -322,11 +327,20 @@ class BackupRun:
             )
 
     def _remove_stored(self) -> None:
-        """After a failure: nobody will ever read what was stored, unless it may be a backup."""
+        """After a failure: nobody will ever read what was stored, unless it may be a backup.
+
+        Packs are kept, where there are several: the next backup goes on from them.
+        """
         if self._may_exist:
             return
         keys = self._manifest.keys if self._manifest is not None else ()
         packs = self._factory.created_keys if self._factory is not None else ()
+        if len(packs) >= KEPT_PACKS:
+            log.warning(
+                "the next backup goes on from what is stored",
+                extra={"backup_id": self.backup_id, "packs": len(packs)},
+            )
+            packs = ()
         remove_own_objects(self._tools.store, (*keys, *packs, *self._digests.created_keys))
 
     # --- parts -------------------------------------------------------------------
@@ -358,6 +372,7 @@ class BackupRun:
             comparison=self._comparison,
         )
         source.throttle = Throttle(plan.bytes_per_second)
+        source.leftover = self._leftover
         return source
 
     def _pack_factory(self) -> PackFactory:
@@ -373,7 +388,6 @@ class BackupRun:
             header,
             codec=plan.compression,
             level=plan.level,
-            committers=_COMMITTERS,
         )
 
 

@@ -14,6 +14,9 @@ from pgrecall.repository.overlay import spread_of
 _RECORD = struct.Struct("<IIIIQQI4x")
 _NONE = 0xFFFFFFFF
 
+LEFTOVER_PACK = 0x8000_0000
+"""With this bit, the number of a pack is its index among those of an unfinished backup."""
+
 
 class RunLog:
     """One worker's runs; for one thread."""

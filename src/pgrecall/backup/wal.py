@@ -14,6 +14,8 @@ from pgrecall.postgres.actions import ArchiverFacts
 
 _FIRST_PAUSE_SECONDS = 0.02
 _LONGEST_PAUSE_SECONDS = 1.0
+# So late, in parts of the time that was waited for, a segment that is there is noticed at most.
+_SLOWER = 1.25
 
 
 def needed_segments(timeline: int, start: Lsn, stop: Lsn, segment_bytes: int) -> list[str]:
@@ -57,7 +59,7 @@ def await_segments(
             raise _timeout(missing, timeout_seconds, before, archiver())
         watch()
         time.sleep(pause)
-        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+        pause = min(_SLOWER * pause, _LONGEST_PAUSE_SECONDS)
 
 
 def add_wal_files(

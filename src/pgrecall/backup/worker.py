@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import mmap
 import os
-import threading
-from typing import NamedTuple
 
-from pgrecall.backup.base import Base, BasePiece
+import numpy as np
+
+from pgrecall.backup.base import BasePiece
 from pgrecall.backup.changes import PageShares, Range, changed_ranges, ranges_to_read
-from pgrecall.backup.digest_log import DigestLog
+from pgrecall.backup.copy_source import ChangedPiece, CopySource, Kept, OpenFile, WorkerResult
 from pgrecall.backup.pack_sink import PackSink
-from pgrecall.backup.page_check import BadPage, PageInspector
-from pgrecall.backup.run_log import RunLog
-from pgrecall.backup.summaries import Changes, FileChanges
+from pgrecall.backup.run_log import LEFTOVER_PACK
+from pgrecall.backup.summaries import FileChanges
 from pgrecall.backup.units import PIECE_BYTES, Unit
 from pgrecall.codec.block_digests import (
     BLOCK_BYTES,
@@ -28,88 +27,14 @@ from pgrecall.codec.block_digests import (
     combined_crc,
 )
 from pgrecall.errors import DataDirectoryError, PostgresRightsError
-from pgrecall.model.file_table import FileTable
 from pgrecall.model.relation_files import first_block
 from pgrecall.repository.block_digests import DigestSink, DigestStore
 from pgrecall.repository.packs import FRAME_BYTES
-from pgrecall.system.throttle import Throttle
 
 # Of the buffer, so much must be free before more of a file is read behind what it holds.
 _LEAST_ROOM = FRAME_BYTES // 2
-
-
-class PageShape(NamedTuple):
-    """Bytes of a page, and how many of them a whole relation file (1 GiB) has."""
-
-    page_bytes: int
-    relation_blocks: int
-
-
-class Comparison(NamedTuple):
-    """What an incremental backup goes by.
-
-    ``changes``: what the WAL summaries tell, None where they are not used. ``is_exact``: a page of
-    which they do not tell, and whose LSN lies before ``start_lsn``, is byte for byte the base's;
-    else only a digest can tell, because hint bits change without WAL.
-    """
-
-    base: Base
-    changes: Changes | None = None
-    start_lsn: int = 0
-    is_exact: bool = False
-
-
-class CopySource:
-    """What the workers copy from.
-
-    ``seed``: of the block digests, that of the base where there is a ``comparison``. ``stopped`` is
-    set when the copy has failed: workers then end at the next frame. ``throttle``: what is read.
-    """
-
-    def __init__(
-        self,
-        root: bytes,
-        table: FileTable,
-        inspector: PageInspector | None,
-        pages: PageShape,
-        *,
-        seed: int,
-        comparison: Comparison | None = None,
-    ) -> None:
-        self.throttle = Throttle(0)
-        self.stopped = threading.Event()
-        self.seed = seed
-        self.comparison = comparison
-        self.root = root
-        self.table = table
-        self.inspector = inspector
-        self.page_bytes = pages.page_bytes
-        self.relation_blocks = pages.relation_blocks
-
-
-class WorkerResult:
-    """What one worker did: runs, digests, files that were gone, pages checked and those bad.
-
-    ``bytes`` were read, ``new_bytes`` of them went into packs.
-    """
-
-    def __init__(self, digests: DigestSink, page_bytes: int) -> None:
-        self.runs = RunLog(page_bytes)
-        self.digests = DigestLog(digests)
-        self.vanished: set[int] = set()
-        self.bad: dict[int, list[BadPage]] = {}
-        self.odd_sizes: set[int] = set()
-        self.pages_checked = 0
-        self.bytes = 0
-        self.new_bytes = 0
-
-
-class _File(NamedTuple):
-    """A file that is open for reading: its number in the table, its path below PGDATA."""
-
-    descriptor: int
-    number: int
-    path: bytes
+# Bounds what is held of bytes that need not be stored, and so never fill the buffer.
+_MOST_SLICES = 4096
 
 
 class CopyWorker:
@@ -121,7 +46,8 @@ class CopyWorker:
         self._sink = sink
         self._buffer = memoryview(mmap.mmap(-1, FRAME_BYTES))
         self._used = 0
-        self._slices: list[tuple[int, int, int]] = []
+        self._slices: list[Kept] = []
+        self._leftover = source.leftover.reader() if source.leftover is not None else None
         self._base: BasePiece | None = None
         self._piece_offset = 0
 
@@ -162,6 +88,8 @@ class CopyWorker:
         closing would raise in its place.
         """
         self._sink.discard()
+        if self._leftover is not None:
+            self._leftover.close()
         self._buffer.release()
 
     def _changes(self, index: int, path: bytes) -> FileChanges | None:
@@ -199,43 +127,82 @@ class CopyWorker:
             if comparison.is_exact:
                 base_end = offset + base.length
                 shares = PageShares(changes, base_end, page_bytes, comparison.start_lsn)
-            file = _File(descriptor, index, path)
+            file = OpenFile(descriptor, index, path)
             self._read_ranges(file, place, reading, shares)
         finally:
             os.close(descriptor)
 
     def _read_ranges(
-        self, file: _File, place: Range, reading: list[Range], shares: PageShares | None
+        self, file: OpenFile, place: Range, reading: list[Range], shares: PageShares | None
     ) -> None:
         assert self._base is not None
         offset, end = place
-        records = bytearray(
-            self._base.records.tobytes()[: block_count(end - offset) * RECORD_BYTES]
-        )
-        records += bytes(block_count(end - offset) * RECORD_BYTES - len(records))
-        is_same = end - offset == self._base.length
+        size = block_count(end - offset) * RECORD_BYTES
+        records = bytearray(self._base.records.tobytes()[:size])
+        records += bytes(size - len(records))
+        piece = ChangedPiece(file, offset, records, shares)
         is_last = end >= self._source.table.sizes[file.number]
         for begin, range_end in reading:
             at = offset + begin
             while at < offset + range_end and not self._source.stopped.is_set():
-                wanted = min(self._room(), offset + range_end - at)
-                got = self._read(file, at, wanted, fills=not is_last)
+                wanted = min(self._room_behind(piece), offset + range_end - at)
+                got = self._read(file, at, wanted, fills=not is_last, behind=piece.waiting_bytes)
                 if got:
-                    found = self._take_some(file, at, got, shares)
-                    first = (at - offset) // BLOCK_BYTES * RECORD_BYTES
-                    is_same &= records[first : first + len(found)] == found
-                    records[first : first + len(found)] = found
+                    piece.wait(at, got)
                 at += got
                 if got < wanted:
                     end = at  # truncated meanwhile, and replay knows
                     break
             if at < offset + range_end:
                 break
+        self._take_waiting(piece)
         length = end - offset
+        is_same = piece.is_same and length == self._base.length
         del records[block_count(length) * RECORD_BYTES :]
         self.result.digests.begin(file.number, offset, self._base)
         crc = combined_crc(as_records(records), length)
         self.result.digests.add(length, records, crc, is_same=is_same)
+
+    def _room_behind(self, piece: ChangedPiece) -> int:
+        """As _room, behind what waits: several changed blocks are looked at together."""
+        room = FRAME_BYTES - self._used - piece.waiting_bytes
+        if room < BLOCK_BYTES or not piece.waiting:
+            self._take_waiting(piece)
+            return self._room()
+        return room - room % BLOCK_BYTES
+
+    def _take_waiting(self, piece: ChangedPiece) -> None:
+        """Account for what waits behind what the buffer holds; keep what the base lacks."""
+        if not piece.waiting:
+            return
+        assert self._base is not None
+        file, shares = piece.file, piece.shares
+        waiting = self._buffer[self._used : self._used + piece.waiting_bytes]
+        start, begins = self._used, 0
+        pages, bad = [], []
+        page_bytes = self._source.page_bytes
+        for offset, length in piece.waiting:
+            data = waiting[begins : begins + length]
+            bad += [begins // page_bytes + page for page in self._check(file, data, offset)]
+            records, _ = block_records(data, self._source.seed)
+            first = (offset - self._piece_offset) // BLOCK_BYTES
+            piece.put(first, records)
+            if shares is None:
+                found = changed_ranges(as_records(records), self._base.records[first:], length)
+                for begin, end in found:
+                    self._move(start + begins + begin, end - begin)
+                    self._keep(file.number, offset + begin, end - begin)
+            else:
+                page = offset // page_bytes
+                pages.append(np.arange(page, page - (-length // page_bytes), dtype=np.int64))
+            begins += length
+        if shares is not None:
+            for offset, (begin, end) in shares.chosen(waiting, np.concatenate(pages), bad):
+                self._move(start + begin, end - begin)
+                self._keep(file.number, offset, end - begin)
+        self.result.bytes += piece.waiting_bytes
+        piece.waiting.clear()
+        piece.waiting_bytes = 0
 
     def _copy_small(self, index: int, path: bytes) -> None:
         if self._used + self._source.table.sizes[index] >= FRAME_BYTES:
@@ -243,7 +210,7 @@ class CopyWorker:
         descriptor = self._open(path, index)
         if descriptor is None:
             return
-        file = _File(descriptor, index, path)
+        file = OpenFile(descriptor, index, path)
         try:
             length = self._fill(file, 0, FRAME_BYTES - self._used)
             if self._used + length == FRAME_BYTES and self._used:
@@ -263,11 +230,11 @@ class CopyWorker:
         if descriptor is None:
             return
         try:
-            self._read_pieces(_File(descriptor, index, path), offset, length)
+            self._read_pieces(OpenFile(descriptor, index, path), offset, length)
         finally:
             os.close(descriptor)
 
-    def _read_pieces(self, file: _File, offset: int, length: int) -> None:
+    def _read_pieces(self, file: OpenFile, offset: int, length: int) -> None:
         end = offset + length
         fills = end < self._source.table.sizes[file.number]
         while offset < end and not self._source.stopped.is_set():
@@ -297,23 +264,29 @@ class CopyWorker:
         room = FRAME_BYTES - self._used
         return room - room % BLOCK_BYTES
 
-    def _read(self, file: _File, offset: int, wanted: int, *, fills: bool) -> int:
+    def _read(
+        self, file: OpenFile, offset: int, wanted: int, *, fills: bool, behind: int = 0
+    ) -> int:
         """Read as _fill does. ``fills``: where the file is shorter by now, zeros follow.
 
         It was truncated meanwhile, and a later piece of it may be there again: replay of the WAL
         sees to what belongs here. Zeros, as pg_basebackup has it.
         """
-        got = self._fill(file, offset, wanted)
+        got = self._fill(file, offset, wanted, behind)
         if got < wanted and fills:
-            self._buffer[self._used + got : self._used + wanted] = bytes(wanted - got)
+            start = self._used + behind
+            self._buffer[start + got : start + wanted] = bytes(wanted - got)
             return wanted
         return got
 
-    def _fill(self, file: _File, offset: int, wanted: int) -> int:
-        """Read up to ``wanted`` bytes behind what the buffer holds; fewer at the end only."""
+    def _fill(self, file: OpenFile, offset: int, wanted: int, behind: int = 0) -> int:
+        """Read up to ``wanted`` bytes behind what the buffer holds; fewer at the end only.
+
+        ``behind``: so many bytes that wait there are left alone.
+        """
         self._source.throttle.take(wanted)
         got = 0
-        room = self._buffer[self._used : self._used + wanted]
+        room = self._buffer[self._used + behind : self._used + behind + wanted]
         while got < wanted:
             try:
                 count = os.preadv(file.descriptor, [room[got:]], offset + got)
@@ -324,7 +297,7 @@ class CopyWorker:
             got += count
         return got
 
-    def _take(self, file: _File, offset: int, length: int) -> None:
+    def _take(self, file: OpenFile, offset: int, length: int) -> None:
         """Account for ``length`` bytes behind what the buffer holds; keep what the base lacks."""
         if length == 0:
             return
@@ -339,48 +312,40 @@ class CopyWorker:
             return
         first = (offset - self._piece_offset) // BLOCK_BYTES
         changed = changed_ranges(as_records(records), base.records[first:], length)
-        self._keep_ranges(file.number, offset, changed)
+        start = self._used
+        for begin, end in changed:
+            self._move(start + begin, end - begin)
+            self._keep(file.number, offset + begin, end - begin)
         self.result.digests.add(length, records, crc, is_same=not changed)
 
-    def _take_some(
-        self, file: _File, offset: int, length: int, shares: PageShares | None
-    ) -> bytearray:
-        """The same where the WAL summaries tell which pages changed; returns the blocks' records.
-
-        ``shares`` None: they tell of blocks only.
-        """
-        assert self._base is not None
-        data = self._buffer[self._used : self._used + length]
-        bad = self._check(file, data, offset)
-        records, _ = block_records(data, self._source.seed)
-        self.result.bytes += length
-        if shares is None:
-            first = (offset - self._piece_offset) // BLOCK_BYTES
-            ranges = changed_ranges(as_records(records), self._base.records[first:], length)
-        else:
-            ranges = shares.ranges(data, offset, bad)
-        self._keep_ranges(file.number, offset, ranges)
-        return records
-
-    def _keep_ranges(self, index: int, offset: int, ranges: list[Range]) -> None:
-        """Keep ranges of what was read at ``offset``, and lies behind what the buffer holds.
-
-        They move up to where what was kept before ends: never beyond themselves.
-        """
-        start = self._used
-        for begin, end in ranges:
-            if start + begin != self._used:
-                kept = self._buffer[self._used : self._used + end - begin]
-                kept[:] = self._buffer[start + begin : start + end]
-            self._keep(index, offset + begin, end - begin)
+    def _move(self, start: int, length: int) -> None:
+        """Move bytes of the buffer to where what is kept ends, which is never beyond them."""
+        if start != self._used:
+            kept = self._buffer[self._used : self._used + length]
+            kept[:] = self._buffer[start : start + length]
 
     def _keep(self, index: int, offset: int, length: int) -> None:
-        """So many bytes behind what the buffer holds go into the backup."""
-        self._slices.append((index, offset, length))
-        self._used += length
-        self.result.new_bytes += length
+        """So many bytes behind what the buffer holds go into the backup.
 
-    def _check(self, file: _File, data: memoryview, offset: int) -> list[int]:
+        What an unfinished backup has stored of them is referred to.
+        """
+        start, end = self._used, self._used + length
+        while self._leftover is not None and start < end:
+            found = self._leftover.find(index, offset, self._buffer[start:end])
+            if found is None:
+                break
+            self._slices.append(Kept(index, offset, found.length, found.place))
+            start += found.length
+            offset += found.length
+        if len(self._slices) >= _MOST_SLICES and start == end:
+            self._flush()
+        if start < end:
+            self._move(start, end - start)
+            self._slices.append(Kept(index, offset, end - start))
+            self._used += end - start
+            self.result.new_bytes += end - start
+
+    def _check(self, file: OpenFile, data: memoryview, offset: int) -> list[int]:
         """Check the pages in ``data``; the numbers of those that stay bad, from its beginning."""
         first = first_block(file.path, self._source.relation_blocks)
         if first is None:
@@ -403,15 +368,19 @@ class CopyWorker:
         return [page.block - block for page in bad]
 
     def _flush(self) -> None:
-        if not self._used:
-            return
         paths = self._source.table
-        slices = [(paths.path(index), offset, length) for index, offset, length in self._slices]
-        pack, frame = self._sink.add(self._buffer[: self._used], slices)
-        place = 0
-        for index, offset, length in self._slices:
-            self.result.runs.add(index, offset, length, place=(pack, frame, place))
-            place += length
+        own = [one for one in self._slices if one.place is None]
+        pack = frame = place = 0
+        if own:
+            slices = [(paths.path(one.file), one.offset, one.length) for one in own]
+            pack, frame = self._sink.add(self._buffer[: self._used], slices)
+        for index, offset, length, left in self._slices:
+            if left is not None:
+                found = (LEFTOVER_PACK | left[0], *left[1:])
+                self.result.runs.add(index, offset, length, place=found)
+            else:
+                self.result.runs.add(index, offset, length, place=(pack, frame, place))
+                place += length
         self._used = 0
         self._slices.clear()
 

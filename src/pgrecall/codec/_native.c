@@ -1,8 +1,8 @@
 /*
- * The two loops that Python is too slow for: PostgreSQL's page checksums, and
- * the walk over the records of a WAL segment.
+ * The loops that Python is too slow for: PostgreSQL's page checksums, the walk
+ * over the records of a WAL segment, and writing many single pages.
  *
- * Both read untrusted bytes: every access is bounded by the buffer's length,
+ * The first two read untrusted bytes: every access is bounded by the buffer's length,
  * and no length found in the data is used before it was compared with what is
  * left. The pure fallbacks are pages_numpy.py and wal_scan_python.py; tests
  * hold them equal, on real WAL and on mutated bytes.
@@ -15,9 +15,11 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <errno.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #if defined(__x86_64__) && defined(__GNUC__) && defined(__gnu_linux__) && defined(__GLIBC__)
 #define CLONES __attribute__((target_clones("avx2", "sse4.1", "default")))
@@ -1308,6 +1310,59 @@ static PyObject *scan_wal(PyObject *module, PyObject *args)
     return result;
 }
 
+/* ------------------------------------------------------------------- writing */
+
+enum { PIECE_NUMBERS = 4 };
+
+static PyObject *write_pieces(PyObject *module, PyObject *args)
+{
+    Py_buffer data, pieces;
+    int descriptor;
+    Py_ssize_t most;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "iy*y*n", &descriptor, &data, &pieces, &most))
+        return NULL;
+    const Py_ssize_t count = pieces.len / (Py_ssize_t)(PIECE_NUMBERS * sizeof(int64_t));
+    long long written = 0;
+    int number = 0, leads_out = 0;
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t i = 0; i < count && !number && !leads_out; i++) {
+        int64_t piece[PIECE_NUMBERS];
+        memcpy(piece, (const char *)pieces.buf + i * (Py_ssize_t)sizeof piece, sizeof piece);
+        int64_t offset = piece[1], start = piece[2], length = piece[3];
+        if (offset < 0 || start < 0 || length < 0 || start > data.len || length > data.len - start) {
+            leads_out = 1;
+            break;
+        }
+        while (length > 0) {
+            const size_t wanted = (size_t)(length < most ? length : most);
+            const ssize_t done = pwrite(descriptor, (const char *)data.buf + start, wanted, offset);
+            if (done < 0 && errno == EINTR)
+                continue;
+            if (done <= 0) {
+                number = done < 0 ? errno : EIO;
+                break;
+            }
+            offset += done;
+            start += done;
+            length -= done;
+            written += done;
+        }
+    }
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&data);
+    PyBuffer_Release(&pieces);
+    if (leads_out) {
+        PyErr_SetString(PyExc_ValueError, "a piece leads out of the data");
+        return NULL;
+    }
+    if (number) {
+        errno = number;
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    return PyLong_FromLongLong(written);
+}
+
 /* -------------------------------------------------------------------- module */
 
 static PyMethodDef methods[] = {
@@ -1317,6 +1372,10 @@ static PyMethodDef methods[] = {
     {"crc32c", crc32c, METH_VARARGS, "crc32c(data, crc) -> int, going on from crc"},
     {"scan_wal", scan_wal, METH_VARARGS,
      "scan_wal(data, start, page_bytes, want_transactions, carried, catalog_limit) -> tuple"},
+    {"write_pieces", write_pieces, METH_VARARGS,
+     "write_pieces(descriptor, data, pieces, most) -> int, bytes written; pieces: records of\n"
+     "four 64-bit numbers: (ignored), offset in the file, start and length within data; at\n"
+     "most so many bytes with one call"},
     {NULL, NULL, 0, NULL},
 };
 
@@ -1332,7 +1391,7 @@ static PyModuleDef_Slot slots[] = {{Py_mod_exec, (void *)execute}, {0, NULL}};
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "_native",
-    .m_doc = "Page checksums and the walk over WAL records, in C.",
+    .m_doc = "Page checksums, the walk over WAL records, writing of many pieces, in C.",
     .m_size = 0,
     .m_methods = methods,
     .m_slots = slots,

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from typing import Any
 
 _Buffer = bytes | bytearray | memoryview
 _Times = tuple[int, int, int, int]
@@ -6,6 +7,7 @@ _Times = tuple[int, int, int, int]
 def check_pages(buffer: _Buffer, first_block: int, page_bytes: int, /) -> list[tuple[int, int]]: ...
 def page_checksum(page: _Buffer, block: int, /) -> int: ...
 def crc32c(data: _Buffer, crc: int, /) -> int: ...
+def write_pieces(descriptor: int, data: _Buffer, pieces: Any, most: int, /) -> int: ...
 def scan_wal(
     data: _Buffer,
     start: int,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
@@ -140,6 +140,18 @@ class Catalog:
                 )
             )
         return found
+
+    def begun_since_complete(self) -> Iterator[str]:
+        """Ids of backups without completion record, newest first, up to the newest that has one.
+
+        Without what a purge has begun to delete. Raises StoreError.
+        """
+        purging = read_state(self.store, self.server).purging
+        for backup_id in reversed(self.ids()):
+            if self.store.head(layout.complete_key(self.server, backup_id)) is not None:
+                return
+            if backup_id not in purging:
+                yield backup_id
 
     def complete(self) -> list[Completion]:
         """All complete backups, oldest first, without the findings."""

@@ -6,29 +6,28 @@ import struct
 from array import array
 from collections.abc import Iterable
 
+import numpy as np
+import numpy.typing as npt
+
 from pgrecall.model.file_table import DIRECTORY, FILE, FileTable
-from pgrecall.model.manifest import DigestSpan, FileEntry, Run
+from pgrecall.model.manifest import DigestSpan, FileEntry
 from pgrecall.repository.overlay import overlap, visible
 
-_RECORD = struct.Struct("<IIQQQ")
+RUN = np.dtype(
+    [("file", "<u4"), ("frame", "<u4"), ("frame_offset", "<i8"), ("file_offset", "<i8"),
+     ("length", "<i8")]
+)  # fmt: skip
+"""A run within a pack: ``length`` bytes of ``file`` from ``file_offset``.
+
+They begin ``frame_offset`` bytes behind the beginning of ``frame``, which may be in one of the
+frames that follow it.
+"""
+
+Runs = npt.NDArray[np.void]
+"""An array of RUN."""
+
+_RECORD = struct.Struct("<IIqqq")
 _SPAN = struct.Struct("<IIII")
-_NONE = 0xFFFFFFFF
-
-
-class PackRun:
-    """``length`` bytes of ``file`` from ``file_offset``, and where they are in a pack.
-
-    They begin ``frame_offset`` bytes behind the beginning of ``frame``, which may be
-    in one of the frames that follow it.
-    """
-
-    __slots__ = ("file", "file_offset", "frame", "frame_offset", "length")
-
-    def __init__(self, file: int, frame: int, frame_offset: int, place: tuple[int, int]) -> None:
-        self.file = file
-        self.frame = frame
-        self.frame_offset = frame_offset
-        self.file_offset, self.length = place
 
 
 class Contents:
@@ -43,14 +42,17 @@ class Contents:
 
     def __init__(self, pack_count: int, page_bytes: int) -> None:
         """``page_bytes``: of the server, the root's block_bytes."""
+        self._pack_count = pack_count
         self._page_bytes = page_bytes
         self.table = FileTable()
         self.crcs = array("I")
         self.bad_blocks: dict[int, frozenset[int]] = {}
         self.bytes = 0
+        # Runs as they were read, the pack of each, and their order by pack and place in it.
         self._records = bytearray()
-        self._first = array("I", [_NONE]) * pack_count
-        self._next = array("I")
+        self._packs = array("I")
+        self._order = np.zeros(0, np.int64)
+        self._ends = np.zeros(pack_count, np.int64)
         self._spans = bytearray()
         self._span_ends = array("Q")
 
@@ -68,22 +70,39 @@ class Contents:
                 self._spans += _SPAN.pack(span.source, span.first, span.count, span.crc32c)
             self._span_ends.append(len(self._spans))
             if overlap(entry.runs, entry.size):
-                for piece in visible(entry.runs, entry.size, self._page_bytes):
-                    run = entry.runs[piece.run]
-                    place = run.frame_offset + piece.stream_offset
-                    self._add(index, run, place, (piece.file_offset, piece.length))
-            else:
-                for run in entry.runs:
-                    self._add(index, run, run.frame_offset, (run.file_offset, run.length))
+                self._add_visible(index, entry)
+                continue
+            for run in entry.runs:
+                self._packs.append(run.pack)
+                self._records += _RECORD.pack(
+                    index, run.frame, run.frame_offset, run.file_offset, run.length
+                )
+        self._sort()
 
-    def _add(self, file: int, run: Run, frame_offset: int, place: tuple[int, int]) -> None:
-        self._next.append(self._first[run.pack])
-        self._first[run.pack] = len(self._next) - 1
-        self._records += _RECORD.pack(file, run.frame, frame_offset, *place)
+    def _add_visible(self, file: int, entry: FileEntry) -> None:
+        shown = visible(entry.runs, entry.size, self._page_bytes)
+        origins = np.array([(run.pack, run.frame, run.frame_offset) for run in entry.runs], "<i8")
+        packs, frames, offsets = origins[shown.run].T
+        made = np.empty(len(packs), RUN)
+        made["file"] = file
+        made["frame"] = frames
+        made["frame_offset"] = offsets + shown.stream_offset
+        made["file_offset"] = shown.file_offset
+        made["length"] = shown.length
+        self._packs.frombytes(packs.astype(np.uint32).tobytes())
+        self._records += made.tobytes()
+
+    def _sort(self) -> None:
+        packs, runs = np.array(self._packs), self._runs()
+        self._order = np.lexsort((runs["frame_offset"], runs["frame"], packs))
+        self._ends = np.cumsum(np.bincount(packs, minlength=self._pack_count))
+
+    def _runs(self) -> Runs:
+        return np.frombuffer(self._records, RUN)
 
     def packs(self) -> list[int]:
         """Indexes of the packs that are needed."""
-        return [pack for pack, first in enumerate(self._first) if first != _NONE]
+        return np.flatnonzero(np.diff(self._ends, prepend=0)).tolist()
 
     def digests(self, file: int) -> list[DigestSpan]:
         """Where the digests of all blocks of a file are, in order; empty when there are none."""
@@ -91,15 +110,7 @@ class Contents:
         spans = self._spans[start : self._span_ends[file]]
         return [DigestSpan(*fields) for fields in _SPAN.iter_unpack(spans)]
 
-    def runs_of(self, pack: int) -> list[PackRun]:
+    def runs_of(self, pack: int) -> Runs:
         """The runs of a pack in the order of its frames."""
-        runs = []
-        number = self._first[pack]
-        while number != _NONE:
-            file, frame, frame_offset, *place = _RECORD.unpack_from(
-                self._records, number * _RECORD.size
-            )
-            runs.append(PackRun(file, frame, frame_offset, (place[0], place[1])))
-            number = self._next[number]
-        runs.sort(key=lambda run: (run.frame, run.frame_offset))
-        return runs
+        first = self._ends[pack - 1] if pack else 0
+        return self._runs()[self._order[first : self._ends[pack]]]

@@ -221,9 +221,14 @@ def backup_prefix(server: str, backup_id: str) -> str:
     return f"{backups_prefix(server)}{backup_id}/"
 
 
+def pack_prefix(server: str, backup_id: str) -> str:
+    """Prefix of the keys of a backup's packs."""
+    return f"{backup_prefix(server, backup_id)}pack-"
+
+
 def pack_key(server: str, backup_id: str, number: int) -> str:
     """Key of pack ``number`` of a backup."""
-    return f"{backup_prefix(server, backup_id)}pack-{_number(number)}"
+    return f"{pack_prefix(server, backup_id)}{_number(number)}"
 
 
 def digests_key(server: str, backup_id: str, number: int) -> str:

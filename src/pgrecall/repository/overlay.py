@@ -13,12 +13,15 @@ from pgrecall.model.manifest import Run
 
 
 class Visible(NamedTuple):
-    """``length`` bytes of a file from ``file_offset``, ``stream_offset`` bytes into a run."""
+    """What is seen of runs, piece by piece, by offset in the file.
 
-    run: int
-    file_offset: int
-    stream_offset: int
-    length: int
+    Of each the number of its run, its first byte in the file and in the run's bytes, its length.
+    """
+
+    run: npt.NDArray[np.int32]
+    file_offset: npt.NDArray[np.int64]
+    stream_offset: npt.NDArray[np.int64]
+    length: npt.NDArray[np.int64]
 
 
 def overlap(runs: Sequence[Run], size: int) -> bool:
@@ -31,8 +34,8 @@ def overlap(runs: Sequence[Run], size: int) -> bool:
     return end > size
 
 
-def visible(runs: Sequence[Run], size: int, page_bytes: int) -> list[Visible]:
-    """What of each run is seen in a file of ``size`` bytes, by offset in the file.
+def visible(runs: Sequence[Run], size: int, page_bytes: int) -> Visible:
+    """What of each run is seen in a file of ``size`` bytes.
 
     ``runs``: later ones lie over earlier ones. Raises CorruptObjectError when a
     run does not begin with a page, or its spread does not fit its length.
@@ -47,29 +50,21 @@ def visible(runs: Sequence[Run], size: int, page_bytes: int) -> list[Visible]:
         owners[numbers[inside]] = number
         places[numbers[inside]] = offsets[inside]
     follows = (owners[1:] == owners[:-1]) & (places[1:] == places[:-1] + page_bytes)
-    starts = np.concatenate(([0], np.flatnonzero(~follows) + 1)) if pages else np.zeros(0, np.int64)
-    ends = np.concatenate((starts[1:], [pages])) if pages else starts
-    found = []
-    for start, end, owner, place in zip(
-        starts.tolist(),
-        ends.tolist(),
-        owners[starts].tolist(),
-        places[starts].tolist(),
-        strict=True,
-    ):
-        if owner < 0:
-            continue
-        offset = start * page_bytes
-        # The last page of a run, and that of the file, may be shorter than a page.
-        length = min(end * page_bytes, size) - offset
-        length = min(length, runs[owner].length - place)
-        found.append(Visible(owner, offset, place, length))
-    return found
+    starts = np.flatnonzero(np.concatenate(([pages > 0], ~follows)))
+    ends = np.append(starts[1:], pages)[: len(starts)]
+    taken = owners[starts] >= 0
+    starts, ends = starts[taken], ends[taken]
+    owner, place = owners[starts], places[starts]
+    offset = starts * page_bytes
+    # The last page of a run, and that of the file, may be shorter than a page.
+    length = np.minimum(ends * page_bytes, size) - offset
+    lengths = np.array([run.length for run in runs], np.int64)
+    return Visible(owner, offset, place, np.minimum(length, lengths[owner] - place))
 
 
 def seen(runs: Sequence[Run], size: int, page_bytes: int) -> frozenset[int]:
     """Indexes of the runs of which anything is seen."""
-    return frozenset(piece.run for piece in visible(runs, size, page_bytes))
+    return frozenset(visible(runs, size, page_bytes).run.tolist())
 
 
 def run_pages(run: Run, page_bytes: int) -> npt.NDArray[np.int64]:

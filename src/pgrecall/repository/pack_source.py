@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
+
+import numpy as np
+import numpy.typing as npt
 
 from pgrecall.errors import CorruptObjectError
 from pgrecall.model.manifest import PackEntry
 from pgrecall.repository import layout
-from pgrecall.repository.contents import PackRun
+from pgrecall.repository.contents import Runs
 from pgrecall.repository.packs import Frame, PackReader
 from pgrecall.store.base import Store
 
 _PIECE_BYTES = 4 << 20
 
+PIECE = np.dtype([("file", "<i8"), ("offset", "<i8"), ("start", "<i8"), ("length", "<i8")])
+"""A file, an offset in it, start and length within a raw frame."""
+
+Pieces = npt.NDArray[np.void]
+"""An array of PIECE."""
+
 Piece = tuple[int, int, int, int]
-"""File, offset in the file, start and length within the raw frame."""
+"""One of them."""
 
 
 class PackSource:
@@ -61,29 +68,40 @@ class PackSource:
         return layout.pack_key(self._server, entry.owner or self._backup_id, entry.number)
 
 
-def pieces_by_frame(pack: PackReader, runs: Sequence[PackRun]) -> dict[int, list[Piece]]:
+def pieces_by_frame(pack: PackReader, runs: Runs) -> dict[int, Pieces]:
     """What is needed of each frame; raises CorruptObjectError when a run leads out of the pack."""
-    pieces: dict[int, list[Piece]] = {}
-    frames = pack.frames
+    sizes = np.array([frame.raw_bytes for frame in pack.frames], np.int64)
     # Where each frame ends in the raw bytes of all of them, one behind the other.
-    ends = list(accumulate(frame.raw_bytes for frame in frames))
-    for run in runs:
-        if run.frame >= len(frames):
-            raise CorruptObjectError(f"the pack {pack.key} ends before a run that refers to it")
-        place = ends[run.frame] - frames[run.frame].raw_bytes + run.frame_offset
-        number = bisect_right(ends, place, run.frame)
-        offset, left = run.file_offset, run.length
-        start = place - (ends[number] - frames[number].raw_bytes) if number < len(ends) else 0
-        while left:
-            if number >= len(frames):
-                raise CorruptObjectError(f"the pack {pack.key} ends before a run that refers to it")
-            length = min(left, frames[number].raw_bytes - start)
-            pieces.setdefault(number, []).append((run.file, offset, start, length))
-            offset += length
-            left -= length
-            number += 1
-            start = 0
-    return pieces
+    ends = np.cumsum(sizes)
+    runs = runs[runs["length"] > 0]
+    if not len(runs):
+        return {}
+    is_inside = int(runs["frame"].max()) < len(sizes)
+    if is_inside:
+        begin = (ends - sizes)[runs["frame"]] + runs["frame_offset"]
+        end = begin + runs["length"]
+        is_inside = int(end.max()) <= int(ends[-1])
+    if not is_inside:
+        raise CorruptObjectError(f"the pack {pack.key} ends before a run that refers to it")
+    first = np.searchsorted(ends, begin, "right")
+    counts = np.searchsorted(ends, end, "left") - first + 1
+    # A run that goes on in the next frames is a piece in each.
+    of_run = np.repeat(np.arange(len(runs)), counts)
+    numbers = first[of_run] + np.arange(len(of_run)) - (np.cumsum(counts) - counts)[of_run]
+    frame_start = (ends - sizes)[numbers]
+    start = np.maximum(begin[of_run], frame_start)
+    pieces = np.empty(len(of_run), PIECE)
+    pieces["file"] = runs["file"][of_run]
+    pieces["offset"] = runs["file_offset"][of_run] + start - begin[of_run]
+    pieces["start"] = start - frame_start
+    pieces["length"] = np.minimum(end[of_run], ends[numbers]) - start
+    order = np.argsort(numbers, kind="stable")
+    numbers, pieces = numbers[order], pieces[order]
+    places = np.flatnonzero(np.diff(numbers, prepend=-1)).tolist()
+    return {
+        int(numbers[place]): pieces[place:after]
+        for place, after in zip(places, [*places[1:], len(numbers)], strict=True)
+    }
 
 
 def spans(frames: Sequence[Frame], needed: Sequence[int]) -> Iterator[tuple[int, int]]:

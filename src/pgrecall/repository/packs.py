@@ -179,6 +179,11 @@ class PackReader:
         """The frames in the order in which they are stored."""
         return self.footer.frames
 
+    @property
+    def footer_digest(self) -> str:
+        """The digest (hex) of the footer as it is stored."""
+        return self._footer_digest.hex()
+
     def raw(self, number: int) -> bytes | memoryview:
         """The raw bytes of one frame."""
         if not 0 <= number < len(self.frames):

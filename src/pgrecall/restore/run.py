@@ -109,7 +109,7 @@ class RestoreRun:
         self._progress.phase("check")
         zeros = self._job.zeros
         for index in self._contents.packs():
-            if not zeros or any(run.file not in zeros for run in self._contents.runs_of(index)):
+            if not zeros or set(self._contents.runs_of(index)["file"].tolist()) - zeros:
                 self._source.check(index)
 
     def bring_wal(self, files: Iterable[tuple[str, bytes]]) -> None:

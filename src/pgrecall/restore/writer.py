@@ -7,18 +7,21 @@ under workers x (a piece of stored frames + one raw frame), about 6 MiB each.
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
+import numpy as np
+
 from pgrecall.errors import DestinationError, SpaceError
 from pgrecall.model.file_table import DIRECTORY
-from pgrecall.repository.contents import Contents, PackRun
-from pgrecall.repository.pack_source import PackSource, Piece, pieces_by_frame, spans
+from pgrecall.repository.contents import RUN, Contents, Runs
+from pgrecall.repository.pack_source import PackSource, Pieces, pieces_by_frame, spans
 from pgrecall.restore.compare import Ranges
-from pgrecall.system.durable import WRITE_BYTES
+from pgrecall.restore.scatter import scatter
 from pgrecall.system.faults import reached
 from pgrecall.system.filesystems import WriteBack
 from pgrecall.system.held_signals import signals_held
@@ -70,7 +73,7 @@ class FileWriter:
         self._create_empty()
         packs = self._contents.packs()
         if self._only is not None or self._zeros:
-            packs = [index for index in packs if self._runs_of(index)]
+            packs = [index for index in packs if len(self._runs_of(index))]
         packs.sort(key=lambda index: -self._source.packs[index].stored_bytes)
         queue = iter(packs)
         # Permission bits are given to open(); the mask of the user must not narrow them.
@@ -130,19 +133,18 @@ class FileWriter:
             pieces = pieces_by_frame(pack, self._runs_of(index))
             for first, last in spans(pack.frames, sorted(pieces)):
                 for number, raw in pack.raw_span(first, last):
-                    for piece in pieces.get(number, ()):
-                        target.put(piece, raw)
+                    target.put(pieces[number], raw)
                     if self._stop.is_set():
                         return
         finally:
             target.close()
             pack.close()
 
-    def _runs_of(self, pack: int) -> Sequence[PackRun]:
+    def _runs_of(self, pack: int) -> Runs:
         runs = self._contents.runs_of(pack)
         if self._zeros:
-            runs = [run for run in runs if run.file not in self._zeros]
-        return runs if self._only is None else list(_within(runs, self._only))
+            runs = runs[~np.isin(runs["file"], list(self._zeros))]
+        return runs if self._only is None else _within(runs, self._only)
 
     def open(self, index: int) -> int:
         """Open a file of the table for writing, with its mode; the caller closes it."""
@@ -166,31 +168,40 @@ class _OpenFile:
         self._descriptor = -1
         self._begun = 0
 
-    def put(self, piece: Piece, raw: bytes | memoryview) -> None:
-        index, file_offset, start, length = piece
-        data = memoryview(raw)[start : start + length]
+    def put(self, pieces: Pieces, raw: bytes | memoryview) -> None:
+        """Write what ``raw`` holds where it belongs."""
+        files = pieces["file"]
+        edges = [0, *(np.flatnonzero(np.diff(files)) + 1).tolist(), len(files)]
+        for first, last in itertools.pairwise(edges):
+            self._put(int(files[first]), pieces[first:last], raw)
+
+    def _put(self, index: int, pieces: Pieces, raw: bytes | memoryview) -> None:
+        """The pieces of one file, in the order of their offsets."""
         kept = self._writer.kept.get(index)
         if kept is not None:
-            kept[file_offset : file_offset + length] = data
+            for _, offset, start, length in pieces.tolist():
+                kept[offset : offset + length] = memoryview(raw)[start : start + length]
             return
         if index != self._index:
             self.close()
             self._descriptor = self._writer.open(index)
             self._index = index
-            self._begun = file_offset
+            self._begun = int(pieces["offset"][0])
         try:
-            while data:
-                written = os.pwrite(self._descriptor, data[:WRITE_BYTES], file_offset)
-                data = data[written:]
-                file_offset += written
-            self._write_back(file_offset)
+            written = scatter(self._descriptor, raw, pieces)
+            if len(pieces) == 1:
+                self._write_back(int(pieces["offset"][0]) + written)
         except OSError as error:
             path = self._writer.path(index)
             raise write_failed(path, error) from error
-        self._writer.advance(length)
+        self._writer.advance(written)
 
     def _write_back(self, end: int) -> None:
-        """Have the kernel begin with what was written since the last time."""
+        """Have the kernel begin with what was written since the last time.
+
+        Not where single pages are written: the gaps between them would come to lie elsewhere
+        on the disk, in as many extents.
+        """
         if end - self._begun >= _WRITE_BACK_BYTES:
             self._writer.write_back.start(self._descriptor, self._begun, end - self._begun)
             self._begun = end
@@ -201,15 +212,17 @@ class _OpenFile:
         self._descriptor = self._index = -1
 
 
-def _within(runs: Sequence[PackRun], only: Mapping[int, Ranges]) -> Iterator[PackRun]:
+def _within(runs: Runs, only: Mapping[int, Ranges]) -> Runs:
     """The parts of the runs that lie in the ranges of their files."""
-    for run in runs:
-        for begin, end in only.get(run.file, ()):
-            first = max(begin, run.file_offset)
-            last = min(end, run.file_offset + run.length)
+    parts = []
+    for file, frame, frame_offset, file_offset, length in runs.tolist():
+        for begin, end in only.get(file, ()):
+            first = max(begin, file_offset)
+            last = min(end, file_offset + length)
             if first < last:
-                offset = run.frame_offset + first - run.file_offset
-                yield PackRun(run.file, run.frame, offset, (first, last - first))
+                place = frame_offset + first - file_offset
+                parts.append((file, frame, place, first, last - first))
+    return np.array(parts, RUN)
 
 
 def make_directories(root: bytes, contents: Contents) -> None:

@@ -13,7 +13,7 @@ from pgrecall.model.lsn import Lsn
 from pgrecall.model.manifest import ManifestRoot
 from pgrecall.model.relation_files import first_block
 from pgrecall.repository.contents import Contents
-from pgrecall.repository.pack_source import PackSource, Piece, pieces_by_frame, spans
+from pgrecall.repository.pack_source import PackSource, Piece, Pieces, pieces_by_frame, spans
 from pgrecall.repository.packs import PackReader
 from pgrecall.system.throttle import Throttle
 from pgrecall.verify.plan import FAST, FULL, Depth
@@ -93,7 +93,7 @@ class PackVerifier:
         return proof
 
     def _verify_frames(self, pack: PackReader, index: int, proof: PackProof) -> None:
-        pieces: dict[int, list[Piece]] = {}
+        pieces: dict[int, Pieces] = {}
         try:
             if self._depth == FULL:
                 pieces = pieces_by_frame(pack, self._contents.runs_of(index))
@@ -105,7 +105,7 @@ class PackVerifier:
                 stored = read if read is not None else _one_frame(pack, number)
                 if self._depth == FULL:
                     raw = memoryview(pack.decode(number, stored))
-                    for piece in pieces.get(number, ()):
+                    for piece in pieces[number].tolist() if number in pieces else ():
                         self._verify_piece(pack.key, piece, raw, proof)
                 else:
                     pack.check(number, stored)
