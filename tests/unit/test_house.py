@@ -55,34 +55,41 @@ def relative(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=relative)
-def test_files_are_short(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST_FILE_LINES
+@pytest.fixture(scope="module")
+def trees() -> dict[str, ast.Module]:
+    """Every module of the package, parsed."""
+    return {relative(path): ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_names_say_something(path: Path) -> None:
-    assert not {path.stem, path.parent.name} & FORBIDDEN_NAMES
+def test_files_are_short() -> None:
+    lengths = {
+        relative(path): len(path.read_text(encoding="utf-8").splitlines())
+        for path in (*SOURCES, *TESTS)
+    }
+    assert {path: n for path, n in lengths.items() if n > LONGEST_FILE_LINES} == {}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_imports_stand_at_the_top(path: Path) -> None:
+def test_names_say_something() -> None:
+    assert [path for path in SOURCES if {path.stem, path.parent.name} & FORBIDDEN_NAMES] == []
+
+
+def test_imports_stand_at_the_top(trees: dict[str, ast.Module]) -> None:
     late = {
-        (relative(path), function.name)
-        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        (path, function.name)
+        for path, tree in trees.items()
+        for function in ast.walk(tree)
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
         for node in ast.walk(function)
         if isinstance(node, ast.Import | ast.ImportFrom)
     }
-    assert late <= LATE_IMPORTS
+    assert late == LATE_IMPORTS
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_modules_and_public_names_are_documented(path: Path) -> None:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert not tree.body or ast.get_docstring(tree), "the module has no docstring"
-    bare = [
-        node.name
+def test_modules_and_public_names_are_documented(trees: dict[str, ast.Module]) -> None:
+    bare = [path for path, tree in trees.items() if tree.body and not ast.get_docstring(tree)]
+    bare += [
+        f"{path}: {node.name}"
+        for path, tree in trees.items()
         for node in tree.body
         if isinstance(node, ast.FunctionDef | ast.ClassDef)
         and not node.name.startswith("_")
@@ -91,15 +98,15 @@ def test_modules_and_public_names_are_documented(path: Path) -> None:
     assert bare == []
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_one_term_for_each_thing(path: Path) -> None:
-    names = {
-        node.name
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+def test_one_term_for_each_thing(trees: dict[str, ast.Module]) -> None:
+    wrong = {
+        f"{path}: {node.name}"
+        for path, tree in trees.items()
+        for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        and FORBIDDEN_WORDS & set(node.name.lower().split("_"))
     }
-    words = {word for name in names for word in name.lower().split("_")}
-    assert not words & FORBIDDEN_WORDS
+    assert wrong == set()
 
 
 @pytest.mark.parametrize(
