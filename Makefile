@@ -22,7 +22,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-matrix test-azure test-slow test-soak test-root soak check format-check lint types layers docs-check \
-	locks-check unit format docs bench bench-catalog bench-million bench-startup bench-backlog bench-verify bench-wal lock clean setup
+	locks-check unit format docs bench bench-catalog bench-million bench-startup bench-backlog bench-verify bench-wal freeze lock clean setup
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sort \
@@ -59,6 +59,11 @@ soak: $(VENV)/.dev ## The same, 200 rounds.
 # As root the benchmark runs in a copy of the checkout: its report is carried back.
 test-root: $(VENV)/.dev ## Run what only root can start: the demo from a closed clone.
 	$(PY) -m pytest -q tests/root -p no:cacheprovider $(PYTEST_OPTIONS)
+
+freeze: $(VENV)/.dev ## Keep two repositories of the format as it is: make freeze NAME=0.2 (tests/formats).
+	@made=$$(mktemp -d) && chmod 0777 "$$made" && trap 'rm -rf "$$made"' EXIT && \
+		$(LAUNCH) tests.formats.freeze "$(NAME)" --into "$$made" && \
+		mkdir "tests/formats/$(NAME)" && cp "$$made/$(NAME)"/* "tests/formats/$(NAME)/"
 
 bench: $(VENV)/.dev ## Measure against pgBackRest and pg_basebackup; writes docs/benchmarks.md.
 	@report=$$(mktemp -d) && chmod 0777 "$$report" && trap 'rm -rf "$$report"' EXIT && \

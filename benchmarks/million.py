@@ -138,9 +138,15 @@ class _Steps:
             self._target.mkdir(mode=0o700)
             root = os.fsencode(self._target)
             make_directories(root, contents)
-            FileWriter(
-                root, contents, source, held_back=frozenset(), progress=NoProgress(), part=Part()
-            ).write(2 * (os.cpu_count() or 1))
+            writer = FileWriter(
+                root,
+                contents,
+                source,
+                held_back=frozenset(),
+                progress=NoProgress(),
+                part=Part(),
+            )
+            writer.write(2 * (os.cpu_count() or 1))
             self._did("write")
             return self._timings
         at_work = 2 * (os.cpu_count() or 1)

@@ -14,7 +14,9 @@ import pytest
 
 from pgrecall.agent.lock import running_agent
 from pgrecall.errors import AgentRunningError, SettingsError
+from pgrecall.repository.catalog import Catalog
 from pgrecall.repository.journal import Journal
+from pgrecall.repository.retention_log import read_state
 from pgrecall.store.opening import open_store
 from tests.support.agent_process import AgentScene
 from tests.support.postgresql import ServerFactory
@@ -139,6 +141,37 @@ def test_the_schedule_runs_a_check_and_journals_it(scene: AgentScene) -> None:
     assert (first.command, first.trigger.by) == ("check", "schedule")
     assert 8 <= first.trigger.missed <= 10
     assert first.outcome in {"ok", "warn"}, first
+
+
+def test_the_schedule_expires_verifies_and_purges(scene: AgentScene) -> None:
+    old, new = scene.product.backup(full=True), scene.product.backup(full=True)
+    jobs = ("expire", "purge", "verify")
+    scene.configure(
+        more="[schedule]\n"
+        + "".join(f'{job} = "* * * * *"\n' for job in jobs)
+        + '[retention]\npolicy = "shop"\n[policies.shop]\nkeep_last = 1\n'
+    )
+    agent = scene.start()
+    agent.wait_until(lambda: agent.facts("schedule").get("verify_next_at"))
+    assert agent.end() == 0
+    memory = scene.directory / SERVER / "state" / "schedule.json"
+    state = json.loads(memory.read_text())
+    before = (datetime.now(UTC) - timedelta(minutes=10)).isoformat()
+    memory.write_text(
+        json.dumps({job: kept | {"settled_at": before} for job, kept in state.items()})
+    )
+    agent = scene.start()
+    agent.wait_until(
+        lambda: all(f"{job}_last_status" in agent.facts("schedule") for job in jobs),
+        "all three have ended",
+    )
+    assert agent.end() == 0
+    store = open_store(scene.product.repository, {})
+    records, _ = Journal(store, SERVER).runs(datetime.now(UTC) - timedelta(hours=1))
+    ended = {one.command: (one.outcome, one.trigger.by) for one in records}
+    assert ended == dict.fromkeys(jobs, ("ok", "schedule")), records
+    assert [one.backup_id for one in Catalog(store, SERVER).complete()] == [new.backup_id]
+    assert old.backup_id in read_state(store, SERVER).expired  # the grace is not over
 
 
 def test_the_end_of_the_agent_ends_a_job_and_the_journal_says_so(

@@ -68,6 +68,11 @@ def test_all_is_well_and_then_work_is_at_risk(scene: AgentScene) -> None:
     assert "bytes of WAL are not in the repository yet" in server["rpo_basis"]
     (line,) = server["history"]
     assert (line["command"], line["outcome"]) == ("backup", "ok")
+    # What a policy asks for is held to as well.
+    scene.configure(more='[retention]\npolicy = "shop"\n[policies.shop]\nrpo_seconds = 1\n')
+    code, server, found = status(scene)
+    assert (code, found) == (StatusFailError.exit_status, {"rpo-missed": "fail"})
+    assert (server["rpo_target_seconds"], server["rto_target_seconds"]) == (1, 0)
 
 
 def test_a_failing_archive_and_a_server_that_is_gone(scene: AgentScene) -> None:

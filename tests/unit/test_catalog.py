@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
 
+from pgrecall.backup.plan import holds_base
 from pgrecall.errors import (
     BackupNotFoundError,
     CorruptObjectError,
@@ -14,10 +15,15 @@ from pgrecall.errors import (
     StoreError,
     UsageError,
 )
+from pgrecall.model.damage import DamagedObject
+from pgrecall.model.ids import BACKUP, new_id
 from pgrecall.model.manifest import Completion, Totals
 from pgrecall.repository import layout
 from pgrecall.repository.catalog import Catalog
+from pgrecall.repository.damage import DamageMarks
 from pgrecall.repository.documents import sealed
+from pgrecall.repository.retention_log import RetentionRecord, append_record
+from pgrecall.retention.gathering import gather
 from pgrecall.store.faulty import Fault, FaultyStore
 from pgrecall.store.memory import MemoryStore
 
@@ -167,3 +173,50 @@ def test_a_store_that_lies_is_found_out(store: MemoryStore) -> None:
     changed = FaultyStore(store, [Fault("corrupt", method="read", byte=50)])
     with pytest.raises(RepositoryError, match="gives back other bytes"):
         Catalog(changed, "main").add(completion(IDS[1]))
+
+
+def hourly(store: MemoryStore, count: int) -> list[str]:
+    """So many backups, the first one full; their ids."""
+    found = []
+    for number in range(count):
+        at = NOW + timedelta(hours=number)
+        found.append(new_id(BACKUP, at))
+        kind = "incremental" if number else "full"
+        record = completion(found[-1], kind=kind, stopped_at=at)
+        store.put(layout.complete_key("main", found[-1]), [sealed(record)])
+    return found
+
+
+def test_the_newest_backups_are_read_without_the_others(store: MemoryStore) -> None:
+    ids = hourly(store, 100)
+    counting = FaultyStore(store)
+    found = Catalog(counting, "main").newest(bool)
+    reads = [key for method, key in counting.calls if method == "read"]
+    assert [one.backup_id for one in found] == ids[-len(found) :]
+    assert len(reads) == len(found) < 50
+    everything = Catalog(store, "main").newest(lambda known: holds_base(known, 1, full_days=7))
+    assert [one.backup_id for one in everything] == ids
+
+
+def test_the_newest_backups_are_usable_ones(store: MemoryStore) -> None:
+    ids = hourly(store, 3)
+    marks = DamageMarks(store, "main")
+    marks.settle(ids[2], [DamagedObject(key="k", code="c", message="m")], "full",
+                 run_id="r", now=NOW)  # fmt: skip
+    expired = RetentionRecord(
+        number=1, kind="expire", recorded_at=NOW, run_id="r", host="h", items={ids[1]: "old"}
+    )
+    assert append_record(store, "main", expired)
+    assert [one.backup_id for one in Catalog(store, "main").newest(bool)] == ids[:1]
+
+
+def test_a_plan_of_expiry_reads_each_object_once(store: MemoryStore) -> None:
+    hourly(store, 5)
+    record = RetentionRecord(
+        number=1, kind="hold", recorded_at=NOW, run_id="r", host="h", items={IDS[0]: "x"}
+    )
+    append_record(store, "main", record)
+    counting = FaultyStore(store)
+    gather(counting, "main")
+    reads = [key for method, key in counting.calls if method == "read"]
+    assert len(reads) == len(set(reads)) == 6

@@ -15,7 +15,9 @@ from pgrecall.app.status_rules import (
     loss_now,
     run_findings,
     target_findings,
+    targets_of,
 )
+from pgrecall.model.policies import PROFILES, Policy
 from pgrecall.model.runs import RunRecord, Trigger
 from pgrecall.settings import TargetSettings
 from tests.unit.test_catalog import completion
@@ -91,6 +93,13 @@ def test_targets() -> None:
     assert codes(targets, Loss(61, ""), 601, 25) == {"rpo-missed", "rto-missed", "backup-old"}
     assert codes(targets, Loss(None, ""), None, 1) == {"rpo-missed", "rto-not-measured"}
     assert codes(TargetSettings(), Loss(None, ""), 1e9, 1e4) == set()
+
+
+def test_a_policys_targets_count_where_none_are_set() -> None:
+    policy = PROFILES["critical"]
+    found = targets_of(TargetSettings(rto_seconds=7.0, backup_age_seconds=9.0), policy)
+    assert (found.rpo_seconds, found.rto_seconds, found.backup_age_seconds) == (60.0, 7.0, 9.0)
+    assert targets_of(TargetSettings(), Policy()) == TargetSettings()
 
 
 def test_the_last_run_of_each_command_counts() -> None:

@@ -21,6 +21,9 @@ from pgrecall.settings.sections import ScheduleSettings
 JOBS: Mapping[str, tuple[str, ...]] = {
     "backup": ("backup",),
     "check": ("check",),
+    "expire": ("expire", "--yes"),
+    "purge": ("purge", "--yes"),
+    "verify": ("verify",),
 }
 
 #: A run that begins later than this after its moment is reported as late.

@@ -15,7 +15,14 @@ from pgrecall.app.opened import OpenedRepository, main_repository
 from pgrecall.app.requests import BackupRequest
 from pgrecall.app.streaming import stream_tools, writer_of
 from pgrecall.backup.base import Base
-from pgrecall.backup.plan import BackupPlan, BackupWishes, BaseChoice, choose_base, plan_backup
+from pgrecall.backup.plan import (
+    BackupPlan,
+    BackupWishes,
+    BaseChoice,
+    choose_base,
+    holds_base,
+    plan_backup,
+)
 from pgrecall.backup.records import BackupTask, Lineage
 from pgrecall.backup.run import BackupRun, BackupTools
 from pgrecall.backup.stream_run import StreamRun
@@ -158,7 +165,11 @@ def _base(
     """The backup to go on from, opened, and why that one or none. Raises StoreError."""
     catalog = opened.catalog(context.server.name)
     choice = choose_base(
-        catalog.usable()[0],
+        catalog.newest(
+            lambda known: holds_base(
+                known, generation.number, full_days=context.settings.backup.full_every_days
+            )
+        ),
         generation.number,
         SystemClock().now(),
         wants_full=request.full,

@@ -62,9 +62,9 @@ def list_backups(context: RunContext, *, with_expired: bool = False) -> BackupLi
     opened = main_repository(context)
     name = context.server.name
     catalog = opened.catalog(name)
-    complete, findings = catalog.survey(with_expired=with_expired)
-    damaged = catalog.damage.damaged()
     state = read_state(opened.store, name)
+    complete, findings = catalog.survey(with_expired=with_expired, state=state)
+    damaged = catalog.damage.damaged()
     holds = state.active_holds(SystemClock().now())
     return BackupList(
         server=name,

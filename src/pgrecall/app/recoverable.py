@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Sequence
 from datetime import datetime
@@ -31,16 +32,17 @@ from pgrecall.model.catalog_items import WalSpan
 from pgrecall.model.findings import Finding
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.manifest import Completion
-from pgrecall.model.ranges import PathRuns, Placed, Run
+from pgrecall.model.ranges import PathRuns, Placed, Run, pieces_from
 from pgrecall.model.targets import Latest, RecoveryTarget, ToLsn, ToName, ToTime, ToXid
 from pgrecall.model.timelines import TimelineHistory
-from pgrecall.model.wal_files import WalFile
+from pgrecall.model.wal_files import segment_name
 from pgrecall.model.wal_index import datetime_of
 from pgrecall.repository.gaps import DROPPED, Gap, read_gaps
 from pgrecall.repository.identity import Generation, generations
 from pgrecall.repository.pack_source import PackSource
 from pgrecall.repository.recoverable import ArchiveSnapshot
 from pgrecall.repository.retention_log import read_state
+from pgrecall.repository.segment_rows import NO_TIME
 from pgrecall.repository.wal_archive import WalArchive
 from pgrecall.restore.choice import Choice, Chooser
 from pgrecall.restore.reach import Reach, likely_backups, reach_of
@@ -71,13 +73,19 @@ class RecoverableSurvey:
         self._opened = opened
         self._server = server
         self._catalog = opened.catalog(server)
-        self._backups, self._damaged = self._catalog.usable()
+        state = read_state(opened.store, server)
+        self._backups, self._damaged = self._catalog.usable(state=state)
         self._generations = generations(opened.store, server)
-        self._expired = read_state(opened.store, server).wal
+        self._expired = state.wal
         self._snapshots = {
             generation.number: ArchiveSnapshot(self._archive(generation))
             for generation in self._generations
         }
+
+    @property
+    def backups(self) -> Sequence[Completion]:
+        """Those from which a restore may choose, oldest first."""
+        return self._backups
 
     def _archive(self, generation: Generation) -> WalArchive:
         archive = WalArchive(self._opened.store, self._server, generation)
@@ -294,8 +302,6 @@ def _range(
     snapshot: ArchiveSnapshot, history: TimelineHistory, run: Run, reach: Reach, *, is_open: bool
 ) -> ReachableRange:
     first = run.backups[0]
-    size = snapshot.segment_bytes
-    names = [name for name in run.names if WalFile(name).start(size) + size > first.start]
     return ReachableRange(
         timeline=history.timeline,
         is_open=is_open,
@@ -307,25 +313,28 @@ def _range(
         newest_commit_at=reach.newest_commit_at,
         consistent_at=first.stopped_at,
         tail=run.tail,
-        segments=_spans(snapshot, names),
+        segments=_spans(snapshot, run, first.start),
         backups=tuple(_mark(backup) for backup in run.backups),
     )
 
 
-def _spans(snapshot: ArchiveSnapshot, names: Sequence[str]) -> tuple[SegmentSpan, ...]:
-    by_timeline: dict[int, list[str]] = {}
-    for name in names:
-        by_timeline.setdefault(WalFile(name).timeline, []).append(name)
+def _spans(snapshot: ArchiveSnapshot, run: Run, start: int) -> tuple[SegmentSpan, ...]:
+    """The segments of a run that reach behind ``start``, by timeline."""
+    size = snapshot.segment_bytes
+    pieces = list(pieces_from(run.pieces, start // size))
     return tuple(
         SegmentSpan(
             timeline=timeline,
-            first=found[0],
-            last=found[-1],
-            segments=len(found),
-            wal_bytes=len(found) * snapshot.segment_bytes,
-            stored_bytes=snapshot.stored_bytes(found),
+            first=segment_name(timeline, own[0].first * size, size),
+            last=segment_name(timeline, (own[-1].behind - 1) * size, size),
+            segments=sum(piece.behind - piece.first for piece in own),
+            wal_bytes=sum(piece.behind - piece.first for piece in own) * size,
+            stored_bytes=sum(snapshot.stored_bytes_of(piece) for piece in own),
         )
-        for timeline, found in by_timeline.items()
+        for timeline, own in (
+            (timeline, list(found))
+            for timeline, found in itertools.groupby(pieces, lambda piece: piece.timeline)
+        )
     )
 
 
@@ -336,8 +345,8 @@ def _gap(snapshot: ArchiveSnapshot, runs: PathRuns, at: int, known: Known) -> Wa
     first_lost = before.end - before.end % size
     last_lost = max(first_lost, behind.start - size)
     lost = [snapshot.candidates(history, lsn)[0] for lsn in (first_lost, last_lost)]
-    ends = [one.last_commit for one in snapshot.summaries(before.names[-1:]) if one.last_commit]
-    begins = [one.first_end for one in snapshot.summaries(behind.names[:1]) if one.first_end]
+    ended = int(snapshot.rows_of(before, before.end - 1).rows["last_commit"][-1])
+    begun = int(snapshot.first_row(behind)["first_end"][0])
     cause, explanation = _cause(runs, at, known)
     return WalGap(
         timeline=history.timeline,
@@ -349,8 +358,8 @@ def _gap(snapshot: ArchiveSnapshot, runs: PathRuns, at: int, known: Known) -> Wa
         last_missing=before.damaged or lost[1],
         cause=cause,
         explanation=explanation,
-        after_at=datetime_of(ends[0]) if ends else None,
-        before_at=datetime_of(begins[0]) if begins else None,
+        after_at=datetime_of(ended) if ended != NO_TIME else None,
+        before_at=datetime_of(begun) if begun != NO_TIME else None,
     )
 
 

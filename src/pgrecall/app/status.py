@@ -13,7 +13,9 @@ from pgrecall.agent.lock import running_agent
 from pgrecall.agent.process import read_snapshot
 from pgrecall.agent.schedule import Timetable
 from pgrecall.app.context import RunContext
+from pgrecall.app.journalling import main_settings
 from pgrecall.app.opened import OpenedRepository, main_repository
+from pgrecall.app.policies import policy_of
 from pgrecall.app.recoverable import RecoverableSurvey
 from pgrecall.app.recoverable_result import RecoverableResult
 from pgrecall.app.requests import StatusRequest
@@ -26,8 +28,15 @@ from pgrecall.app.status_rules import (
     loss_now,
     run_findings,
     target_findings,
+    targets_of,
 )
-from pgrecall.errors import AgentPlaceError, DataDirectoryError, PgrecallError, PostgresError
+from pgrecall.errors import (
+    AgentPlaceError,
+    DataDirectoryError,
+    PgrecallError,
+    PostgresError,
+    SettingsError,
+)
 from pgrecall.model.findings import Finding, Severity, worst
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.manifest import Completion
@@ -38,7 +47,7 @@ from pgrecall.postgres.connection import connect
 from pgrecall.repository.identity import latest_generation
 from pgrecall.repository.journal import Journal
 from pgrecall.repository.wal_archive import WalArchive
-from pgrecall.settings import ServerSettings
+from pgrecall.settings import ServerSettings, TargetSettings
 from pgrecall.system.clock import SystemClock
 from pgrecall.wal.agent_places import agent_directory, state_directory
 from pgrecall.wal.ready import ready_names
@@ -137,9 +146,10 @@ class _Look:
         self._since = request.since or now - _USUAL_HISTORY
         self._with_history = request.since is not None
         self._findings: list[Finding] = []
+        self._targets = _targets(context)
 
     def status(self) -> ServerStatus:
-        targets = self._context.settings.targets
+        targets = self._targets
         said = self._ask()
         agent = self._agent()
         archive = self._archive(said)
@@ -163,11 +173,12 @@ class _Look:
         return msgspec.structs.replace(base, findings=findings, result=worst(list(findings)))
 
     def _stored(self, base: ServerStatus, opened: OpenedRepository, said: _Server) -> ServerStatus:
-        name, targets = self._server.name, self._context.settings.targets
-        survey = RecoverableSurvey(opened, name).result(self._now)
+        name, targets = self._server.name, self._targets
+        look = RecoverableSurvey(opened, name)
+        survey = look.result(self._now)
         self._findings += survey.findings
         loss = self._loss(opened, survey, said)
-        backup = _last_good(opened.catalog(name).usable()[0])
+        backup = _last_good(look.backups)
         everything, damaged = Journal(opened.store, name).runs(
             min(self._since, self._now - _RTO_HISTORY)
         )
@@ -291,6 +302,17 @@ def _for_server(context: RunContext, name: str) -> RunContext:
     return RunContext(
         context.settings, context, server_name=name, repository_name=context.repository_name
     )
+
+
+def _targets(context: RunContext) -> TargetSettings:
+    settings = context.settings
+    try:
+        if not context.repositories:
+            return settings.targets
+    except SettingsError:
+        return settings.targets  # no such repository: that is a finding where it is opened
+    policy = policy_of(settings, context.server, main_settings(context))
+    return targets_of(settings.targets, policy)
 
 
 def _last_good(backups: Sequence[Completion]) -> Completion | None:

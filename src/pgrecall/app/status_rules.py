@@ -9,6 +9,7 @@ from typing import NamedTuple
 from pgrecall.agent.process import AgentSnapshot
 from pgrecall.model.findings import Finding
 from pgrecall.model.manifest import Completion
+from pgrecall.model.policies import Policy
 from pgrecall.model.runs import RunRecord
 from pgrecall.settings import TargetSettings
 
@@ -72,6 +73,14 @@ def loss_now(
     if current_lsn is None:
         return Loss(seconds, "at most: the time since the last commit that can be reached")
     return Loss(seconds, f"at most: {behind:,} bytes of WAL are not in the repository yet")
+
+
+def targets_of(targets: TargetSettings, policy: Policy) -> TargetSettings:
+    """What a server is held to: [targets], and where that names none, the policy's."""
+    return targets.replace(
+        rpo_seconds=targets.rpo_seconds or policy.rpo_seconds,
+        rto_seconds=targets.rto_seconds or policy.rto_seconds,
+    )
 
 
 def target_findings(

@@ -167,6 +167,12 @@ def _stream_reason(facts: ServerFacts) -> str:
     return f"stream: {who} sends {what} through a replication session, nothing is read here"
 
 
+def holds_base(backups: Sequence[Completion], generation: int, *, full_days: int) -> bool:
+    """Whether ``backups``, the newest of a server, are all that ``choose_base`` needs to know."""
+    kinds = {backup.kind for backup in backups if backup.generation == generation}
+    return "full" in kinds or (bool(kinds) and not full_days)
+
+
 def _summaries_obstacle(wishes: BackupWishes, facts: ServerFacts, base: Completion) -> str:
     """Why the WAL summaries cannot tell what has changed since ``base``; empty: they may."""
     if wishes.source == "stream":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
@@ -21,11 +21,14 @@ from pgrecall.repository import layout
 from pgrecall.repository.damage import DamageMarks
 from pgrecall.repository.documents import sealed, unsealed
 from pgrecall.repository.manifests import ManifestReader, put_or_find
-from pgrecall.repository.retention_log import read_state
+from pgrecall.repository.retention_log import RetentionState, read_state
 from pgrecall.store.base import Store
 
 _COMPLETIONS = msgspec.json.Decoder(Completion)
 _READERS = 8
+# Each read waits for a service, and thousands may be asked for.
+_REMOTE_READERS = 32
+_AT_ONCE = 32
 
 
 class Unfinished(msgspec.Struct, frozen=True):
@@ -53,37 +56,58 @@ class Catalog:
         names = self.store.children(layout.backups_prefix(self.server))
         return sorted(name.rstrip("/") for name in names if name.endswith("/"))
 
-    def survey(self, *, with_expired: bool = False) -> tuple[list[Completion], list[Finding]]:
+    def survey(
+        self, *, with_expired: bool = False, state: RetentionState | None = None
+    ) -> tuple[list[Completion], list[Finding]]:
         """All complete backups, oldest first, and findings on those that cannot be read.
 
         Those that have expired are none any more, unless ``with_expired`` (until a purge
-        has begun to delete them). One damaged completion record must not hide the other backups: it
-        becomes a finding. A store that fails raises.
+        has begun to delete them). ``state``: what the caller has read of that already. One
+        damaged completion record must not hide the other backups: it becomes a finding. A
+        store that fails raises.
         """
-        state = read_state(self.store, self.server)
-        ids = [
+        state = state if state is not None else read_state(self.store, self.server)
+        return self._read_all(
             backup_id
             for backup_id in self.ids()
             if state.is_listed(backup_id) or (with_expired and backup_id not in state.purging)
-        ]
-        with ThreadPoolExecutor(_READERS, thread_name_prefix="catalog") as pool:
-            results = list(pool.map(self._examine, ids))
-        complete = [result for result in results if isinstance(result, Completion)]
-        # Identities of one second sort by chance; the server's clock knows better.
-        complete.sort(key=lambda backup: (backup.stopped_at, backup.backup_id))
-        findings = [result for result in results if isinstance(result, Finding)]
-        return complete, findings
+        )
 
-    def usable(self) -> tuple[list[Completion], list[Finding]]:
+    def usable(
+        self, *, state: RetentionState | None = None
+    ) -> tuple[list[Completion], list[Finding]]:
         """As survey, without the backups that are marked as damaged; each becomes a finding.
 
         What chooses a backup by itself chooses from these.
         """
-        complete, findings = self.survey()
+        complete, findings = self.survey(state=state)
         damaged = self.damage.damaged()
         marked = [one for one in complete if one.backup_id in damaged]
         findings += [damaged[one.backup_id].finding() for one in marked]
         return [one for one in complete if one.backup_id not in damaged], findings
+
+    def newest(self, is_enough: Callable[[Sequence[Completion]], bool]) -> list[Completion]:
+        """Of the usable backups the newest, oldest first: so many that ``is_enough``, or all.
+
+        Reads the records of those, and a few more, where ``usable`` reads every one.
+        """
+        state = read_state(self.store, self.server)
+        damaged = self.damage.damaged()
+        rest = [one for one in self.ids() if state.is_listed(one) and one not in damaged]
+        found: list[Completion] = []
+        while rest and not is_enough(found):
+            found += self._read_all(rest[-_AT_ONCE:])[0]
+            del rest[-_AT_ONCE:]
+            found.sort(key=_by_age)
+        return found
+
+    def _read_all(self, ids: Iterable[str]) -> tuple[list[Completion], list[Finding]]:
+        readers = _REMOTE_READERS if self.store.reads_whole else _READERS
+        with ThreadPoolExecutor(readers, thread_name_prefix="catalog") as pool:
+            results = list(pool.map(self._examine, ids))
+        complete = [result for result in results if isinstance(result, Completion)]
+        complete.sort(key=_by_age)
+        return complete, [result for result in results if isinstance(result, Finding)]
 
     def unfinished(self) -> list[Unfinished]:
         """What was begun and has no completion record, oldest first; raises StoreError.
@@ -92,14 +116,15 @@ class Catalog:
         not copied, or are no more. While a completion record cannot be read, it is not known
         to what it refers, and nothing is named. Nor is what a purge has begun to delete.
         """
-        complete, damaged = self.survey(with_expired=True)
+        state = read_state(self.store, self.server)
+        complete, damaged = self.survey(with_expired=True, state=state)
         if damaged:
             return []
         referred = {backup_id for backup in complete for backup_id in backup.references}
         found = []
-        purging = read_state(self.store, self.server).purging
+        known = {backup.backup_id for backup in complete}
         for backup_id in self.ids():
-            if backup_id in referred or backup_id in purging:
+            if backup_id in referred or backup_id in state.purging or backup_id in known:
                 continue
             if self.store.head(layout.complete_key(self.server, backup_id)) is not None:
                 continue
@@ -208,3 +233,8 @@ class Catalog:
                 f"{key} is the record of backup {completion.backup_id} of {completion.server!r}"
             )
         return completion
+
+
+def _by_age(backup: Completion) -> tuple[datetime, str]:
+    """Identities of one second sort by chance; the server's clock knows better."""
+    return backup.stopped_at, backup.backup_id

@@ -7,6 +7,7 @@ another one may be whole. The highest number of a backup counts.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import msgspec
@@ -27,6 +28,7 @@ from pgrecall.store.base import Store
 
 _MARKS = msgspec.json.Decoder(DamageMark)
 _MAXIMUM_TRIES = 100
+_READERS = 8
 
 
 class DamageMarks:
@@ -43,12 +45,15 @@ class DamageMarks:
         and one read for each backup that was ever marked. Raises StoreError.
         """
         names = self._store.children(layout.damage_prefix(self._server))
-        found = {}
-        for backup_id in (name.rstrip("/") for name in names):
-            mark = self.newest(backup_id)
-            if mark is not None and mark.state == "damaged":
-                found[backup_id] = mark
-        return found
+        if not names:
+            return {}
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="damage") as pool:
+            marks = pool.map(self.newest, (name.rstrip("/") for name in names))
+            return {
+                mark.backup_id: mark
+                for mark in marks
+                if mark is not None and mark.state == "damaged"
+            }
 
     def newest(self, backup_id: str) -> DamageMark | None:
         """The mark of a backup that counts; None: it was never marked. Raises StoreError."""

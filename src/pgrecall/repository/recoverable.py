@@ -1,69 +1,73 @@
-"""A WAL archive seen at one moment: listed once, every index read once, as the ranges need it."""
+"""A WAL archive seen at one moment: listed once, every index read once, as the ranges need it.
+
+Segments are rows of columns (wal_listing.py, wal_summaries.py); names are made for the few
+that somebody asks for.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-import msgspec
+import numpy as np
 
-from pgrecall.codec.wal_records import may_matter
 from pgrecall.model.findings import Finding
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.manifest import Completion
-from pgrecall.model.ranges import PathRuns, Placed, Run, place_backups, runs_along
+from pgrecall.model.ranges import (
+    PathRuns,
+    Piece,
+    Placed,
+    Run,
+    SegmentNames,
+    pieces_from,
+    place_backups,
+    runs_along,
+)
 from pgrecall.model.timelines import TimelineHistory
-from pgrecall.model.wal_files import WalFile, history_name
-from pgrecall.model.wal_index import STOPPED_AT_INVALID, WalIndex
+from pgrecall.model.wal_files import WalFile, history_name, segment_name
+from pgrecall.model.wal_index import WalIndex
+from pgrecall.repository.segment_rows import IS_DAMAGED, row_of
 from pgrecall.repository.wal_archive import StoredSegment, WalArchive
+from pgrecall.repository.wal_listing import list_wal, moment_of
+from pgrecall.repository.wal_summaries import ROW, Rows, Summaries
 
 
-class SegmentSummary(msgspec.Struct, frozen=True):
-    """What the ranges keep of an index. LSNs as numbers; times in microseconds since 2000 UTC.
+class RunRows:
+    """The segments of a run from one position on, as columns (wal_summaries.ROW)."""
 
-    ``greatest_end`` is the latest time of a commit or abort, ``first_end`` the
-    time of the first, ``last_commit`` that of the last commit in WAL order.
-    ``may_cross``: a record that leads into the next segment may be one that a
-    recovery target asks for. ``points`` names restore points, not all of them
-    with ``has_more_points``.
-    """
-
-    name: str
-    start: int
-    end_lsn: int
-    last_record: int | None
-    first_end: int | None
-    greatest_end: int | None
-    last_commit: int | None
-    least_xid: int
-    greatest_xid: int
-    may_cross: bool
-    is_damaged: bool
-    points: tuple[str, ...] = ()
-    has_more_points: bool = False
+    def __init__(self, pieces: Sequence[Piece], parts: Sequence[Rows], size: int) -> None:
+        self.pieces = pieces
+        self.names = SegmentNames(pieces, size)
+        self.rows: Rows = np.concatenate(parts) if parts else np.zeros(0, ROW)
+        first = pieces[0].first if pieces else 0
+        #: First bytes of the segments, as LSNs.
+        self.starts = np.arange(first, first + len(self.rows), dtype=np.uint64) * np.uint64(size)
 
 
 class ArchiveSnapshot:
     """The segments of one generation as one listing found them.
 
     It answers what planning asks of an archive (restore.replay.ArchiveView),
-    from memory where that is possible: 65,536 segments (a terabyte) take some
-    ten megabytes. Not thread-safe.
+    from memory where that is possible: a million segments take about 150
+    megabytes. Not thread-safe.
     """
 
     def __init__(self, archive: WalArchive) -> None:
         """List everything; raises StoreError: what cannot be listed is not called absent."""
         self.archive = archive
         self.segment_bytes = archive.segment_bytes
-        self._histories = archive.histories()
-        self._segments = {
-            timeline: list(archive.segments(timeline)) for timeline in archive.timelines()
+        listing = list_wal(archive.store, archive.server, archive.generation)
+        self._histories = listing.histories
+        self._tables = {
+            timeline: table
+            for timeline, table in listing.without(archive.hidden).tables.items()
+            if len(table)
         }
-        self._sizes = {
-            segment.name: segment.stored_bytes
-            for segments in self._segments.values()
-            for segment in segments
+        self._summaries = {
+            timeline: Summaries(archive, timeline, table)
+            for timeline, table in self._tables.items()
         }
-        self._summaries: dict[str, SegmentSummary] = {}
+        self._tail_rows: dict[str, tuple[Rows, tuple[str, ...]]] = {}
 
     # --- what planning asks --------------------------------------------------------
 
@@ -73,11 +77,19 @@ class ArchiveSnapshot:
 
     def segments(self, timeline: int, first: str | None = None) -> Iterable[StoredSegment]:
         """Whole segments of a timeline from the position of ``first`` on."""
-        found = self._segments.get(timeline, [])
-        if first is None:
-            return found
-        low = WalFile(first).segment[8:]
-        return [segment for segment in found if segment.name[8:] >= low]
+        table = self._tables.get(timeline)
+        if table is None:
+            return ()
+        low = 0
+        if first is not None:
+            start = WalFile(first).start(self.segment_bytes) // self.segment_bytes
+            low = int(np.searchsorted(table.numbers, np.uint64(start)))
+        return (self._segment(timeline, row) for row in range(low, len(table)))
+
+    def _segment(self, timeline: int, row: int) -> StoredSegment:
+        table, size = self._tables[timeline], self.segment_bytes
+        name = segment_name(timeline, int(table.numbers[row]) * size, size)
+        return StoredSegment(name, int(table.stored_bytes[row]))
 
     def candidates(self, history: TimelineHistory, lsn: int) -> list[str]:
         """As WalArchive.candidates."""
@@ -85,11 +97,11 @@ class ArchiveSnapshot:
 
     def indexes(self, names: Iterable[str]) -> Iterator[tuple[str, WalIndex]]:
         """As WalArchive.indexes."""
-        return self.archive.indexes(names)
+        return self.archive.indexes(self._noted(name) for name in names)
 
     def index(self, name: str) -> WalIndex:
         """As WalArchive.index."""
-        return self.archive.index(name)
+        return self.archive.index(self._noted(name))
 
     def read(self, name: str) -> bytes:
         """As WalArchive.read."""
@@ -101,23 +113,82 @@ class ArchiveSnapshot:
 
     def newest_segments(self) -> Mapping[int, StoredSegment]:
         """The newest segment of every timeline that has any."""
-        return {timeline: found[-1] for timeline, found in self._segments.items() if found}
+        return {
+            timeline: self._segment(timeline, len(table) - 1)
+            for timeline, table in self._tables.items()
+        }
+
+    def _noted(self, name: str) -> str:
+        """The same name; the archive knows what the listing said of it (roll-ups need that)."""
+        file = WalFile(name)
+        row = self._row(file.timeline, int(file.start(self.segment_bytes)) // self.segment_bytes)
+        if row is not None:
+            table = self._tables[file.timeline]
+            stored_at = moment_of(float(table.stored_at[row]))
+            self.archive.note_listed([(name, int(table.stored_bytes[row]), stored_at)])
+        return name
+
+    def _row(self, timeline: int, number: int) -> int | None:
+        """Where a segment is in the table of its timeline; None: it was not listed."""
+        table = self._tables.get(timeline)
+        if table is None:
+            return None
+        row = int(np.searchsorted(table.numbers, np.uint64(number)))
+        return row if row < len(table) and int(table.numbers[row]) == number else None
 
     # --- what the ranges ask -------------------------------------------------------
 
     def stored_bytes(self, names: Iterable[str]) -> int:
         """What the objects of these segments take; names that are not archived count nothing."""
-        return sum(self._sizes.get(name, 0) for name in names)
+        found = 0
+        for name in names:
+            file = WalFile(name)
+            number = int(file.start(self.segment_bytes)) // self.segment_bytes
+            found += self.stored_bytes_of(Piece(file.timeline, number, number + 1))
+        return found
 
-    def summaries(self, names: Sequence[str]) -> list[SegmentSummary]:
-        """A summary of each segment; an index that was read before is not read again.
+    def stored_bytes_of(self, piece: Piece) -> int:
+        """The same for segments that follow each other."""
+        table = self._tables.get(piece.timeline)
+        if table is None:
+            return 0
+        bounds = np.array([piece.first, piece.behind], np.uint64)
+        low, high = np.searchsorted(table.numbers, bounds)
+        return int(table.stored_bytes[low:high].sum())
 
-        Raises CorruptObjectError, StoreError, WalMissingError.
+    def rows_of(self, run: Run, start: int = 0) -> RunRows:
+        """What is known of the segments of ``run`` that reach behind the LSN ``start``.
+
+        An index that was read before is not read again. Raises CorruptObjectError,
+        StoreError, WalMissingError.
         """
-        unread = [name for name in names if name not in self._summaries]
-        for name, index in self.archive.indexes(unread):
-            self._summaries[name] = _summary(name, index)
-        return [self._summaries[name] for name in names]
+        pieces = list(pieces_from(run.pieces, start // self.segment_bytes))
+        return RunRows(pieces, [self._rows(run, piece) for piece in pieces], self.segment_bytes)
+
+    def first_row(self, run: Run) -> Rows:
+        """What is known of the first segment of ``run``; raises as ``rows_of``."""
+        piece = run.pieces[0]
+        return self._rows(run, Piece(piece.timeline, piece.first, piece.first + 1))
+
+    def points_in(self, known: RunRows) -> Iterator[tuple[int, str]]:
+        """The restore points that ``known`` names: the row of the segment, and the name."""
+        at = 0
+        for piece in known.pieces:
+            tail = self._tail_rows.get(known.names[at]) if piece.behind - piece.first == 1 else None
+            if tail is not None:
+                yield from ((at, point) for point in tail[1])
+            else:
+                points = self._summaries[piece.timeline].points(piece.first, piece.behind)
+                yield from ((at + number - piece.first, point) for number, point in points)
+            at += piece.behind - piece.first
+
+    def _rows(self, run: Run, piece: Piece) -> Rows:
+        if not run.tail or piece.behind != run.pieces[-1].behind:
+            return self._summaries[piece.timeline].rows(piece.first, piece.behind)
+        if run.tail not in self._tail_rows:
+            row, points = row_of(self.archive.index(run.tail))
+            self._tail_rows[run.tail] = (np.array([row], ROW), points)
+        return self._tail_rows[run.tail][0]
 
     def path_runs(self, history: TimelineHistory, backups: Sequence[Completion]) -> PathRuns:
         """The runs of a path with the backups that they serve.
@@ -128,28 +199,27 @@ class ArchiveSnapshot:
         own = {*(switch.timeline for switch in history.switches), history.timeline}
         placed = [_placed(backup) for backup in backups if backup.timeline in own]
         size = self.segment_bytes
-        oldest = min((backup.start for backup in placed), default=None)
         present = {
-            timeline: [segment.name for segment in self._segments.get(timeline, ())]
-            for timeline in own
+            timeline: table.numbers for timeline, table in self._tables.items() if timeline in own
         }
-        first = runs_along(history, size, present, {})
-        needed = [
-            name
-            for run in first.runs
-            for name in run.names
-            if oldest is not None and WalFile(name).start(size) + size > oldest
-        ]
-        ends_in = {
-            summary.name: Lsn(summary.end_lsn)
-            for summary in self.summaries(needed)
-            if summary.is_damaged
-        }
-        path = runs_along(history, size, present, ends_in) if ends_in else first
+        path = runs_along(history, size, present, {})
+        if placed:
+            oldest = min(backup.start for backup in placed)
+            ends_in = dict(end for run in path.runs for end in self._inner_ends(run, oldest))
+            if ends_in:
+                path = runs_along(history, size, present, ends_in)
         for run in path.runs:
             self._end_in_tail(run, history)
         place_backups(path, placed)
         return path
+
+    def _inner_ends(self, run: Run, oldest: int) -> Iterator[tuple[str, Lsn]]:
+        """Of each segment in whose middle the WAL ends, from an LSN on, where that is."""
+        if run.pieces[-1].behind * self.segment_bytes <= oldest:
+            return
+        known = self.rows_of(run, oldest)
+        for at in np.flatnonzero(known.rows["flags"] & IS_DAMAGED).tolist():
+            yield known.names[at], Lsn(int(known.rows["end_lsn"][at]))
 
     def _end_in_tail(self, run: Run, history: TimelineHistory) -> None:
         """As restore/replay.py ends a path in the tail of its next segment, if there is one."""
@@ -197,23 +267,4 @@ def _placed(backup: Completion) -> Placed:
         started_at=backup.started_at,
         stopped_at=backup.stopped_at,
         has_wal=backup.has_wal,
-    )
-
-
-def _summary(name: str, index: WalIndex) -> SegmentSummary:
-    ended, commits = index.end_times, index.commit_times
-    return SegmentSummary(
-        name=name,
-        start=index.start_lsn,
-        end_lsn=index.end_lsn,
-        last_record=index.last_record_lsn,
-        first_end=ended.first if ended else None,
-        greatest_end=ended.greatest if ended else None,
-        last_commit=commits.last if commits else None,
-        least_xid=index.least_xid,
-        greatest_xid=index.greatest_xid,
-        may_cross=index.unfinished is not None and may_matter(index.unfinished.head),
-        is_damaged=index.stopped_at == STOPPED_AT_INVALID,
-        points=tuple(point.name for point in index.restore_points),
-        has_more_points=index.has_more_restore_points,
     )

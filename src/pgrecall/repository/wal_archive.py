@@ -7,6 +7,7 @@ method that may be called from several threads says so.
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -32,7 +33,7 @@ from pgrecall.model.wal_index import WalIndex
 from pgrecall.repository import layout
 from pgrecall.repository.identity import Generation, RepositoryIdentity, open_repository
 from pgrecall.repository.wal_objects import WalObjectReader, read_index
-from pgrecall.repository.wal_rollups import RollUps
+from pgrecall.repository.wal_rollups import RollUp, RollUps
 from pgrecall.repository.wal_tails import (
     StoredTail,
     find_tail,
@@ -74,13 +75,17 @@ class WalArchive:
         self._stored_at: dict[str, datetime] = {}
         self._rollups = RollUps(store, server, generation.number)
         self._indexes: dict[str, WalIndex] = {}
+        self._lock = threading.Lock()
         self._tails: dict[str, StoredTail] = {}
         self._hidden: dict[int, list[tuple[int, int]]] = {}
+        #: What ``hide`` was told.
+        self.hidden: tuple[WalSpan, ...] = ()
 
     def hide(self, spans: Iterable[WalSpan]) -> None:
         """Leave segments whose bytes lie in ``spans`` out of what is listed: they have expired."""
         self._hidden = {}
-        for span in merged_spans(tuple(spans)):
+        self.hidden = tuple(spans)
+        for span in merged_spans(self.hidden):
             if span.generation == self.generation.number:
                 self._hidden.setdefault(span.timeline, []).append((span.start, span.end))
 
@@ -322,9 +327,10 @@ class WalArchive:
                 f"not {expected}",
                 hint="the object was moved; look for the right one",
             )
-        self._indexes[name] = index
-        if len(self._indexes) > _INDEXES_KEPT:
-            self._indexes.pop(next(iter(self._indexes)), None)
+        with self._lock:
+            self._indexes[name] = index
+            if len(self._indexes) > _INDEXES_KEPT:
+                del self._indexes[next(iter(self._indexes))]
         return index
 
     def indexes(self, names: Iterable[str]) -> Iterator[tuple[str, WalIndex]]:
@@ -354,6 +360,16 @@ class WalArchive:
                 for _, future in pending:
                     if future is not None:
                         future.cancel()
+
+    def note_listed(self, segments: Iterable[tuple[str, int, datetime]]) -> None:
+        """Names, sizes and times of objects as a listing found them, for ``indexes`` of them."""
+        for name, stored_bytes, stored_at in segments:
+            self._sizes[name] = stored_bytes
+            self._stored_at[name] = stored_at
+
+    def rolled_up(self, timeline: int, log: str) -> RollUp | None:
+        """As RollUps.whole."""
+        return self._rollups.whole(timeline, log)
 
     def _rolled_up(self, name: str) -> bytes | None:
         """The index from its directory's roll-up; None when the segment's own must be read."""

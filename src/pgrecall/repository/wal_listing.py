@@ -6,8 +6,9 @@ from that; the ranges that a restore would use come from the indexes (recoverabl
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import numpy as np
@@ -21,7 +22,14 @@ from pgrecall.repository.wal_archive import WalArchive
 from pgrecall.store.base import ObjectInfo, Store
 
 Numbers = NDArray[np.uint64]
-_HEX = frozenset("0123456789ABCDEF")
+_PLACE_LENGTH = len("TTTTTTTT/LLLLLLLL/TTTTTTTTLLLLLLLLSSSSSSSS")
+_SLASH = ord("/")
+# The value of each hexadecimal digit as PostgreSQL writes them, 255 for any other byte.
+_DIGITS = np.full(256, 255, np.uint8)
+_DIGITS[np.frombuffer(b"0123456789ABCDEF", np.uint8)] = np.arange(16)
+_WEIGHTS = np.uint64(16) ** np.arange(7, -1, -1, dtype=np.uint64)
+_AT_ONCE = 8192
+_LISTERS = 16
 
 
 class SegmentTable:
@@ -90,27 +98,64 @@ def list_wal(store: Store, server: str, generation: Generation) -> WalListing:
     tables = {}
     for timeline in archive.timelines():
         prefix = layout.wal_prefix(server, generation.number, timeline)
-        table = _table(store.list(prefix), generation.segment_bytes)
+        table = _listed(store, prefix, generation.segment_bytes)
         if len(table):
             tables[timeline] = table
     return WalListing(generation.number, generation.segment_bytes, tables, archive.histories())
 
 
+def _listed(store: Store, prefix: str, segment_bytes: int) -> SegmentTable:
+    """All segments of one timeline.
+
+    A service of objects answers with a page of 1,000 at a time, so log directories are
+    listed side by side; a directory is listed fastest as it stands.
+    """
+    if not store.reads_whole:
+        return _table(store.list(prefix), segment_bytes)
+    children = store.children(prefix)
+    for name in children:
+        if not name.endswith("/"):
+            layout.parse_wal_key(prefix + name)  # refuses what is none of ours
+    logs = [name for name in children if name.endswith("/")]
+    with ThreadPoolExecutor(_LISTERS, thread_name_prefix="wal-listing") as pool:
+        tables = list(pool.map(lambda log: _table(store.list(prefix + log), segment_bytes), logs))
+    return _joined([_columns([], segment_bytes), *tables])
+
+
 def _table(infos: Iterable[ObjectInfo], segment_bytes: int) -> SegmentTable:
-    per_log = (1 << 32) // segment_bytes
-    numbers, sizes, times = array("Q"), array("q"), array("d")
-    for info in infos:
-        name = info.key[-24:]
-        if info.key[-25:-24] != "/" or not _HEX.issuperset(name):
-            layout.parse_wal_key(info.key)  # refuses what is none of ours
-            continue
-        numbers.append(int(name[8:16], 16) * per_log + int(name[16:], 16))
-        sizes.append(info.size)
-        times.append(info.stored_at.timestamp())
+    parts = [_columns([], segment_bytes)]
+    rest = iter(infos)
+    while chunk := list(itertools.islice(rest, _AT_ONCE)):
+        parts.append(_columns(chunk, segment_bytes))
+    return _joined(parts)
+
+
+def _joined(parts: Sequence[SegmentTable]) -> SegmentTable:
     return SegmentTable(
-        np.frombuffer(numbers, np.uint64) if numbers else [],
-        np.frombuffer(sizes, np.int64) if sizes else [],
-        np.frombuffer(times, np.float64) if times else [],
+        np.concatenate([part.numbers for part in parts]),
+        np.concatenate([part.stored_bytes for part in parts]),
+        np.concatenate([part.stored_at for part in parts]),
+    )
+
+
+def _columns(infos: Sequence[ObjectInfo], segment_bytes: int) -> SegmentTable:
+    """The segments among listed objects. A million are listed: nothing is done for each alone."""
+    ends = [info.key[-_PLACE_LENGTH:].rjust(_PLACE_LENGTH) for info in infos]
+    places = np.frombuffer("".join(ends).encode("ascii"), np.uint8).reshape(-1, _PLACE_LENGTH)
+    # Timeline, log directory, name: what is plainly a segment in its place is taken at once.
+    timelines, logs, names = places[:, :8], places[:, 9:17], places[:, 18:]
+    digits = _DIGITS[names]
+    is_segment = (digits < 16).all(axis=1) & (names[:, :8] == timelines).all(axis=1)
+    is_segment &= (names[:, 8:16] == logs).all(axis=1)
+    is_segment &= (places[:, 8] == _SLASH) & (places[:, 17] == _SLASH)
+    for at in np.flatnonzero(~is_segment).tolist():
+        layout.parse_wal_key(infos[at].key)  # refuses what is none of ours
+    numbers = digits[is_segment].astype(np.uint64)
+    return SegmentTable(
+        numbers[:, 8:16] @ _WEIGHTS * np.uint64((1 << 32) // segment_bytes)
+        + numbers[:, 16:] @ _WEIGHTS,
+        np.fromiter((info.size for info in infos), np.int64, len(infos))[is_segment],
+        np.fromiter((info.stored_seconds for info in infos), np.float64, len(infos))[is_segment],
     )
 
 

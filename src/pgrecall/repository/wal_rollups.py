@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from itertools import accumulate
 
 import msgspec
+import numpy as np
 
 from pgrecall.errors import CorruptObjectError, ObjectMissingError
 from pgrecall.model.findings import Finding
@@ -24,6 +26,7 @@ from pgrecall.model.wal_files import SEGMENT, WalFile
 from pgrecall.repository import layout
 from pgrecall.repository.documents import decode_document, encode_document
 from pgrecall.repository.identity import Generation
+from pgrecall.repository.segment_rows import Points, Row, row_from
 from pgrecall.repository.wal_objects import read_header, read_index
 from pgrecall.store.base import ObjectInfo, Store
 
@@ -31,20 +34,48 @@ KIND = "wal-rollup"
 _READERS = 16
 # A roll-up of 256 segments takes some hundred KB; recovery plans go through them in order.
 _KEPT = 16
+# With so many log directories behind it, one counts as finished.
+_LATER = 2
 
 log = logging.getLogger(__name__)
 
 
-class RolledSegment(msgspec.Struct, frozen=True, array_like=True):
-    """One segment in a roll-up: name, size of its object, keyed raw digest (hex), index length."""
+class RolledSegment(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
+    """One segment in a roll-up: name, size of its object, keyed raw digest (hex), index length.
+
+    ``row`` and ``points`` are what the ranges need of the index (segment_rows.py); a roll-up
+    that an older version made has none.
+    """
 
     name: str
     stored_bytes: int
     raw_digest: str
     index_bytes: int
+    row: Row | None = None
+    points: Points = ()
 
 
 _TABLES = msgspec.json.Decoder(list[RolledSegment])
+
+
+class RollUp:
+    """A roll-up in memory: ``parts`` are the numbers of its segments within the log, ascending."""
+
+    def __init__(
+        self, stored_at: datetime, entries: Sequence[RolledSegment], indexes: memoryview
+    ) -> None:
+        self.stored_at = stored_at
+        self.entries = entries
+        self.parts = np.array([int(entry.name[16:], 16) for entry in entries], np.uint64)
+        self.stored_bytes = np.array([entry.stored_bytes for entry in entries], np.int64)
+        self._indexes = indexes
+        self._ends: Sequence[int] = ()
+
+    def index(self, at: int) -> memoryview:
+        """The index of entry ``at``, as it is stored."""
+        if not self._ends:
+            self._ends = list(accumulate(entry.index_bytes for entry in self.entries))
+        return self._indexes[self._ends[at] - self.entries[at].index_bytes : self._ends[at]]
 
 
 class WrittenRollUp(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +112,22 @@ class RollUps:
             found = self._content(timeline, directory).get(name)
         return found[1] if found is not None and found[0] == size else None
 
+    def whole(self, timeline: int, directory: str) -> RollUp | None:
+        """The roll-up of a log directory; None: there is none that can be read.
+
+        To be believed as ``index_of`` does. Read anew with each call. Raises StoreError.
+        """
+        with self._lock:
+            made_at = self._known(timeline).get(directory)
+        if made_at is None:
+            return None
+        try:
+            found = _read(self._store, self._server, self._generation, timeline, directory)
+        except (CorruptObjectError, ObjectMissingError) as error:
+            log.warning("a roll-up of WAL indexes is not used", extra={"cause": error.message})
+            return None
+        return RollUp(made_at, *found) if found[0] else None
+
     def has_loaded(self, name: str) -> bool:
         """Whether the roll-up of a segment's directory is in memory."""
         return (int(name[:8], 16), name[8:16]) in self._loaded
@@ -96,18 +143,18 @@ class RollUps:
     def _content(self, timeline: int, directory: str) -> Mapping[str, tuple[int, bytes]]:
         place = (timeline, directory)
         if place not in self._loaded:
-            try:
-                entries = read_rollup(
-                    self._store, self._server, self._generation, timeline, directory
-                )
-                content = {entry.name: (entry.stored_bytes, index) for entry, index in entries}
-            except (CorruptObjectError, ObjectMissingError) as error:
-                log.warning("a roll-up of WAL indexes is not used", extra={"cause": error.message})
-                content = {}
-            self._loaded[place] = content
+            self._loaded[place] = self._indexes(timeline, directory)
             if len(self._loaded) > _KEPT:
                 self._loaded.pop(next(iter(self._loaded)))
         return self._loaded[place]
+
+    def _indexes(self, timeline: int, directory: str) -> Mapping[str, tuple[int, bytes]]:
+        try:
+            entries = read_rollup(self._store, self._server, self._generation, timeline, directory)
+        except (CorruptObjectError, ObjectMissingError) as error:
+            log.warning("a roll-up of WAL indexes is not used", extra={"cause": error.message})
+            return {}
+        return {entry.name: (entry.stored_bytes, index) for entry, index in entries}
 
 
 def read_rollup(
@@ -117,22 +164,33 @@ def read_rollup(
 
     Raises ObjectMissingError, CorruptObjectError, StoreError.
     """
-    key = layout.rollup_key(server, generation, timeline, directory)
-    body = bytes(decode_document(key, KIND, store.read(key)))
-    table, newline, indexes = body.partition(b"\n")
-    try:
-        entries = _TABLES.decode(table)
-    except msgspec.DecodeError as error:
-        raise CorruptObjectError(f"the object {key} does not parse: {error}") from error
-    if not newline or sum(entry.index_bytes for entry in entries) != len(indexes):
-        raise CorruptObjectError(f"the object {key} does not hold the indexes that it lists")
-    if any(entry.name[:16] != f"{timeline:08X}{directory}" for entry in entries):
-        raise CorruptObjectError(f"the object {key} lists segments of another directory")
+    entries, indexes = _read(store, server, generation, timeline, directory)
     found, at = [], 0
     for entry in entries:
-        found.append((entry, indexes[at : at + entry.index_bytes]))
+        found.append((entry, bytes(indexes[at : at + entry.index_bytes])))
         at += entry.index_bytes
     return found
+
+
+def _read(
+    store: Store, server: str, generation: int, timeline: int, directory: str
+) -> tuple[list[RolledSegment], memoryview]:
+    """The entries of a roll-up by name, and their indexes one after the other."""
+    key = layout.rollup_key(server, generation, timeline, directory)
+    body = bytes(decode_document(key, KIND, store.read(key)))
+    end = body.find(b"\n")
+    indexes = memoryview(body)[end + 1 :]
+    try:
+        entries = _TABLES.decode(memoryview(body)[: max(end, 0)])
+    except msgspec.DecodeError as error:
+        raise CorruptObjectError(f"the object {key} does not parse: {error}") from error
+    if sum(entry.index_bytes for entry in entries) != len(indexes):
+        raise CorruptObjectError(f"the object {key} does not hold the indexes that it lists")
+    place = f"{timeline:08X}{directory}"
+    names = [entry.name for entry in entries]
+    if any(name[:16] != place for name in names) or sorted(set(names)) != names:
+        raise CorruptObjectError(f"the object {key} lists segments of another directory")
+    return entries, indexes
 
 
 def write_rollups(
@@ -141,8 +199,8 @@ def write_rollups(
     """Store what is missing: a roll-up for each log directory that is finished.
 
     Finished is one with all its segments, or with two later ones behind it on its
-    timeline: then what it lacks will hardly come, and is read from the segment if it
-    does. May be called at any time, by several at once: what exists stays. Each is
+    timeline or a younger one: then what it lacks will hardly come, and is read from the
+    segment if it does. May be called at any time, by several at once: what exists stays. Each is
     durable when the next is begun. A directory with a damaged segment becomes a
     finding and gets none. Raises StoreError, RepositoryError.
     """
@@ -162,8 +220,7 @@ def write_rollups(
                 )
             )
             continue
-        body = msgspec.json.encode([entry for entry, _ in entries]) + b"\n"
-        data = encode_document(KIND, repository_id, body + b"".join(index for _, index in entries))
+        data = encode_rollup(entries, repository_id)
         key = layout.rollup_key(server, generation.number, timeline, directory)
         if store.put(key, [data]):
             written.append(
@@ -175,6 +232,12 @@ def write_rollups(
                 )
             )
     return written, findings
+
+
+def encode_rollup(entries: Sequence[tuple[RolledSegment, bytes]], repository_id: str) -> bytes:
+    """The object that holds these segments, in WAL order, with their indexes."""
+    body = msgspec.json.encode([entry for entry, _ in entries]) + b"\n"
+    return encode_document(KIND, repository_id, body + b"".join(index for _, index in entries))
 
 
 def unrolled(store: Store, server: str, generation: Generation) -> list[str]:
@@ -198,7 +261,10 @@ def check_rollup(
     infos = [info for info in _segments(store, prefix) if info.key[-24:] in rolled]
     findings = []
     for entry, index in _entries(store, infos):
-        if (entry, index) != rolled[entry.name]:
+        told, rolled_index = rolled[entry.name]
+        # One that an older version made has no rows.
+        bare = msgspec.structs.replace(entry, row=None, points=())
+        if (told, rolled_index) not in ((entry, index), (bare, index)):
             findings.append(
                 Finding(
                     severity="fail",
@@ -218,18 +284,22 @@ def _unrolled(
     """Finished log directories without a roll-up, with their segments as listed."""
     per_log = (1 << 32) // generation.segment_bytes
     prefix = layout.wal_prefix(server, generation.number)
+    logs: dict[int, list[str]] = {}
     for child in store.children(prefix):
-        stem = child.rstrip("/")
-        if not child.endswith("/") or len(stem) != 8:
-            continue  # what lies beside the timelines
-        timeline = int(stem, 16)
-        logs = [one.rstrip("/") for one in store.children(prefix + child) if one.endswith("/")]
+        timeline = layout.timeline_of_directory(child)
+        if timeline is not None:
+            names = store.children(prefix + child)
+            logs[timeline] = [name.rstrip("/") for name in names if name.endswith("/")]
+    later: set[str] = set()
+    for timeline in sorted(logs, reverse=True):
+        later.update(logs[timeline])
         done = set(store.children(layout.rollups_prefix(server, generation.number, timeline)))
-        for at, directory in enumerate(logs):
+        for directory in logs[timeline]:
             if directory in done:
                 continue
-            infos = list(_segments(store, f"{prefix}{child}{directory}/"))
-            if infos and (len(infos) == per_log or len(logs) - at > 2):
+            infos = list(_segments(store, f"{prefix}{timeline:08X}/{directory}/"))
+            is_finished = sum(log > directory for log in later) >= _LATER
+            if infos and (len(infos) == per_log or is_finished):
                 yield timeline, directory, infos
 
 
@@ -253,10 +323,14 @@ def _entry(store: Store, info: ObjectInfo) -> tuple[RolledSegment, bytes]:
             hint="the object was moved; look for the right one",
         )
     index = read_index(store, info.key, info.size)
+    # What is not plain is judged by whoever asks for it.
+    row, points = row_from(index, WalFile(name).start(header.segment_bytes)) or (None, ())
     entry = RolledSegment(
         name=name,
         stored_bytes=info.size,
         raw_digest=header.raw_digest.hex(),
         index_bytes=len(index),
+        row=row,
+        points=points,
     )
     return entry, index

@@ -7,19 +7,23 @@ which the run's first backup becomes consistent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
 from datetime import datetime, timedelta
+from typing import Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from pgrecall.codec.wal_scan import read_transactions
 from pgrecall.model.lsn import Lsn
-from pgrecall.model.ranges import PathRuns, Placed, Run
+from pgrecall.model.ranges import PathRuns, Placed, Run, SegmentNames
 from pgrecall.model.targets import RecoveryTarget, ToLsn, ToName, ToTime, ToXid
 from pgrecall.model.timelines import TimelineHistory
 from pgrecall.model.wal_files import WalFile
 from pgrecall.model.wal_index import RestorePoint, datetime_of, microseconds_of
-from pgrecall.repository.recoverable import ArchiveSnapshot, SegmentSummary
+from pgrecall.repository.recoverable import ArchiveSnapshot, RunRows
+from pgrecall.repository.segment_rows import HAS_MORE_POINTS, MAY_CROSS, NO_TIME
 from pgrecall.restore.replay import ReplayPath
 from pgrecall.restore.stops import StopFinder
 
@@ -54,17 +58,16 @@ def reach_of(
     ``is_open``: no gap lies behind it. Raises StoreError, CorruptObjectError.
     """
     first = run.backups[0]
-    size = snapshot.segment_bytes
-    names = [name for name in run.names if WalFile(name).start(size) + size > first.start]
-    summaries = snapshot.summaries(names)
-    records = [one.last_record for one in summaries if one.last_record is not None]
-    last = max((record for record in records if record >= first.stop), default=None)
-    end = max([first.stop, *(one.end_lsn for one in summaries if one.last_record is not None)])
-    exact = _ends_behind(snapshot, summaries, first)
-    behind = [one for one in summaries if one.start >= first.stop]
-    ended = [one.greatest_end for one in behind if one.greatest_end is not None] + exact[0]
-    commits = exact[1] + [one.last_commit for one in behind if one.last_commit is not None]
-    from_at = _consistent_at(snapshot, history, names, first)
+    known = snapshot.rows_of(run, first.start)
+    rows = known.rows
+    has_records = rows["last_record"] > 0
+    records = rows["last_record"][rows["last_record"] >= max(first.stop, 1)]
+    end = max([first.stop, *_greatest(rows["end_lsn"][has_records])])
+    exact = _ends_behind(snapshot, known, first)
+    behind = rows[known.starts >= first.stop]
+    ended = exact[0] + _greatest(_times(behind["greatest_end"]))
+    commits = exact[1] + _times(behind["last_commit"])[-1:].tolist()
+    from_at = _consistent_at(snapshot, history, known.names, first)
     newest = datetime_of(max(ended)) if ended else None
     if from_at is None:
         to_at = None
@@ -77,7 +80,7 @@ def reach_of(
         from_at = to_at = None
     return Reach(
         from_lsn=Lsn(first.stop),
-        to_lsn=Lsn(last) if last is not None else None,
+        to_lsn=Lsn(int(records.max())) if len(records) else None,
         end_lsn=Lsn(end),
         from_at=from_at,
         to_at=to_at,
@@ -119,40 +122,57 @@ def _is_too_new(backup: Placed, target: RecoveryTarget) -> bool:
 
 def _last_match(run: Run, snapshot: ArchiveSnapshot, target: RecoveryTarget) -> Lsn:
     """The end of the last segment that may hold the target; 0 for none."""
-    size = snapshot.segment_bytes
-    oldest = min(backup.start for backup in run.backups)
-    names = [name for name in run.names if WalFile(name).start(size) + size > oldest]
-    for summary in reversed(snapshot.summaries(names)):
-        if summary.may_cross or _may_hold(summary, target):
-            return Lsn(summary.start + size)
-    return Lsn(0)
+    known = snapshot.rows_of(run, min(backup.start for backup in run.backups))
+    may = np.flatnonzero(known.rows["flags"] & MAY_CROSS | _may_hold(known, snapshot, target))
+    if not len(may):
+        return Lsn(0)
+    return Lsn(int(known.starts[may[-1]]) + snapshot.segment_bytes)
 
 
-def _may_hold(summary: SegmentSummary, target: RecoveryTarget) -> bool:
+def _may_hold(
+    known: RunRows, snapshot: ArchiveSnapshot, target: RecoveryTarget
+) -> NDArray[np.bool_]:
+    rows = known.rows
     if isinstance(target, ToTime):
-        greatest = summary.greatest_end
-        return greatest is not None and greatest >= microseconds_of(target.at)
+        least = max(microseconds_of(target.at), NO_TIME + 1)
+        return np.asarray(rows["greatest_end"] >= least, np.bool_)
     if isinstance(target, ToXid):
-        return summary.least_xid <= target.xid <= summary.greatest_xid
-    return isinstance(target, ToName) and (target.name in summary.points or summary.has_more_points)
+        return np.asarray(
+            (rows["least_xid"] <= target.xid) & (target.xid <= rows["greatest_xid"]), np.bool_
+        )
+    found = np.asarray(rows["flags"] & HAS_MORE_POINTS, np.bool_)
+    if isinstance(target, ToName):
+        for at, name in snapshot.points_in(known):
+            found[at] |= name == target.name
+    return found
+
+
+def _greatest(values: NDArray[Any]) -> list[int]:
+    """The greatest of ``values``, if there is any."""
+    return [int(values.max())] if len(values) else []
+
+
+def _times(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The times among ``values``, in their order."""
+    return np.asarray(values[values != NO_TIME], np.int64)
 
 
 def _ends_behind(
-    snapshot: ArchiveSnapshot, summaries: Sequence[SegmentSummary], first: Placed
+    snapshot: ArchiveSnapshot, known: RunRows, first: Placed
 ) -> tuple[list[int], list[int]]:
     """Times of the ends, and of the commits, in the segment where ``first`` is consistent."""
-    for one in summaries:
-        if one.start < first.stop < one.start + snapshot.segment_bytes and one.greatest_end:
-            ended = read_transactions(snapshot.read(one.name), one.start)[0]
-            behind = [found for found in ended if found.lsn >= first.stop]
-            return [found.time for found in behind], [
-                found.time for found in behind if found.is_commit
-            ]
-    return [], []
+    if not len(known.rows) or first.stop % snapshot.segment_bytes == 0:
+        return [], []
+    at = (first.stop - int(known.starts[0])) // snapshot.segment_bytes
+    if not 0 <= at < len(known.rows) or known.rows["greatest_end"][at] == NO_TIME:
+        return [], []
+    ended = read_transactions(snapshot.read(known.names[at]), int(known.starts[at]))[0]
+    behind = [found for found in ended if found.lsn >= first.stop]
+    return [found.time for found in behind], [found.time for found in behind if found.is_commit]
 
 
 def _consistent_at(
-    snapshot: ArchiveSnapshot, history: TimelineHistory, names: Sequence[str], first: Placed
+    snapshot: ArchiveSnapshot, history: TimelineHistory, names: SegmentNames, first: Placed
 ) -> datetime | None:
     """The first time from which on ``first`` serves; None: the clock jumped too much to tell.
 
@@ -161,7 +181,7 @@ def _consistent_at(
     also where the target is exclusive.
     """
     size = snapshot.segment_bytes
-    inside = [name for name in names if WalFile(name).start(size) < first.stop]
+    inside = list(itertools.takewhile(lambda name: WalFile(name).start(size) < first.stop, names))
     # The clock may have gone back while the backup was taken.
     moment = max(first.started_at, first.stopped_at)
     if not inside:

@@ -101,7 +101,7 @@ def gather(store: Store, server: str) -> Gathered:
     catalog = Catalog(store, server)
     # Before the backups: a record that comes in between is found by the number of the next.
     state = read_state(store, server)
-    backups, damaged = catalog.survey(with_expired=True)
+    backups, damaged = catalog.survey(with_expired=True, state=state)
     unknown = {finding.subject: finding.message for finding in damaged}
     return Gathered(
         server=server,

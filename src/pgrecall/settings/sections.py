@@ -374,8 +374,20 @@ class ScheduleSettings(Section):
     day of the week), or empty: never.
     """
 
-    backup: str = setting(default="", doc='When a full backup is made, e.g. "0 3 * * *".')
+    backup: str = setting(default="", doc='When a backup is made, e.g. "0 3 * * *".')
     check: str = setting(default="", doc='When the configuration is proven, e.g. "30 * * * *".')
+    expire: str = setting(
+        default="",
+        doc='When what the policy does not keep expires, unasked, e.g. "0 5 * * *".',
+    )
+    purge: str = setting(
+        default="",
+        doc="When what expired longer ago than the grace is deleted, unasked, e.g."
+        ' "0 6 * * *". Empty where the agent\'s credentials may not delete.',
+    )
+    verify: str = setting(
+        default="", doc='When every stored byte is proven whole, e.g. "0 8 * * 0".'
+    )
     time_zone: str = setting(
         default="UTC", doc="The zone in which the expressions are meant, e.g. Europe/Berlin."
     )

@@ -14,7 +14,7 @@ imported for every WAL segment that PostgreSQL archives.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -30,12 +30,25 @@ class ObjectInfo:
     ``size`` in bytes, ``stored_at`` aware UTC by the store's clock.
     """
 
-    __slots__ = ("key", "size", "stored_at")
+    __slots__ = ("_stored", "key", "size")
 
-    def __init__(self, key: str, size: int, stored_at: datetime) -> None:
+    def __init__(self, key: str, size: int, stored: datetime | float) -> None:
+        """``stored``: aware, or seconds since 1970; a million are listed, few are asked when."""
         self.key = key
         self.size = size
-        self.stored_at = stored_at
+        self._stored = stored
+
+    @property
+    def stored_at(self) -> datetime:
+        """When it was stored, aware UTC."""
+        stored = self._stored
+        return stored if isinstance(stored, datetime) else datetime.fromtimestamp(stored, UTC)
+
+    @property
+    def stored_seconds(self) -> float:
+        """The same in seconds since 1970."""
+        stored = self._stored
+        return stored.timestamp() if isinstance(stored, datetime) else stored
 
     def __repr__(self) -> str:
         return f"ObjectInfo({self.key!r}, {self.size})"

@@ -21,7 +21,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 
 from pgrecall.errors import ObjectMissingError, StoreError
 from pgrecall.store.base import SUITE_NONE, Buffer, ObjectInfo
@@ -130,7 +130,7 @@ class LocalStore:
         check_parent(prefix)
         return [
             name
-            for name, _ in self._entries(prefix)
+            for name in self._names(prefix)
             if name[-1] != "/" or next(self._walk(prefix + name, ""), None) is not None
         ]
 
@@ -242,55 +242,92 @@ class LocalStore:
 
     # --- listing -------------------------------------------------------------
 
-    def _entries(self, parent: str) -> Sequence[tuple[str, os.DirEntry[str]]]:
-        """Visible entries below ``parent`` by key order; a directory's name ends in a slash."""
+    def _opened(self, parent: str) -> int | None:
+        """A descriptor of the directory ``parent``; None: there is none below our root."""
         path = self._path(parent)
-        found = []
         try:
-            with os.scandir(path) as entries:
-                for entry in entries:
-                    if not is_key_part(entry.name) or (not parent and entry.name == "lost+found"):
-                        continue
-                    # With the slash, a directory sorts where the keys below it belong.
-                    found.append((entry.name + "/" if entry.is_dir() else entry.name, entry))
+            return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             translated = read_failure(error, path, self.root)
-            if not isinstance(translated, ObjectMissingError):
-                raise translated from error
-            # No such directory below a root that is there: nothing begins with this.
-        found.sort(key=lambda item: item[0])
+            if isinstance(translated, ObjectMissingError):
+                return None
+            raise translated from error
+
+    def _entries(self, parent: str, directory: int) -> Sequence[str]:
+        """Visible names in an open directory by key order; a directory's name ends in a slash."""
+        found = []
+        try:
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    name = entry.name
+                    if not is_key_part(name) or (not parent and name == "lost+found"):
+                        continue
+                    # With the slash, a directory sorts where the keys below it belong.
+                    found.append(name + "/" if entry.is_dir() else name)
+        except OSError as error:
+            raise read_failure(error, self._path(parent), self.root) from error
+        found.sort()
         return found
 
+    def _names(self, parent: str) -> Sequence[str]:
+        """As ``_entries``; nothing when there is no such directory."""
+        directory = self._opened(parent)
+        if directory is None:
+            return ()
+        try:
+            return self._entries(parent, directory)
+        finally:
+            os.close(directory)
+
     def _walk(self, parent: str, beginning: str) -> Iterator[ObjectInfo]:
-        for name, entry in self._entries(parent):
-            if not name.startswith(beginning):
-                continue
-            if name[-1] == "/":
-                yield from self._walk(parent + name, "")
-                continue
-            try:
-                found = entry.stat()
-            except FileNotFoundError:
-                continue  # deleted since the directory was read
-            except OSError as error:
-                raise read_failure(error, self._path(parent + name), self.root) from error
-            if stat.S_ISREG(found.st_mode):
-                yield _info(parent + name, found)
+        directory = self._opened(parent)
+        if directory is None:
+            return  # nothing begins with this
+        try:
+            for name in self._entries(parent, directory):
+                if not name.startswith(beginning):
+                    continue
+                if name[-1] == "/":
+                    yield from self._walk(parent + name, "")
+                    continue
+                try:
+                    # By its name in the open directory: the path is not looked up for each.
+                    found = os.stat(name, dir_fd=directory)
+                except FileNotFoundError:
+                    continue  # deleted since the directory was read
+                except OSError as error:
+                    raise read_failure(error, self._path(parent + name), self.root) from error
+                if stat.S_ISREG(found.st_mode):
+                    yield _info(parent + name, found)
+        finally:
+            os.close(directory)
 
     def _leftovers(self, parent: str) -> Iterator[ObjectInfo]:
-        for name, _ in self._entries(parent):
-            if name[-1] == "/":
-                yield from self._leftovers(parent + name)
+        directory = self._opened(parent)
+        if directory is None:
+            return
         path = self._path(parent)
+        below, names = [], []
         try:
-            names = sorted(os.listdir(path))
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    name = entry.name
+                    if name[0] == ".":
+                        if name.endswith(TEMPORARY_SUFFIX):
+                            names.append(name)
+                    elif entry.is_dir() and is_key_part(name):
+                        below.append(name)
         except OSError as error:
             raise read_failure(error, path, self.root) from error
-        for name in names:
-            if name[0] == "." and name.endswith(TEMPORARY_SUFFIX):
-                with contextlib.suppress(FileNotFoundError):  # committed or discarded meanwhile
-                    yield _info(parent + name, os.stat(path + name))
+        finally:
+            os.close(directory)
+        for name in sorted(below):
+            if parent or name != "lost+found":
+                yield from self._leftovers(f"{parent}{name}/")
+        for name in sorted(names):
+            with contextlib.suppress(FileNotFoundError):  # committed or discarded meanwhile
+                yield _info(parent + name, os.stat(path + name))
 
 
 def _info(key: str, found: os.stat_result) -> ObjectInfo:
-    return ObjectInfo(key, found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
+    return ObjectInfo(key, found.st_size, found.st_mtime)
