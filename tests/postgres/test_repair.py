@@ -183,7 +183,7 @@ def test_every_kind_of_object_is_healed(filled: Filled, several: Repositories, h
     if how == "removed":
         # Without its completion record there is no backup, and `copy` makes it one again; and
         # nothing tells that there should be other records.
-        for kind in ("completion", "backup history", "name map", "name record"):
+        for kind in ("completion", "backup history", "name record"):
             del keys[kind]
     good = {key: (root / key).read_bytes() for key in keys.values()}
     for key in keys.values():

@@ -322,6 +322,15 @@ def name_record_key(server: str, generation: int, timeline: int, lsn: int, recor
     return f"{names_prefix(server, generation, timeline)}{lsn:016X}-{record_id}.json"
 
 
+def generation_of_name_record(server: str, key: str) -> int | None:
+    """The generation of a record of name maps, by its key; None for other keys."""
+    prefix = f"{server_prefix(server)}names/"
+    number, _, rest = key.removeprefix(prefix).partition("/")
+    if not key.startswith(prefix) or not rest.startswith("at/") or not number.isdigit():
+        return None
+    return int(number)
+
+
 def name_map_key(server: str, generation: int, digest: str) -> str:
     """Key of one database's name map, by the digest of its content (hex)."""
     return f"{server_prefix(server)}names/{_number(generation)}/maps/{digest}"

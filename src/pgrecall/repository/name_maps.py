@@ -123,6 +123,22 @@ class NameMaps:
         return layout.name_map_key(self.server, self.generation.number, name)
 
 
+def referred_maps(store: Store, server: str, key: str, data: bytes) -> tuple[str, ...]:
+    """Keys of the maps that the record ``data`` refers to; none where ``key`` is no such record's.
+
+    Raises CorruptObjectError.
+    """
+    number = layout.generation_of_name_record(server, key)
+    if number is None:
+        return ()
+    try:
+        record = _RECORDS.decode(unsealed(key, data))
+    except msgspec.DecodeError as error:
+        raise CorruptObjectError(f"the object {key} does not parse: {error}") from error
+    names = {content_name(store, one.digest) for one in record.databases if one.digest}
+    return tuple(layout.name_map_key(server, number, name) for name in sorted(names))
+
+
 def _position(key: str, prefix: str) -> Lsn:
     text = key.removeprefix(prefix)[:16]
     try:

@@ -15,6 +15,7 @@ from pgrecall.model.findings import Finding
 from pgrecall.repository import layout
 from pgrecall.repository.documents import MAGIC, decode_document, unsealed
 from pgrecall.repository.identity import RepositoryIdentity, generation_numbers
+from pgrecall.repository.name_maps import referred_maps
 from pgrecall.repository.records import decode_record
 from pgrecall.repository.wal_objects import WalObjectReader
 from pgrecall.store.base import ObjectInfo, Store
@@ -53,9 +54,17 @@ def damaged_records(
     Raises StoreError. Memory: one object for each worker, a few MiB at most.
     """
 
+    wanted: set[str] = set()
+
     def prove(info: ObjectInfo) -> DamagedObject | None:
         throttle.take(info.size)
-        return _damage(info.key, lambda: check_record(info.key, store.read(info.key)))
+
+        def check() -> None:
+            data = store.read(info.key)
+            check_record(info.key, data)
+            wanted.update(referred_maps(store, server, info.key, data))
+
+        return _damage(info.key, check)
 
     def prove_tail(info: ObjectInfo) -> DamagedObject | None:
         throttle.take(info.size)
@@ -65,7 +74,12 @@ def damaged_records(
     tails = list(_tails(store, server))
     with ThreadPoolExecutor(workers, thread_name_prefix="verify-records") as pool:
         found = [*pool.map(prove, keys), *pool.map(prove_tail, tails)]
-    return RecordsProof(len(found), tuple(one for one in found if one is not None))
+    damage = [one for one in found if one is not None]
+    for key in sorted(wanted.difference(info.key for info in keys)):
+        if store.head(key) is None:  # not one that was stored since the listing
+            said = f"{key} is not there, and records of names refer to it"
+            damage.append(DamagedObject(key=key, code="record-missing", message=said))
+    return RecordsProof(len(found), tuple(damage))
 
 
 def check_record(key: str, data: bytes) -> None:
