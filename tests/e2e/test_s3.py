@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pgrecall.app import opened
-from pgrecall.backup import run as backup_run
+from pgrecall.backup.pack_sink import COMMITTERS
 from pgrecall.errors import StoreError, StoreRefusedError, VerifyFailedError
 from pgrecall.further_errors import ObjectFrozenError
 from pgrecall.repository import layout
@@ -469,7 +469,7 @@ def test_packs_in_memory_are_bounded(
     (store,) = counting
     assert store.packs == completion.totals.packs > 20
     workers = product.context().settings.backup.workers or os.cpu_count() or 1
-    committers = backup_run._COMMITTERS
+    committers = COMMITTERS
     assert committers <= store.most <= workers + 2 * committers
     assert proxy.most_at_once == committers
     # 16 MiB each, and an upload holds its pack a second time: joined for the request.

@@ -156,6 +156,25 @@ def test_ended_by_a_signal(scene: BackupScene, point: str) -> None:
     scene.assert_server_is_clean()
 
 
+def test_a_signal_while_the_last_pack_is_committed(scene: BackupScene) -> None:
+    """The run's own thread waits for that then, and goes on to wait after the signal."""
+    scene.taken()
+    before = scene.ids()
+    process = scene.start("backup", "--yes", pause="backup.pack-commit")
+    pause = scene.wait_paused("backup.pack-commit", process)
+    with pytest.raises(TimeoutError):
+        wait_for_exit(process.poll, 0.5)  # until nothing is left to do but that commit
+    process.send_signal(signal.SIGTERM)
+    with pytest.raises(TimeoutError):
+        wait_for_exit(process.poll, 0.5)
+    pause.unlink()
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == InterruptedRunError.exit_status, errors
+    assert scene.ids() == before
+    assert unfinished(scene) == ()
+    assert scene.temporary_files() == []
+
+
 def unfinished(scene: BackupScene) -> tuple[str, ...]:
     """Ids of directories that hold objects and no completion record."""
     catalog = Catalog(scene.store, scene.name)

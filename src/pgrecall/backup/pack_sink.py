@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 
 from pgrecall.errors import CorruptObjectError, RepositoryError
@@ -49,6 +49,7 @@ class PackFactory:
         self._pool = ThreadPoolExecutor(committers, thread_name_prefix="commit")
         self._slots = threading.BoundedSemaphore(2 * committers)
         self._pending: dict[int, ObjectWriter] = {}
+        self._commits: list[Future[None]] = []
         self._failure: BaseException | None = None
 
     def open(self) -> PackWriter:
@@ -80,10 +81,15 @@ class PackFactory:
         with signals_held():
             with self._lock:
                 self._pending[pack.number] = writer
-            self._pool.submit(self._publish, pack, writer)
+            commit = self._pool.submit(self._publish, pack, writer)
+        with self._lock:
+            self._commits = [one for one in self._commits if not one.done()] + [commit]
 
     def finish(self) -> list[PackEntry]:
         """Wait for every commit; the packs by number. All of them are durable then."""
+        # Not for the threads: a join that a signal interrupts takes them for ended ever after
+        # (Python 3.11, threading._wait_for_tstate_lock), and close() would not wait for them.
+        wait(self._commits)
         self._pool.shutdown(wait=True)
         self.raise_failure()
         if len(self._entries) != self._count:
