@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pgrecall.app.backing_up import run_backup
+from pgrecall.app.requests import BackupRequest
 from pgrecall.backup.leftover import KEPT_PACKS, RESUMED_PACKS
 from pgrecall.errors import BackupError
 from pgrecall.model.manifest import Completion
@@ -104,6 +106,17 @@ def test_a_backup_goes_on_from_one_that_failed(scene: BackupScene) -> None:
     assert_whole(scene, backup)
     # What is older than a complete backup is not gone on from any more.
     assert left not in scene.taken(with_wal=False).references
+
+
+def test_a_local_backup_goes_on_from_a_stream_that_broke_off(scene: BackupScene) -> None:
+    request = BackupRequest(with_wal=True, full=True, source="stream")
+    with pytest.raises(BackupError, match="network"):
+        run_backup(scene.context(Hooks({"manifest": fail})), request)
+    left = unfinished(scene)
+    backup = scene.taken(with_wal=False)
+    assert backup.references == (left,)
+    assert backup.totals.new_bytes < backup.totals.raw_bytes / 2
+    assert_whole(scene, backup)
 
 
 def test_what_was_damaged_is_stored_anew(scene: BackupScene) -> None:

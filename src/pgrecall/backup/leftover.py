@@ -62,6 +62,7 @@ class Leftover:
         self._keys: list[str] = []
         self._server = server
         self._slices: npt.NDArray[np.void] = np.zeros(0, _SLICE)
+        self._places = np.zeros(0, np.int64)
         self._unread = keys
         self._lock = threading.Lock()
         self._spoilt: set[int] = set()
@@ -69,7 +70,7 @@ class Leftover:
     def match(self, table: FileTable) -> None:
         """Read what the packs hold of the files of ``table``."""
         parts: list[npt.NDArray[np.void]] = []
-        paths: dict[bytes, list[int]] = {}
+        paths: dict[bytes, int] = {}
         for key in self._unread:
             part = self._read(key, len(self.packs), paths)
             if part is not None:
@@ -78,7 +79,7 @@ class Leftover:
         for index in table.files():
             known = paths.get(table.path(index))
             if known is not None:
-                files[known[0]] = index
+                files[known] = index
         slices = np.concatenate(parts) if parts else self._slices
         of_file = files[slices["file"]] if len(slices) else np.zeros(0, np.int64)
         slices = slices[of_file >= 0]
@@ -123,9 +124,7 @@ class Leftover:
             reader.close()
             raise
 
-    def _read(
-        self, key: str, number: int, paths: dict[bytes, list[int]]
-    ) -> npt.NDArray[np.void] | None:
+    def _read(self, key: str, number: int, paths: dict[bytes, int]) -> npt.NDArray[np.void] | None:
         """The slices of a pack, of paths numbered in ``paths``; None when it cannot be used."""
         try:
             pack = self._open(key)
@@ -134,7 +133,7 @@ class Leftover:
             return None
         try:
             numbers = [
-                paths.setdefault(pack.path(index), [len(paths)])[0]
+                paths.setdefault(pack.path(index), len(paths))
                 for index in range(len(pack.footer.paths))
             ]
             rows = []
