@@ -130,13 +130,33 @@ def test_an_encrypted_repository_holds_the_same_and_is_healed(
     pack = tmp_path / "safe" / layout.pack_key(SERVER, filled.first.backup_id, 0)
     plain = filled.root / layout.pack_key(SERVER, filled.first.backup_id, 0)
     assert plain.read_bytes()[-64:] not in pack.read_bytes()
-    for broken in (pack, next((tmp_path / "safe").glob(f"servers/{SERVER}/wal/*/*/*/*[0-9]"))):
+    maps = sorted((tmp_path / "safe").glob(f"servers/{SERVER}/names/0001/maps/*"))
+    theirs = sorted(filled.root.glob(f"servers/{SERVER}/names/0001/maps/*"))
+    assert len(maps) == len(theirs)
+    assert not {one.name for one in maps} & {one.name for one in theirs}  # keyed: they tell nothing
+    segment = next((tmp_path / "safe").glob(f"servers/{SERVER}/wal/*/*/*/*[0-9]"))
+    for broken in (pack, segment, maps[0]):
         flip(broken)
-    assert len(several.repair("safe").healed) == 2
+    maps[1].unlink()
+    assert len(several.repair("safe").healed) == 4
     assert several.failures("safe") == []
     assert several.copy(source="safe").result == "ok"
-    backups = f"servers/{SERVER}/backups"
-    assert objects_of(several.root("two"), below=backups) == objects_of(filled.root, below=backups)
+    assert several.verify("two", depth="full").findings == ()
+    for below in (f"servers/{SERVER}/backups", f"servers/{SERVER}/names"):
+        assert objects_of(several.root("two"), below=below) == objects_of(filled.root, below=below)
+    again = several.copy(source="safe")
+    assert (again.backups, again.wal_files, again.records) == ((), 0, 0)
+
+
+def test_a_map_in_the_place_of_another_is_found(several: Repositories) -> None:
+    assert several.copy().result == "ok"
+    one, other = sorted(several.root("two").glob(f"servers/{SERVER}/names/0001/maps/*"))[:2]
+    other.write_bytes(one.read_bytes())
+    (found,) = several.failures("two")
+    assert found.code == "record-damaged"
+    assert str(other.relative_to(several.root("two"))) in found.message
+    assert len(several.repair("two").healed) == 1
+    assert several.failures("two") == []
 
 
 def test_packs_of_an_older_backup_go_with_the_one_that_refers_to_them(

@@ -12,6 +12,11 @@ from pgrecall.codec.digests import raw_digest
 from pgrecall.store.base import SUITE_NONE, NamingStore, Store
 
 
+def names_alike(one: Store, other: Store) -> bool:
+    """Whether both call the same content by the same name."""
+    return one.suite == other.suite == SUITE_NONE
+
+
 def content_name(store: Store, digest: str) -> str:
     """The part of a key for content with this digest (hex): as it is, or keyed."""
     if store.suite == SUITE_NONE:

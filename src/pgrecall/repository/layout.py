@@ -324,16 +324,30 @@ def name_record_key(server: str, generation: int, timeline: int, lsn: int, recor
 
 def generation_of_name_record(server: str, key: str) -> int | None:
     """The generation of a record of name maps, by its key; None for other keys."""
+    return _generation_of_names(server, key, "at/")
+
+
+def generation_of_name_map(server: str, key: str) -> int | None:
+    """The generation of a name map, by its key; None for other keys."""
+    return _generation_of_names(server, key, "maps/")
+
+
+def _generation_of_names(server: str, key: str, directory: str) -> int | None:
     prefix = f"{server_prefix(server)}names/"
     number, _, rest = key.removeprefix(prefix).partition("/")
-    if not key.startswith(prefix) or not rest.startswith("at/") or not number.isdigit():
+    if not key.startswith(prefix) or not rest.startswith(directory) or not number.isdigit():
         return None
     return int(number)
 
 
-def name_map_key(server: str, generation: int, digest: str) -> str:
-    """Key of one database's name map, by the digest of its content (hex)."""
-    return f"{server_prefix(server)}names/{_number(generation)}/maps/{digest}"
+def name_maps_prefix(server: str, generation: int) -> str:
+    """Prefix of the name maps of a generation."""
+    return f"{server_prefix(server)}names/{_number(generation)}/maps/"
+
+
+def name_map_key(server: str, generation: int, name: str) -> str:
+    """Key of one database's name map; its ``name`` is that of its content (hex)."""
+    return f"{name_maps_prefix(server, generation)}{name}"
 
 
 # --- the WAL archive ---------------------------------------------------------------

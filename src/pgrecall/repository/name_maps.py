@@ -112,7 +112,7 @@ class NameMaps:
                 hint="something else deletes in this repository",
             ) from error
         if stored_digest(bytes(body)).hex() != digest:
-            raise CorruptObjectError(f"the object {key} has other content than its name says")
+            raise _other_content(key)
         try:
             return _MAPS.decode(body)
         except msgspec.DecodeError as error:
@@ -131,12 +131,36 @@ def referred_maps(store: Store, server: str, key: str, data: bytes) -> tuple[str
     number = layout.generation_of_name_record(server, key)
     if number is None:
         return ()
+    names = sorted(content_name(store, one) for one in referred_digests(server, key, data))
+    return tuple(layout.name_map_key(server, number, name) for name in names)
+
+
+def referred_digests(server: str, key: str, data: bytes) -> tuple[str, ...]:
+    """Digests (hex) of the maps that the record ``data`` refers to, else as ``referred_maps``."""
+    if layout.generation_of_name_record(server, key) is None:
+        return ()
     try:
         record = _RECORDS.decode(unsealed(key, data))
     except msgspec.DecodeError as error:
         raise CorruptObjectError(f"the object {key} does not parse: {error}") from error
-    names = {content_name(store, one.digest) for one in record.databases if one.digest}
-    return tuple(layout.name_map_key(server, number, name) for name in sorted(names))
+    return tuple(sorted({one.digest for one in record.databases if one.digest}))
+
+
+def check_map_name(store: Store, server: str, key: str, data: bytes) -> None:
+    """Raise CorruptObjectError where ``key`` is that of a map, and ``data`` another one's content.
+
+    ``data`` is a whole document.
+    """
+    number = layout.generation_of_name_map(server, key)
+    if number is None:
+        return
+    digest = stored_digest(bytes(decode_document(key, MAP_KIND, data))).hex()
+    if layout.name_map_key(server, number, content_name(store, digest)) != key:
+        raise _other_content(key)
+
+
+def _other_content(key: str) -> CorruptObjectError:
+    return CorruptObjectError(f"the object {key} has other content than its name says")
 
 
 def _position(key: str, prefix: str) -> Lsn:

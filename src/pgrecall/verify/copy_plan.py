@@ -19,6 +19,14 @@ class BackupToCopy(msgspec.Struct, frozen=True, kw_only=True):
     left_bytes: int
 
 
+class RecordToCopy(msgspec.Struct, frozen=True):
+    """A record of the source, and what the target calls it."""
+
+    source_key: str
+    key: str
+    size: int
+
+
 class CopyPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What goes from ``source`` to ``target``. Sizes are those of the source.
 

@@ -14,8 +14,9 @@ from pgrecall.repository import layout
 from pgrecall.repository.identity import Generation, generation_numbers, read_generation
 from pgrecall.repository.records import Record, decode_record
 from pgrecall.store.base import ObjectInfo, Store
-from pgrecall.verify.copy_plan import missing
-from pgrecall.verify.records import check_record
+from pgrecall.verify.copy_plan import RecordToCopy, missing
+from pgrecall.verify.map_names import maps_to_copy
+from pgrecall.verify.records import check_record_of
 from pgrecall.verify.transfer import Side, Transfer
 
 # Numbered: in both repositories the same number must say the same.
@@ -47,25 +48,41 @@ def agreed_generations(source: Side, target: Side, server: str) -> list[Generati
     return found
 
 
-def records_to_copy(source: Side, target: Side, server: str) -> Iterator[ObjectInfo]:
+def records_to_copy(source: Side, target: Side, server: str) -> Iterator[RecordToCopy]:
     """Records that the target lacks, in the order in which they are to be written."""
+    for info in _plain_records(source.store, target.store, server):
+        yield RecordToCopy(info.key, info.key, info.size)
+    for number in generation_numbers(source.store, server):
+        yield from _names_to_copy(source.store, target.store, server, number)
+
+
+def _plain_records(source: Store, target: Store, server: str) -> Iterator[ObjectInfo]:
     prefix = layout.server_prefix(server)
     chosen = [
         f"{prefix}{name}" for name in ("generations/", *NUMBERED, "wal-index/", "chains/", "runs/")
     ]
-    chosen += list(_name_prefixes(source.store, server))
-    chosen += [
-        layout.gaps_prefix(server, number) for number in generation_numbers(source.store, server)
-    ]
+    chosen += [layout.gaps_prefix(server, number) for number in generation_numbers(source, server)]
     for one in chosen:
-        yield from missing(source.store.list(one), target.store.list(one))
+        yield from missing(source.list(one), target.list(one))
 
 
-def copy_record(transfer: Transfer, key: str) -> None:
+def _names_to_copy(
+    source: Store, target: Store, server: str, number: int
+) -> Iterator[RecordToCopy]:
+    """Maps before the records that refer to them."""
+    prefix = layout.names_prefix(server, number)
+    records = list(missing(source.list(prefix), target.list(prefix)))
+    yield from maps_to_copy(source, target, (server, number), records)
+    for info in records:
+        yield RecordToCopy(info.key, info.key, info.size)
+
+
+def copy_record(transfer: Transfer, server: str, record: RecordToCopy) -> None:
     """Copy one record; raises CorruptObjectError, ObjectMissingError, StoreError."""
-    data = transfer.source.store.read(key)
-    check_record(key, data)
-    transfer.bytes(key, data)
+    source = transfer.source.store
+    data = source.read(record.source_key)
+    check_record_of(source, server, record.source_key, data)
+    transfer.bytes(record.key, data)
 
 
 def differing_records(source: Side, target: Side, server: str) -> Iterator[Finding]:
@@ -92,11 +109,3 @@ def says_the_same(one: Store, other: Store, key: str) -> bool:
 def _content(store: Store, key: str) -> Record:
     fields = decode_record(store.read(key), f"{key} in {store.name}")
     return {name: value for name, value in fields.items() if not name.endswith(_TIMES)}
-
-
-def _name_prefixes(store: Store, server: str) -> Iterator[str]:
-    """Maps before the records that refer to them."""
-    for number in generation_numbers(store, server):
-        at = layout.names_prefix(server, number)
-        yield at.removesuffix("at/") + "maps/"
-        yield at

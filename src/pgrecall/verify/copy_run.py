@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from itertools import islice
+from typing import TypeVar
 
 import msgspec
 
@@ -36,7 +37,7 @@ from pgrecall.repository.wal_archive import WalArchive
 from pgrecall.store.base import ObjectInfo, Store
 from pgrecall.system.faults import reached
 from pgrecall.system.progress import Progress
-from pgrecall.verify.copy_plan import BackupToCopy, CopyPlan, backup_to_copy, missing
+from pgrecall.verify.copy_plan import BackupToCopy, CopyPlan, RecordToCopy, backup_to_copy, missing
 from pgrecall.verify.copy_records import (
     agreed_generations,
     copy_record,
@@ -59,6 +60,8 @@ MEMORY_BYTES = 512 << 20
 WAL_ONLY = "wal"
 _SMALLEST_PACK = 1 << 20
 _BATCH = 1000
+
+_Item = TypeVar("_Item", ObjectInfo, RecordToCopy)
 
 
 class CopyTask(msgspec.Struct, frozen=True, kw_only=True):
@@ -261,21 +264,19 @@ class CopyRun:
             findings=tuple(self._findings),
         )
 
-    def _each(
-        self, infos: Iterable[ObjectInfo], copy: Callable[[ObjectInfo], int]
-    ) -> tuple[int, int]:
+    def _each(self, items: Iterable[_Item], copy: Callable[[_Item], int]) -> tuple[int, int]:
         """Copy each with the threads, some thousand at a time; how many were, and their bytes."""
 
-        def attempt(info: ObjectInfo) -> int | Finding:
+        def attempt(item: _Item) -> int | Finding:
             try:
-                return copy(info)
+                return copy(item)
             except ObjectMissingError as error:
-                return _not_copied(info.key, f"it is gone since it was listed: {error.message}")
+                return _not_copied(item.key, f"it is gone since it was listed: {error.message}")
             except RepositoryError as error:
-                return _not_copied(info.key, error.message)
+                return _not_copied(item.key, error.message)
 
         count = copied_bytes = 0
-        left = iter(infos)
+        left = iter(items)
         with ThreadPoolExecutor(self._task.workers, thread_name_prefix="copy") as pool:
             while batch := list(islice(left, _BATCH)):
                 for result in pool.map(attempt, batch):
@@ -286,10 +287,10 @@ class CopyRun:
                         copied_bytes += result
         return count, copied_bytes
 
-    def _copy_record(self, info: ObjectInfo) -> int:
-        copy_record(self._transfer, info.key)
+    def _copy_record(self, record: RecordToCopy) -> int:
+        copy_record(self._transfer, self._task.server, record)
         reached("copy.record")
-        return info.size
+        return record.size
 
     def _copy_wal(self, info: ObjectInfo) -> int:
         stored_bytes = self._transfer.wal(info.key)

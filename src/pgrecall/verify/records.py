@@ -15,7 +15,7 @@ from pgrecall.model.findings import Finding
 from pgrecall.repository import layout
 from pgrecall.repository.documents import MAGIC, decode_document, unsealed
 from pgrecall.repository.identity import RepositoryIdentity, generation_numbers
-from pgrecall.repository.name_maps import referred_maps
+from pgrecall.repository.name_maps import check_map_name, referred_maps
 from pgrecall.repository.records import decode_record
 from pgrecall.repository.wal_objects import WalObjectReader
 from pgrecall.store.base import ObjectInfo, Store
@@ -61,7 +61,7 @@ def damaged_records(
 
         def check() -> None:
             data = store.read(info.key)
-            check_record(info.key, data)
+            check_record_of(store, server, info.key, data)
             wanted.update(referred_maps(store, server, info.key, data))
 
         return _damage(info.key, check)
@@ -80,6 +80,12 @@ def damaged_records(
             said = f"{key} is not there, and records of names refer to it"
             damage.append(DamagedObject(key=key, code="record-missing", message=said))
     return RecordsProof(len(found), tuple(damage))
+
+
+def check_record_of(store: Store, server: str, key: str, data: bytes) -> None:
+    """As ``check_record``, and a name map must be the one that ``store`` calls by this key."""
+    check_record(key, data)
+    check_map_name(store, server, key, data)
 
 
 def check_record(key: str, data: bytes) -> None:

@@ -19,6 +19,7 @@ from pgrecall.repository.identity import read_generation
 from pgrecall.repository.origins import origin_record
 from pgrecall.store.base import Store
 from pgrecall.verify.copy_records import NUMBERED, says_the_same
+from pgrecall.verify.map_names import MapFinder
 from pgrecall.verify.objects import (
     BackupObjects,
     Document,
@@ -27,7 +28,7 @@ from pgrecall.verify.objects import (
     open_pack,
     read_document,
 )
-from pgrecall.verify.records import check_record
+from pgrecall.verify.records import check_record, check_record_of
 from pgrecall.verify.repair_plan import Kind
 from pgrecall.verify.transfer import Side, Transfer
 from pgrecall.verify.wal import check_wal_object
@@ -46,6 +47,7 @@ class Healer:
         self._now = now
         self._here = Catalog(transfer.target.store, server)
         self._there = Catalog(transfer.source.store, server)
+        self._maps = MapFinder(transfer.source.store, transfer.target.store, server)
         self._objects: dict[str, BackupObjects] = {}
 
     @property
@@ -126,7 +128,7 @@ class Healer:
                 case "wal":
                     check_wal_object(target.store, key, target.identity, is_full=True)
                 case _:
-                    check_record(key, target.store.read(key))
+                    check_record_of(target.store, self._server, key, target.store.read(key))
         except (ObjectMissingError, RepositoryError):
             return False
         return True
@@ -189,8 +191,9 @@ class Healer:
     def _record(self, key: str) -> bytes:
         """A record of the source; a numbered one only where both number alike."""
         source, target = self._transfer.source.store, self._transfer.target.store
-        data = source.read(key)
-        check_record(key, data)
+        source_key = self._maps.source_key(key)
+        data = source.read(source_key)
+        check_record_of(source, self._server, source_key, data)
         prefix = layout.server_prefix(self._server)
         numbered = tuple(prefix + name for name in (*NUMBERED, "generations/"))
         if key.startswith(numbered):
