@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 
@@ -81,7 +82,12 @@ def test_a_backup_goes_on_from_a_killed_one(
     assert len(stored) >= RESUMED_PACKS
     scene.server.sql("UPDATE noise SET id = id + 1 WHERE id <= 1000")
     scene.server.sql("CHECKPOINT")
-    backup = scene.taken(with_wal=False)
+    planned = json.loads(scene.run("backup", "--dry-run", "--json"))["plan"]["reasons"]
+    assert [one for one in planned if left in one and f"{len(stored)} packs" in one]
+    hooks = Hooks()
+    backup = scene.taken(with_wal=False, progress=hooks)
+    # Everything is read before the server holds a backup open.
+    assert hooks.seen.index("unfinished") < hooks.seen.index("start")
     assert backup.kind == "full"
     assert backup.references == (left,)
     assert backup.totals.new_bytes < backup.totals.raw_bytes / 2

@@ -15,6 +15,7 @@ from pgrecall.app.opened import OpenedRepository, main_repository
 from pgrecall.app.requests import BackupRequest
 from pgrecall.app.streaming import stream_tools, writer_of
 from pgrecall.backup.base import Base
+from pgrecall.backup.leftover import find_unfinished
 from pgrecall.backup.plan import (
     BackupPlan,
     BackupWishes,
@@ -143,7 +144,8 @@ def _task(context: RunContext, opened: OpenedRepository, request: BackupRequest)
     where = data_directory if source == "local" else f"the server {server.name!r}"
     generation = require_generation(opened.store, server.name, facts.system_identifier, where)
     base, choice = _base(context, opened, request, generation)
-    plan = plan_backup(wishes, facts, rights, control, choice)
+    unfinished = find_unfinished(opened.catalog(server.name)) if source == "local" else None
+    plan = plan_backup(wishes, facts, rights, control, choice, unfinished)
     if source == "local":
         restore_id = require_owner(opened.store, server.name, data_directory)
     elif known is not None:

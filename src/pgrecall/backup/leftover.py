@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -49,38 +50,62 @@ class Found(NamedTuple):
     place: tuple[int, int, int]
 
 
+class _Contents(NamedTuple):
+    """A pack: its key, its entry in a manifest, its paths, and its slices by place in these."""
+
+    key: str
+    entry: PackEntry
+    paths: list[bytes]
+    slices: npt.NDArray[np.void]
+
+
 class Leftover:
     """The packs of one unfinished backup, and which bytes of which files they hold.
 
     ``packs``: as a manifest lists them. 40 bytes for each MiB, or small file, that they hold.
     """
 
-    def __init__(self, store: Store, server: str, backup_id: str, keys: list[str]) -> None:
+    def __init__(self, store: Store, backup_id: str) -> None:
         self.backup_id = backup_id
         self.packs: list[PackEntry] = []
         self._store = store
         self._keys: list[str] = []
-        self._server = server
+        self._paths: dict[bytes, int] = {}
         self._slices: npt.NDArray[np.void] = np.zeros(0, _SLICE)
         self._places = np.zeros(0, np.int64)
-        self._unread = keys
         self._lock = threading.Lock()
         self._spoilt: set[int] = set()
 
+    def read(self, keys: list[str], workers: int) -> None:
+        """Read what the packs hold, several side by side; those that cannot be read are left out.
+
+        Done before the server begins the backup: for each pack the store is asked two times.
+        """
+        parts = [self._slices]
+        with ThreadPoolExecutor(workers, thread_name_prefix="leftover") as pool:
+            for contents in pool.map(self._read, keys):
+                if contents is None:
+                    continue
+                slices = contents.slices
+                numbers = [
+                    self._paths.setdefault(path, len(self._paths)) for path in contents.paths
+                ]
+                slices["file"] = np.array(numbers, np.uint32)[slices["file"]]
+                slices["pack"] = len(self.packs)
+                parts.append(slices)
+                self.packs.append(contents.entry)
+                self._keys.append(contents.key)
+        self._slices = np.concatenate(parts)
+
     def match(self, table: FileTable) -> None:
-        """Read what the packs hold of the files of ``table``."""
-        parts: list[npt.NDArray[np.void]] = []
-        paths: dict[bytes, int] = {}
-        for key in self._unread:
-            part = self._read(key, len(self.packs), paths)
-            if part is not None:
-                parts.append(part)
-        files = np.full(len(paths), -1, np.int64)
+        """Find the files of ``table`` in what was read."""
+        files = np.full(len(self._paths), -1, np.int64)
         for index in table.files():
-            known = paths.get(table.path(index))
+            known = self._paths.get(table.path(index))
             if known is not None:
                 files[known] = index
-        slices = np.concatenate(parts) if parts else self._slices
+        self._paths = {}
+        slices = self._slices
         of_file = files[slices["file"]] if len(slices) else np.zeros(0, np.int64)
         slices = slices[of_file >= 0]
         slices["file"] = of_file[of_file >= 0]
@@ -124,33 +149,27 @@ class Leftover:
             reader.close()
             raise
 
-    def _read(self, key: str, number: int, paths: dict[bytes, int]) -> npt.NDArray[np.void] | None:
-        """The slices of a pack, of paths numbered in ``paths``; None when it cannot be used."""
+    def _read(self, key: str) -> _Contents | None:
+        """What a pack holds; None when it cannot be used."""
         try:
             pack = self._open(key)
         except (CorruptObjectError, ObjectMissingError, StoreError) as error:
             log.warning("what an unfinished backup has left is not used: %s", error)
             return None
         try:
-            numbers = [
-                paths.setdefault(pack.path(index), len(paths))
-                for index in range(len(pack.footer.paths))
-            ]
+            paths = [pack.path(index) for index in range(len(pack.footer.paths))]
             rows = []
-            for frame_number, frame in enumerate(pack.frames):
+            for number, frame in enumerate(pack.frames):
                 start = 0
                 for one in frame.slices:
-                    place = (number, frame_number, start)
-                    rows.append((numbers[one.path], one.file_offset, one.length, *place))
+                    rows.append((one.path, one.file_offset, one.length, 0, number, start))
                     start += one.length
             entry = PackEntry(
                 pack.header.number, pack.stored_bytes, pack.footer_digest, self.backup_id
             )
         finally:
             pack.close()
-        self.packs.append(entry)
-        self._keys.append(key)
-        return np.array(rows, _SLICE)
+        return _Contents(key, entry, paths, np.array(rows, _SLICE))
 
 
 class LeftoverReader:
@@ -199,7 +218,14 @@ class LeftoverReader:
         return self._raw
 
 
-def find_leftover(catalog: Catalog) -> Leftover | None:
+class Unfinished(NamedTuple):
+    """A backup that was never completed, and the keys of its packs."""
+
+    backup_id: str
+    keys: list[str]
+
+
+def find_unfinished(catalog: Catalog) -> Unfinished | None:
     """The newest backup that was begun after the newest complete one, and left enough.
 
     It may still run, on another host: that does no harm, see above. Raises StoreError.
@@ -208,5 +234,15 @@ def find_leftover(catalog: Catalog) -> Leftover | None:
         prefix = layout.pack_prefix(catalog.server, backup_id)
         keys = [info.key for info in catalog.store.list(prefix)]
         if len(keys) >= RESUMED_PACKS:
-            return Leftover(catalog.store, catalog.server, backup_id, keys)
+            return Unfinished(backup_id, keys)
     return None
+
+
+def read_leftover(catalog: Catalog, workers: int) -> Leftover | None:
+    """What ``find_unfinished`` finds, read by so many threads. Raises StoreError."""
+    unfinished = find_unfinished(catalog)
+    if unfinished is None:
+        return None
+    leftover = Leftover(catalog.store, unfinished.backup_id)
+    leftover.read(unfinished.keys, workers)
+    return leftover

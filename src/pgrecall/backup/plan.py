@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 import msgspec
 
+from pgrecall.backup.leftover import Unfinished
 from pgrecall.errors import (
     DataDirectoryError,
     IdentityError,
@@ -76,10 +77,12 @@ def plan_backup(
     rights: ServerRights,
     control: ControlData | None,
     choice: BaseChoice,
+    unfinished: Unfinished | None = None,
 ) -> BackupPlan:
     """The plan for a server with these facts; ``control`` is PGDATA's pg_control as read here.
 
-    None for a stream: what the server sends is its own.
+    None for a stream: what the server sends is its own. ``unfinished``: a backup that this one
+    goes on from.
 
     Raises UnsupportedServerError, PostgresRightsError, IdentityError or
     DataDirectoryError when no backup can be made, with what to do.
@@ -99,6 +102,11 @@ def plan_backup(
             f"every file is read and compared: {obstacle}"
             if obstacle
             else "the WAL summaries tell what has changed in tables and indexes"
+        )
+    if unfinished is not None:
+        reasons.append(
+            f"goes on from {unfinished.backup_id}, which was interrupted: what its"
+            f" {len(unfinished.keys)} packs hold and the server has still is not stored again"
         )
     if wishes.with_wal:
         reasons.append("with WAL: the backup holds the WAL that it needs to become consistent")

@@ -17,7 +17,7 @@ from pgrecall.backup.copy import CopyPool
 from pgrecall.backup.copy_source import Comparison, CopySource, PageShape
 from pgrecall.backup.entries import EntryWriter
 from pgrecall.backup.external import external_files
-from pgrecall.backup.leftover import KEPT_PACKS, Leftover, find_leftover
+from pgrecall.backup.leftover import KEPT_PACKS, Leftover, read_leftover
 from pgrecall.backup.own_objects import remove_own_objects
 from pgrecall.backup.pack_sink import PackFactory, PackSink
 from pgrecall.backup.page_check import PageInspector
@@ -127,6 +127,9 @@ class BackupRun:
         # Before it starts: a reader of catalogs sets hint bits, which the checkpoint then writes.
         self._tools.progress.phase("names")
         self._findings += self._tools.record_names()
+        self._tools.progress.phase("unfinished")
+        catalog = Catalog(self._tools.store, self._task.plan.server)
+        self._leftover = read_leftover(catalog, self._task.plan.workers)
         copied = self._take()
         results, segments = copied.results, copied.segments
         self._findings += results.findings()
@@ -222,7 +225,6 @@ class BackupRun:
         self._findings += scan.findings
         if self._task.base is not None:
             self._task.base.match(scan.table)
-        self._leftover = find_leftover(Catalog(self._tools.store, self._task.plan.server))
         if self._leftover is not None:
             self._leftover.match(scan.table)
         reached("backup.scanned")
