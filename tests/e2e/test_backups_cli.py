@@ -18,8 +18,8 @@ from pgrecall.errors import (
     UsageError,
 )
 from pgrecall.repository import layout
-from tests.support.backup_scene import BackupScene
-from tests.support.postgresql import Installation, ServerFactory, Templates
+from tests.support.backup_scene import BackupScene, shared_scene
+from tests.support.postgresql import Installation, Templates
 
 BACKUP_ID = re.compile(r"b-\d{8}T\d{6}Z-[0-9a-z]{4}")
 LSN = re.compile(r"[0-9A-F]+/[0-9A-F]+")
@@ -58,13 +58,8 @@ def scene(
     installations: dict[int, Installation],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[BackupScene]:
-    factory = ServerFactory(pg_templates, installations[18], tmp_path_factory.mktemp("server"))
-    try:
-        scene = BackupScene(tmp_path_factory.mktemp("scene"), factory())
-        scene.archive()
+    with shared_scene(pg_templates, installations[18], tmp_path_factory) as scene:
         yield scene
-    finally:
-        factory.destroy()
 
 
 def assert_shape(record: dict[str, Any], fields: dict[str, type]) -> None:

@@ -27,7 +27,13 @@ from pgrecall.repository.catalog import Catalog
 from pgrecall.store.base import Store
 from pgrecall.store.faulty import Fault, FaultyStore, Kind
 from pgrecall.store.memory import MemoryStore
-from tests.support.backup_scene import BackupScene, Hooks, open_descriptors, our_threads
+from tests.support.backup_scene import (
+    BackupScene,
+    Hooks,
+    open_descriptors,
+    our_threads,
+    shared_scene,
+)
 from tests.support.postgresql import Installation, ServerFactory, Templates
 
 MAIN = (
@@ -56,15 +62,9 @@ def scene(
     installations: dict[int, Installation],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[BackupScene]:
-    factory = ServerFactory(pg_templates, installations[18], tmp_path_factory.mktemp("server"))
-    try:
-        server = factory(autovacuum="off")
-        scene = BackupScene(tmp_path_factory.mktemp("scene"), server)
-        scene.archive()
-        server.sql("CREATE TABLE kept AS SELECT generate_series(1, 1000) AS n")
+    with shared_scene(pg_templates, installations[18], tmp_path_factory, autovacuum="off") as scene:
+        scene.server.sql("CREATE TABLE kept AS SELECT generate_series(1, 1000) AS n")
         yield scene
-    finally:
-        factory.destroy()
 
 
 def assert_next_backup_works(scene: BackupScene) -> None:

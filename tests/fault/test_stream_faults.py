@@ -19,8 +19,14 @@ from pgrecall.errors import (
 from pgrecall.repository.catalog import Catalog
 from pgrecall.store.faulty import Fault, Kind
 from tests.fault.test_backup_faults import faulty
-from tests.support.backup_scene import BackupScene, Hooks, open_descriptors, our_threads
-from tests.support.postgresql import Installation, ServerFactory, Templates
+from tests.support.backup_scene import (
+    BackupScene,
+    Hooks,
+    open_descriptors,
+    our_threads,
+    shared_scene,
+)
+from tests.support.postgresql import Installation, Templates
 
 POINTS = (
     "backup.started",
@@ -41,15 +47,11 @@ def scene(
     installations: dict[int, Installation],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[BackupScene]:
-    factory = ServerFactory(pg_templates, installations[18], tmp_path_factory.mktemp("server"))
-    try:
-        server = factory(autovacuum="off")
-        scene = BackupScene(tmp_path_factory.mktemp("scene"), server)
-        scene.archive()
-        server.sql("CREATE TABLE kept AS SELECT repeat('k', 900) FROM generate_series(1, 40000)")
+    with shared_scene(pg_templates, installations[18], tmp_path_factory, autovacuum="off") as scene:
+        scene.server.sql(
+            "CREATE TABLE kept AS SELECT repeat('k', 900) FROM generate_series(1, 40000)"
+        )
         yield scene
-    finally:
-        factory.destroy()
 
 
 def unfinished(scene: BackupScene) -> int:

@@ -10,11 +10,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 import pgrecall
 from pgrecall.app.backing_up import BackupResult, run_backup
@@ -36,13 +38,30 @@ from pgrecall.store.local import LocalStore
 from pgrecall.system.clock import SystemClock
 from pgrecall.system.progress import NoProgress
 from pgrecall.wal.commands import archive_command
-from tests.support.postgresql import Installation, PostgresServer, ServerFactory
+from tests.support.postgresql import Installation, PostgresServer, ServerFactory, Templates
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = str(Path(pgrecall.__file__).parents[1])
 PROGRAM = "import sys; from pgrecall.cli.entry import main; sys.exit(main())"
 COMMAND = ["env", f"PYTHONPATH={SOURCE}", sys.executable, "-c", PROGRAM]
 DEADLINE_SECONDS = 60.0
+
+
+@contextmanager
+def shared_scene(
+    templates: Templates,
+    installation: Installation,
+    directories: pytest.TempPathFactory,
+    **settings: str,
+) -> Iterator[BackupScene]:
+    """A scene for all tests of a module, archiving; ``settings`` are of its server."""
+    factory = ServerFactory(templates, installation, directories.mktemp("server"))
+    try:
+        scene = BackupScene(directories.mktemp("scene"), factory(**settings))
+        scene.archive()
+        yield scene
+    finally:
+        factory.destroy()
 
 
 def always(plan: msgspec.Struct, *, question: str = "") -> bool:
