@@ -211,7 +211,7 @@ def _backup(store: UnsyncedStore, shape: Shape, number: int) -> None:
         ended_at=ended, outcome="ok", exit_status=0, backup_id=backup_id,
         raw_bytes=3 << 30, stored_bytes=1 << 30,
     )  # fmt: skip
-    Journal(store, SERVER).add(run)
+    Journal(store, SERVER).add(run, store.identity.repository_id, run.host)
 
 
 def year_before_now(backups: int, segments: int) -> Shape:
