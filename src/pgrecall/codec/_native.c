@@ -1,6 +1,7 @@
 /*
  * The loops that Python is too slow for: PostgreSQL's page checksums, the walk
- * over the records of a WAL segment, and writing many single pages.
+ * over the records of a WAL segment, writing many single pages, and looking at
+ * every file of a directory.
  *
  * The first two read untrusted bytes: every access is bounded by the buffer's length,
  * and no length found in the data is used before it was compared with what is
@@ -15,10 +16,13 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #if defined(__x86_64__) && defined(__GNUC__) && defined(__gnu_linux__) && defined(__GLIBC__)
@@ -1363,6 +1367,145 @@ static PyObject *write_pieces(PyObject *module, PyObject *args)
     return PyLong_FromLongLong(written);
 }
 
+/* --------------------------------------------------------------- directories */
+
+enum { LONGEST_PART = 255, FIRST_ENTRIES = 512 };
+
+typedef struct {
+    size_t name; /* where it begins among the names */
+    int64_t size; /* -1: a directory */
+    double modified;
+} entry;
+
+typedef struct {
+    entry *entries;
+    size_t count, room;
+    char *names; /* each with its zero byte */
+    size_t used, space;
+    char failed[LONGEST_PART + 1]; /* what could not be looked at */
+} listing;
+
+/* As store/keys.py has it. */
+static int is_key_part(const char *name, size_t length)
+{
+    if (!length || length > LONGEST_PART || name[0] == '.')
+        return 0;
+    for (size_t i = 0; i < length; i++) {
+        const char c = name[i];
+        const int is_plain = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
+        if (!is_plain && !strchr("-_.=%+~", c))
+            return 0;
+    }
+    return 1;
+}
+
+static int keep_entry(listing *found, const char *name, size_t length, const struct stat *about)
+{
+    if (found->count == found->room) {
+        const size_t room = found->room ? found->room * 2 : FIRST_ENTRIES;
+        entry *larger = realloc(found->entries, room * sizeof *larger);
+        if (!larger)
+            return ENOMEM;
+        found->entries = larger;
+        found->room = room;
+    }
+    if (found->used + length + 2 > found->space) {
+        const size_t space = found->space * 2 + LONGEST_PART + 2;
+        char *larger = realloc(found->names, space);
+        if (!larger)
+            return ENOMEM;
+        found->names = larger;
+        found->space = space;
+    }
+    entry *one = &found->entries[found->count++];
+    one->name = found->used;
+    one->size = about ? (int64_t)about->st_size : -1;
+    one->modified = about ? (double)about->st_mtim.tv_sec + 1e-9 * (double)about->st_mtim.tv_nsec : 0;
+    memcpy(found->names + found->used, name, length);
+    found->used += length;
+    if (!about)
+        found->names[found->used++] = '/';
+    found->names[found->used++] = 0;
+    return 0;
+}
+
+/* 0, or the number of the error. */
+static int look_at(listing *found, int directory, const struct dirent *told)
+{
+    const size_t length = strlen(told->d_name);
+    if (told->d_type == DT_DIR)
+        return keep_entry(found, told->d_name, length, NULL);
+    struct stat about;
+    if (fstatat(directory, told->d_name, &about, 0)) {
+        if (errno == ENOENT)
+            return 0; /* deleted since the directory was read */
+        memcpy(found->failed, told->d_name, length + 1);
+        return errno;
+    }
+    if (S_ISDIR(about.st_mode))
+        return keep_entry(found, told->d_name, length, NULL);
+    return S_ISREG(about.st_mode) ? keep_entry(found, told->d_name, length, &about) : 0;
+}
+
+static int read_entries(listing *found, int descriptor, const char *beginning)
+{
+    /* An own description: the position in the caller's stays. */
+    const int own = openat(descriptor, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (own < 0)
+        return errno;
+    DIR *directory = fdopendir(own);
+    if (!directory) {
+        const int number = errno;
+        close(own);
+        return number;
+    }
+    const size_t start = strlen(beginning);
+    int number = 0;
+    while (!number) {
+        errno = 0;
+        const struct dirent *told = readdir(directory);
+        if (!told) {
+            number = errno;
+            break;
+        }
+        if (is_key_part(told->d_name, strlen(told->d_name)) && !strncmp(told->d_name, beginning, start))
+            number = look_at(found, own, told);
+    }
+    closedir(directory);
+    return number;
+}
+
+static PyObject *list_directory(PyObject *module, PyObject *args)
+{
+    int descriptor;
+    const char *beginning;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "is", &descriptor, &beginning))
+        return NULL;
+    listing found = {0};
+    int number;
+    Py_BEGIN_ALLOW_THREADS
+    number = read_entries(&found, descriptor, beginning);
+    Py_END_ALLOW_THREADS
+    PyObject *rows = NULL;
+    if (number) {
+        errno = number;
+        PyErr_SetFromErrnoWithFilename(PyExc_OSError, found.failed[0] ? found.failed : NULL);
+    } else {
+        rows = PyList_New((Py_ssize_t)found.count);
+    }
+    for (size_t i = 0; rows && i < found.count; i++) {
+        const entry *one = &found.entries[i];
+        PyObject *row =
+            Py_BuildValue("sLd", found.names + one->name, (long long)one->size, one->modified);
+        if (!row || PyList_SetItem(rows, (Py_ssize_t)i, row))
+            Py_CLEAR(rows);
+    }
+    free(found.entries);
+    free(found.names);
+    return rows;
+}
+
 /* -------------------------------------------------------------------- module */
 
 static PyMethodDef methods[] = {
@@ -1376,6 +1519,9 @@ static PyMethodDef methods[] = {
      "write_pieces(descriptor, data, pieces, most) -> int, bytes written; pieces: records of\n"
      "four 64-bit numbers: (ignored), offset in the file, start and length within data; at\n"
      "most so many bytes with one call"},
+    {"list_directory", list_directory, METH_VARARGS,
+     "list_directory(descriptor, beginning) -> list of (name, size, modified), unsorted: what can\n"
+     "be part of a key and begins like this; directories with a slash, and -1 for their size"},
     {NULL, NULL, 0, NULL},
 };
 
@@ -1391,7 +1537,7 @@ static PyModuleDef_Slot slots[] = {{Py_mod_exec, (void *)execute}, {0, NULL}};
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "_native",
-    .m_doc = "Page checksums, the walk over WAL records, writing of many pieces, in C.",
+    .m_doc = "Page checksums, the walk over WAL records, many pieces written, many files listed.",
     .m_size = 0,
     .m_methods = methods,
     .m_slots = slots,

@@ -28,8 +28,10 @@ _SLASH = ord("/")
 _DIGITS = np.full(256, 255, np.uint8)
 _DIGITS[np.frombuffer(b"0123456789ABCDEF", np.uint8)] = np.arange(16)
 _WEIGHTS = np.uint64(16) ** np.arange(7, -1, -1, dtype=np.uint64)
-_AT_ONCE = 8192
-_LISTERS = 16
+# Their files are looked at together: some ten thousand.
+_LOGS_AT_ONCE = 32
+_LISTERS = 4
+_REMOTE_LISTERS = 16
 
 
 class SegmentTable:
@@ -107,30 +109,21 @@ def list_wal(store: Store, server: str, generation: Generation) -> WalListing:
 def _listed(store: Store, prefix: str, segment_bytes: int) -> SegmentTable:
     """All segments of one timeline.
 
-    A service of objects answers with a page of 1,000 at a time, so log directories are
-    listed side by side; a directory is listed fastest as it stands.
+    Log directories are listed side by side: a service of objects answers with a page of 1,000 at
+    a time, and a disk reads what is not in memory.
     """
-    if not store.reads_whole:
-        return _table(store.list(prefix), segment_bytes)
     children = store.children(prefix)
     for name in children:
         if not name.endswith("/"):
             layout.parse_wal_key(prefix + name)  # refuses what is none of ours
     logs = [name for name in children if name.endswith("/")]
-    with ThreadPoolExecutor(_LISTERS, thread_name_prefix="wal-listing") as pool:
-        tables = list(pool.map(lambda log: _table(store.list(prefix + log), segment_bytes), logs))
-    return _joined([_columns([], segment_bytes), *tables])
-
-
-def _table(infos: Iterable[ObjectInfo], segment_bytes: int) -> SegmentTable:
+    listers = _REMOTE_LISTERS if store.reads_whole else _LISTERS
     parts = [_columns([], segment_bytes)]
-    rest = iter(infos)
-    while chunk := list(itertools.islice(rest, _AT_ONCE)):
-        parts.append(_columns(chunk, segment_bytes))
-    return _joined(parts)
-
-
-def _joined(parts: Sequence[SegmentTable]) -> SegmentTable:
+    with ThreadPoolExecutor(listers, thread_name_prefix="wal-listing") as pool:
+        for at in range(0, len(logs), _LOGS_AT_ONCE):
+            batch = logs[at : at + _LOGS_AT_ONCE]
+            found = pool.map(lambda log: list(store.list(prefix + log)), batch)
+            parts.append(_columns(list(itertools.chain.from_iterable(found)), segment_bytes))
     return SegmentTable(
         np.concatenate([part.numbers for part in parts]),
         np.concatenate([part.stored_bytes for part in parts]),

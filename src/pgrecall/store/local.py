@@ -25,6 +25,7 @@ from datetime import datetime
 
 from pgrecall.errors import ObjectMissingError, StoreError
 from pgrecall.store.base import SUITE_NONE, Buffer, ObjectInfo
+from pgrecall.store.directories import list_directory
 from pgrecall.store.keys import check_key, check_parent, check_prefix, is_key_part
 from pgrecall.store.local_files import (
     LocalReader,
@@ -131,7 +132,7 @@ class LocalStore:
         return [
             name
             for name in self._names(prefix)
-            if name[-1] != "/" or next(self._walk(prefix + name, ""), None) is not None
+            if name[-1] != "/" or self._holds_any(prefix + name)
         ]
 
     def delete(self, key: str) -> None:
@@ -284,23 +285,39 @@ class LocalStore:
         if directory is None:
             return  # nothing begins with this
         try:
-            for name in self._entries(parent, directory):
-                if not name.startswith(beginning):
-                    continue
-                if name[-1] == "/":
-                    yield from self._walk(parent + name, "")
-                    continue
-                try:
-                    # By its name in the open directory: the path is not looked up for each.
-                    found = os.stat(name, dir_fd=directory)
-                except FileNotFoundError:
-                    continue  # deleted since the directory was read
-                except OSError as error:
-                    raise read_failure(error, self._path(parent + name), self.root) from error
-                if stat.S_ISREG(found.st_mode):
-                    yield _info(parent + name, found)
+            found = list_directory(directory, beginning)
+        except OSError as error:
+            path = self._path(parent + (error.filename or ""))
+            raise read_failure(error, path, self.root) from error
         finally:
             os.close(directory)
+        found.sort()
+        for name, size, modified in found:
+            if size >= 0:
+                yield ObjectInfo(parent + name, size, modified)
+            elif parent or name != "lost+found/":
+                yield from self._walk(parent + name, "")
+
+    def _holds_any(self, parent: str) -> bool:
+        """Whether an object lies below ``parent``; reads no further than to the first."""
+        directory = self._opened(parent)
+        if directory is None:
+            return False
+        below = []
+        try:
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    if not is_key_part(entry.name):
+                        continue
+                    if entry.is_file():
+                        return True
+                    if entry.is_dir():
+                        below.append(f"{parent}{entry.name}/")
+        except OSError as error:
+            raise read_failure(error, self._path(parent), self.root) from error
+        finally:
+            os.close(directory)
+        return any(self._holds_any(one) for one in below)
 
     def _leftovers(self, parent: str) -> Iterator[ObjectInfo]:
         directory = self._opened(parent)
