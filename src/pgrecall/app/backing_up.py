@@ -158,6 +158,7 @@ def _task(context: RunContext, opened: OpenedRepository, request: BackupRequest)
         control,
         lineage=Lineage(opened.identity, generation, restore_id),
         base=base,
+        unfinished=unfinished,
     )
 
 

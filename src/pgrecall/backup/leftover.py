@@ -238,11 +238,8 @@ def find_unfinished(catalog: Catalog) -> Unfinished | None:
     return None
 
 
-def read_leftover(catalog: Catalog, workers: int) -> Leftover | None:
-    """What ``find_unfinished`` finds, read by so many threads. Raises StoreError."""
-    unfinished = find_unfinished(catalog)
-    if unfinished is None:
-        return None
-    leftover = Leftover(catalog.store, unfinished.backup_id)
+def read_leftover(store: Store, unfinished: Unfinished, workers: int) -> Leftover:
+    """What it left, read by so many threads; packs that are gone by now are left out."""
+    leftover = Leftover(store, unfinished.backup_id)
     leftover.read(unfinished.keys, workers)
     return leftover

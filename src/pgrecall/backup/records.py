@@ -9,6 +9,7 @@ import msgspec
 
 from pgrecall import __version__
 from pgrecall.backup.base import Base
+from pgrecall.backup.leftover import Unfinished
 from pgrecall.backup.plan import BackupPlan
 from pgrecall.errors import BackupError
 from pgrecall.model.findings import Finding, worst
@@ -41,7 +42,8 @@ class Lineage(NamedTuple):
 class BackupTask:
     """What a backup works with: the plan, the server's facts, and whom it belongs to.
 
-    ``base``: what an incremental one is compared with. ``control`` None: it comes with the stream,
+    ``base``: what an incremental one is compared with. ``unfinished``: what it goes on from.
+    ``control`` None: it comes with the stream,
     as does whose copy the server is (``learn``).
     """
 
@@ -53,6 +55,7 @@ class BackupTask:
         *,
         lineage: Lineage,
         base: Base | None = None,
+        unfinished: Unfinished | None = None,
     ) -> None:
         self.plan = plan
         self.facts = facts
@@ -61,6 +64,7 @@ class BackupTask:
         self.generation = lineage.generation
         self.restore_id = lineage.restore_id
         self.base = base
+        self.unfinished = unfinished
 
     @property
     def control(self) -> ControlData:

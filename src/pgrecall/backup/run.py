@@ -127,9 +127,11 @@ class BackupRun:
         # Before it starts: a reader of catalogs sets hint bits, which the checkpoint then writes.
         self._tools.progress.phase("names")
         self._findings += self._tools.record_names()
-        self._tools.progress.phase("unfinished")
-        catalog = Catalog(self._tools.store, self._task.plan.server)
-        self._leftover = read_leftover(catalog, self._task.plan.workers)
+        if self._task.unfinished is not None:
+            self._tools.progress.phase("unfinished")
+            self._leftover = read_leftover(
+                self._tools.store, self._task.unfinished, self._task.plan.workers
+            )
         copied = self._take()
         results, segments = copied.results, copied.segments
         self._findings += results.findings()

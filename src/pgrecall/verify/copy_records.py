@@ -53,7 +53,15 @@ def records_to_copy(source: Side, target: Side, server: str) -> Iterator[RecordT
     for info in _plain_records(source.store, target.store, server):
         yield RecordToCopy(info.key, info.key, info.size)
     for number in generation_numbers(source.store, server):
-        yield from _names_to_copy(source.store, target.store, server, number)
+        for info in _name_records(source.store, target.store, server, number):
+            yield RecordToCopy(info.key, info.key, info.size)
+
+
+def name_maps_to_copy(source: Side, target: Side, server: str) -> Iterator[RecordToCopy]:
+    """Name maps that the target lacks; they must be there before the records that refer to them."""
+    for number in generation_numbers(source.store, server):
+        records = _name_records(source.store, target.store, server, number)
+        yield from maps_to_copy(source.store, target.store, (server, number), records)
 
 
 def _plain_records(source: Store, target: Store, server: str) -> Iterator[ObjectInfo]:
@@ -66,15 +74,9 @@ def _plain_records(source: Store, target: Store, server: str) -> Iterator[Object
         yield from missing(source.list(one), target.list(one))
 
 
-def _names_to_copy(
-    source: Store, target: Store, server: str, number: int
-) -> Iterator[RecordToCopy]:
-    """Maps before the records that refer to them."""
+def _name_records(source: Store, target: Store, server: str, number: int) -> Iterator[ObjectInfo]:
     prefix = layout.names_prefix(server, number)
-    records = list(missing(source.list(prefix), target.list(prefix)))
-    yield from maps_to_copy(source, target, (server, number), records)
-    for info in records:
-        yield RecordToCopy(info.key, info.key, info.size)
+    return missing(source.list(prefix), target.list(prefix))
 
 
 def copy_record(transfer: Transfer, server: str, record: RecordToCopy) -> None:

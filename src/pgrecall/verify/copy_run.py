@@ -42,6 +42,7 @@ from pgrecall.verify.copy_records import (
     agreed_generations,
     copy_record,
     differing_records,
+    name_maps_to_copy,
     records_to_copy,
 )
 from pgrecall.verify.objects import (
@@ -151,7 +152,11 @@ class CopyRun:
             backups=backups,
             wal_files=wal_files,
             wal_bytes=wal_bytes,
-            records=sum(1 for _ in records_to_copy(source, target, server)),
+            records=sum(
+                1
+                for each in (name_maps_to_copy, records_to_copy)
+                for _ in each(source, target, server)
+            ),
             total_bytes=sum(one.left_bytes for one in backups) + wal_bytes,
             findings=tuple(self._findings),
         )
@@ -250,7 +255,11 @@ class CopyRun:
         add_origins(self._target.store, origins - {own}, self._task.now)
         self._progress.phase("records")
         server = self._task.server
-        records = self._each(records_to_copy(self._source, self._target, server), self._copy_record)
+        # One after the other: a record whose map is not there would hide it from the next copy.
+        maps, records = (
+            self._each(each(self._source, self._target, server), self._copy_record)
+            for each in (name_maps_to_copy, records_to_copy)
+        )
         self._progress.phase("WAL")
         self._progress.start(self._wal_bytes)
         wal = self._each(self._missing_wal(), self._copy_wal)
@@ -260,7 +269,7 @@ class CopyRun:
             backups=tuple(one for one in copied if one is not None),
             wal_files=wal[0],
             wal_bytes=wal[1],
-            records=records[0],
+            records=maps[0] + records[0],
             findings=tuple(self._findings),
         )
 

@@ -5,7 +5,9 @@ Only the records of names tell the digests of the maps; a keyed name does not gi
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 from pgrecall.errors import CorruptObjectError, ObjectMissingError
 from pgrecall.repository import layout
@@ -13,7 +15,9 @@ from pgrecall.repository.content_names import content_name, names_alike
 from pgrecall.repository.identity import generation_numbers
 from pgrecall.repository.name_maps import referred_digests
 from pgrecall.store.base import ObjectInfo, Store
-from pgrecall.verify.copy_plan import RecordToCopy
+from pgrecall.verify.copy_plan import RecordToCopy, missing
+
+_READERS = 16
 
 
 def maps_to_copy(
@@ -22,13 +26,19 @@ def maps_to_copy(
     """The maps that ``records`` of the source refer to and that the target lacks.
 
     ``generation``: of a server, by number. A record that cannot be read is passed over here: it
-    is copied afterwards, or named. Raises StoreError.
+    is copied afterwards, or named. Where both call a map alike no record is read: then it is all
+    that the target lacks. Raises StoreError.
     """
     prefix = layout.name_maps_prefix(*generation)
+    if names_alike(source, target):
+        for info in missing(source.list(prefix), target.list(prefix)):
+            yield RecordToCopy(info.key, info.key, info.size)
+        return
     sizes = {info.key: info.size for info in source.list(prefix)}
     there = {info.key for info in target.list(prefix)}
-    for record in records:
-        for digest in _digests(source, generation[0], record.key):
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="name-records") as pool:
+        found_digests = pool.map(lambda one: _digests(source, generation[0], one.key), records)
+        for digest in itertools.chain.from_iterable(found_digests):
             key = layout.name_map_key(*generation, content_name(target, digest))
             found = layout.name_map_key(*generation, content_name(source, digest))
             if key not in there:
