@@ -10,7 +10,7 @@ import pytest
 
 from pgrecall.app.backing_up import run_backup
 from pgrecall.app.requests import BackupRequest
-from pgrecall.backup.leftover import KEPT_PACKS, RESUMED_PACKS
+from pgrecall.backup.leftover import KEPT_PACKS, LARGE_BYTES, RESUMED_PACKS
 from pgrecall.errors import BackupError
 from pgrecall.model.manifest import Completion
 from pgrecall.repository import layout
@@ -19,7 +19,7 @@ from tests.support.backup_scene import BackupScene, Hooks, started
 from tests.support.postgresql import ServerFactory
 
 MEBIBYTE = 1 << 20
-# 24 MiB that do not compress: more packs of a MiB than it takes to go on from them.
+# 24 MiB that do not compress: more large packs than it takes to go on from them.
 FILL = """
 CREATE TABLE noise AS SELECT i AS id,
  (SELECT string_agg(sha512((i || '/' || j)::bytea), ''::bytea) FROM generate_series(1, 30) j) AS b
@@ -33,7 +33,7 @@ def scene(factory: ServerFactory, tmp_path: Path) -> BackupScene:
     scene.archive()
     scene.config.write_text(
         scene.config.read_text().replace(
-            'store = "local"', f'store = "local"\npack_bytes = {MEBIBYTE}'
+            'store = "local"', f'store = "local"\npack_bytes = {LARGE_BYTES}'
         )
     )
     scene.server.sql(FILL)
@@ -151,3 +151,14 @@ def test_few_packs_are_not_kept(scene: BackupScene, monkeypatch: pytest.MonkeyPa
         scene.taken(with_wal=False, progress=Hooks({"stop": fail}))
     assert Catalog(scene.store, "main").ids() == []
     assert KEPT_PACKS < RESUMED_PACKS
+
+
+def test_packs_of_a_small_server_are_not_kept(factory: ServerFactory, tmp_path: Path) -> None:
+    """However many workers have filled one each."""
+    scene = BackupScene(tmp_path, factory(autovacuum="off"))
+    scene.archive()
+    scene.write_config(str(scene.server.pgdata), workers=8)
+    hooks = Hooks({"stop": lambda: None, "manifest": fail})
+    with pytest.raises(BackupError, match="network"):
+        scene.taken(with_wal=False, progress=hooks)
+    assert Catalog(scene.store, "main").ids() == []

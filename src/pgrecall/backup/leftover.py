@@ -5,9 +5,10 @@ Nothing is believed: the bytes of a leftover frame are read, checked against the
 decompressed, and compared with what was read from the file now.
 
 Whether a run that fails deletes its packs, and whether a later one refers to them, must never be
-answered with yes both times. Hence the two numbers: a run that has stored KEPT_PACKS or more never
-deletes them, and nobody refers to fewer than RESUMED_PACKS. Between the two lie as many commits as
-a run can have under way, whose answers it may not know.
+answered with yes both times. Hence the two numbers, both of packs of LARGE_BYTES or more: a run
+that has stored KEPT_PACKS of them never deletes its packs, and nobody refers to those of a run that
+left fewer than RESUMED_PACKS. Between the two lie as many commits as a run can have under way, whose
+answers it may not know. Smaller packs do not count: of a small server each worker leaves one.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -34,6 +36,7 @@ log = logging.getLogger(__name__)
 
 KEPT_PACKS = 4
 RESUMED_PACKS = KEPT_PACKS + 2 * COMMITTERS
+LARGE_BYTES = 2 << 20
 
 # Workers of the earlier run filled so many packs side by side.
 _OPEN_PACKS = 4
@@ -218,6 +221,11 @@ class LeftoverReader:
         return self._raw
 
 
+def large_packs(sizes: Iterable[int]) -> int:
+    """How many packs of these sizes (bytes) count, see above."""
+    return sum(size >= LARGE_BYTES for size in sizes)
+
+
 class Unfinished(NamedTuple):
     """A backup that was never completed, and the keys of its packs."""
 
@@ -232,9 +240,9 @@ def find_unfinished(catalog: Catalog) -> Unfinished | None:
     """
     for backup_id in catalog.begun_since_complete():
         prefix = layout.pack_prefix(catalog.server, backup_id)
-        keys = [info.key for info in catalog.store.list(prefix)]
-        if len(keys) >= RESUMED_PACKS:
-            return Unfinished(backup_id, keys)
+        packs = list(catalog.store.list(prefix))
+        if large_packs(info.size for info in packs) >= RESUMED_PACKS:
+            return Unfinished(backup_id, [info.key for info in packs])
     return None
 
 

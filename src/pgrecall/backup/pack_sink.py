@@ -45,7 +45,7 @@ class PackFactory:
         self._lock = threading.Lock()
         self._count = 0
         self._entries: dict[int, PackEntry] = {}
-        self._created: list[str] = []
+        self._created: dict[str, int] = {}
         self._pool = ThreadPoolExecutor(committers, thread_name_prefix="commit")
         self._slots = threading.BoundedSemaphore(2 * committers)
         self._pending: dict[int, ObjectWriter] = {}
@@ -104,10 +104,10 @@ class PackFactory:
         self._pending.clear()
 
     @property
-    def created_keys(self) -> tuple[str, ...]:
-        """Keys of the packs that this factory has stored, for certain."""
+    def created(self) -> dict[str, int]:
+        """Keys, and sizes in bytes, of the packs that this factory has stored, for certain."""
         with self._lock:
-            return tuple(self._created)
+            return dict(self._created)
 
     def raise_failure(self) -> None:
         """Raise what the first commit that failed has raised, if one has."""
@@ -138,7 +138,7 @@ class PackFactory:
         key = layout.pack_key(self._header.server, self._header.backup_id, pack.number)
         with self._lock:
             self._entries[pack.number] = entry
-            self._created.append(key)
+            self._created[key] = pack.stored_bytes
 
     def _is_ours(self, pack: PackWriter) -> bool:
         """Whether the pack was stored by an earlier try of this commit, whose answer was lost."""

@@ -17,7 +17,7 @@ from pgrecall.backup.copy import CopyPool
 from pgrecall.backup.copy_source import Comparison, CopySource, PageShape
 from pgrecall.backup.entries import EntryWriter
 from pgrecall.backup.external import external_files
-from pgrecall.backup.leftover import KEPT_PACKS, Leftover, read_leftover
+from pgrecall.backup.leftover import KEPT_PACKS, Leftover, large_packs, read_leftover
 from pgrecall.backup.own_objects import remove_own_objects
 from pgrecall.backup.pack_sink import PackFactory, PackSink
 from pgrecall.backup.page_check import PageInspector
@@ -365,18 +365,18 @@ class BackupRun:
     def _remove_stored(self) -> None:
         """After a failure: nobody will ever read what was stored, unless it may be a backup.
 
-        Packs are kept, where there are several: the next backup goes on from them.
+        Packs are kept, where there are several large ones: the next backup goes on from them.
         """
         if self._may_exist:
             return
         keys = self._manifest.keys if self._manifest is not None else ()
-        packs = self._factory.created_keys if self._factory is not None else ()
-        if len(packs) >= KEPT_PACKS:
+        packs = self._factory.created if self._factory is not None else {}
+        if large_packs(packs.values()) >= KEPT_PACKS:
             log.warning(
                 "the next backup goes on from what is stored",
                 extra={"backup_id": self.backup_id, "packs": len(packs)},
             )
-            packs = ()
+            packs = {}
         remove_own_objects(self._tools.store, (*keys, *packs, *self._digests.created_keys))
 
     # --- parts -------------------------------------------------------------------
