@@ -29,7 +29,7 @@ import pgrecall
 from pgrecall.backup.copy import CopyPool
 from pgrecall.backup.copy_source import CopySource, PageShape, WorkerResult
 from pgrecall.backup.entries import EntryWriter
-from pgrecall.backup.pack_sink import PackFactory
+from pgrecall.repository.pack_sink import PackFactory
 from pgrecall.backup.results import CopyResults
 from pgrecall.backup.scan import Scan, scan_data_directory
 from pgrecall.backup.units import Unit, cut_into_units

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from pgrecall.app import opened
-from pgrecall.backup.pack_sink import COMMITTERS
 from pgrecall.errors import StoreError, StoreRefusedError, VerifyFailedError
 from pgrecall.further_errors import ObjectFrozenError
 from pgrecall.repository import layout
 from pgrecall.repository.identity import latest_generation
+from pgrecall.repository.pack_sink import COMMITTERS
 from pgrecall.repository.wal_archive import WalArchive
 from pgrecall.settings import RepositorySettings
 from pgrecall.settings.template import toml_value

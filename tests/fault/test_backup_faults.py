@@ -47,7 +47,7 @@ MAIN = (
     "backup.manifest-stored",
     "backup.completed",
 )
-WORKERS = ("backup.copy", "backup.pack-commit")
+WORKERS = ("backup.copy", "pack.commit")
 LEAVE_OBJECTS = (
     "backup.packs-stored",
     "backup.wal-archived",
@@ -77,10 +77,10 @@ def assert_next_backup_works(scene: BackupScene) -> None:
 
 
 def test_the_points_are_all_there() -> None:
-    source = Path(pgrecall.__file__).parent / "backup"
+    source = Path(pgrecall.__file__).parent
     found = {
         point
-        for path in source.glob("*.py")
+        for path in (*source.glob("backup/*.py"), source / "repository" / "pack_sink.py")
         for point in re.findall(r'reached\("([^"]+)"\)', path.read_text())
     }
     assert found == {*MAIN, *WORKERS}
@@ -119,7 +119,7 @@ def test_restored_after_kills(
     scene: BackupScene, pg_factory: ServerFactory, tmp_path: Path
 ) -> None:
     """What killed runs have left harms neither the next backup nor the server made from it."""
-    for point in ("backup.pack-commit", "backup.manifest-stored", "backup.completed"):
+    for point in ("pack.commit", "backup.manifest-stored", "backup.completed"):
         process = scene.start("backup", "--yes", kill=point)
         process.communicate(timeout=60)
         assert process.returncode == -signal.SIGKILL
@@ -134,7 +134,7 @@ def test_restored_after_kills(
 
 
 @pytest.mark.parametrize(
-    "point", ["backup.started", "backup.copy", "backup.pack-commit", "backup.stopped"]
+    "point", ["backup.started", "backup.copy", "pack.commit", "backup.stopped"]
 )
 def test_ended_by_a_signal(scene: BackupScene, point: str) -> None:
     before = scene.ids()
@@ -160,8 +160,8 @@ def test_a_signal_while_the_last_pack_is_committed(scene: BackupScene) -> None:
     """The run's own thread waits for that then, and goes on to wait after the signal."""
     scene.taken()
     before = scene.ids()
-    process = scene.start("backup", "--yes", pause="backup.pack-commit")
-    pause = scene.wait_paused("backup.pack-commit", process)
+    process = scene.start("backup", "--yes", pause="pack.commit")
+    pause = scene.wait_paused("pack.commit", process)
     with pytest.raises(TimeoutError):
         wait_for_exit(process.poll, 0.5)  # until nothing is left to do but that commit
     process.send_signal(signal.SIGTERM)

@@ -31,7 +31,7 @@ from tests.support.postgresql import Installation, Templates
 POINTS = (
     "backup.started",
     "backup.copy",
-    "backup.pack-commit",
+    "pack.commit",
     "backup.copied",
     "backup.stopped",
     "backup.packs-stored",

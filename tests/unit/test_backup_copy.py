@@ -9,7 +9,6 @@ import pytest
 
 from pgrecall.backup.copy_source import CopySource, PageShape
 from pgrecall.backup.digest_log import DigestIndex
-from pgrecall.backup.pack_sink import PackFactory, PackSink
 from pgrecall.backup.page_check import PageInspector
 from pgrecall.backup.run_log import RunIndex
 from pgrecall.backup.units import PIECE_BYTES, cut_into_units
@@ -24,6 +23,7 @@ from pgrecall.model.file_table import FILE, FileTable
 from pgrecall.model.lsn import Lsn
 from pgrecall.repository import layout
 from pgrecall.repository.block_digests import DigestStore
+from pgrecall.repository.pack_sink import PackFactory, PackSink
 from pgrecall.repository.packs import FRAME_BYTES, PackHeader, PackReader
 from pgrecall.store.faulty import Fault, FaultyStore
 from pgrecall.store.memory import MemoryStore

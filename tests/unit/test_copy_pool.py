@@ -15,11 +15,11 @@ import pytest
 
 from pgrecall.backup.copy import CopyPool
 from pgrecall.backup.copy_source import CopySource, PageShape
-from pgrecall.backup.pack_sink import PackFactory, PackSink
 from pgrecall.backup.units import cut_into_units
 from pgrecall.errors import InterruptedRunError
 from pgrecall.model.file_table import FILE, FileTable
 from pgrecall.repository.block_digests import DigestStore
+from pgrecall.repository.pack_sink import PackFactory, PackSink
 from pgrecall.repository.packs import FRAME_BYTES, PackHeader
 from pgrecall.store.memory import MemoryStore
 from pgrecall.system.progress import NoProgress

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pgrecall.backup.own_objects import remove_own_objects
 from pgrecall.errors import StoreError
+from pgrecall.repository.own_objects import remove_own_objects
 from pgrecall.store.faulty import Fault, FaultyStore
 from pgrecall.store.memory import MemoryStore
 

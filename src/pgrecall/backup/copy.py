@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
 from pgrecall.backup.copy_source import CopySource, WorkerResult
-from pgrecall.backup.pack_sink import PackFactory, PackSink
 from pgrecall.backup.units import Unit
 from pgrecall.backup.worker import CopyWorker
 from pgrecall.repository.block_digests import DigestStore
+from pgrecall.repository.pack_sink import PackFactory, PackSink
 from pgrecall.system.faults import reached
 from pgrecall.system.held_signals import signals_held
 from pgrecall.system.progress import Progress

@@ -6,9 +6,10 @@ decompressed, and compared with what was read from the file now.
 
 Whether a run that fails deletes its packs, and whether a later one refers to them, must never be
 answered with yes both times. Hence the two numbers, both of packs of LARGE_BYTES or more: a run
-that has stored KEPT_PACKS of them never deletes its packs, and nobody refers to those of a run that
-left fewer than RESUMED_PACKS. Between the two lie as many commits as a run can have under way, whose
-answers it may not know. Smaller packs do not count: of a small server each worker leaves one.
+that has stored KEPT_PACKS of them never deletes its packs, and nobody refers to those of a run
+that left fewer than RESUMED_PACKS. Between the two lie as many commits as a run can have under
+way, whose answers it may not know. Smaller packs do not count: of a small server each worker
+leaves one.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pgrecall.backup.pack_sink import COMMITTERS
 from pgrecall.errors import CorruptObjectError, ObjectMissingError, StoreError
 from pgrecall.model.file_table import FileTable
 from pgrecall.model.manifest import PackEntry
 from pgrecall.repository import layout
 from pgrecall.repository.catalog import Catalog
+from pgrecall.repository.pack_sink import COMMITTERS
 from pgrecall.repository.packs import PackReader
 from pgrecall.store.base import Store
 

@@ -18,8 +18,6 @@ from pgrecall.backup.copy_source import Comparison, CopySource, PageShape
 from pgrecall.backup.entries import EntryWriter
 from pgrecall.backup.external import external_files
 from pgrecall.backup.leftover import KEPT_PACKS, Leftover, large_packs, read_leftover
-from pgrecall.backup.own_objects import remove_own_objects
-from pgrecall.backup.pack_sink import PackFactory, PackSink
 from pgrecall.backup.page_check import PageInspector
 from pgrecall.backup.records import LABEL, BackupTask, Taken, completion, manifest_root
 from pgrecall.backup.results import CopyResults
@@ -43,6 +41,8 @@ from pgrecall.repository import layout
 from pgrecall.repository.block_digests import DigestStore
 from pgrecall.repository.catalog import Catalog
 from pgrecall.repository.manifests import ManifestWriter, StoredManifest
+from pgrecall.repository.own_objects import remove_own_objects
+from pgrecall.repository.pack_sink import PackFactory, PackSink
 from pgrecall.repository.packs import FRAME_BYTES, PackHeader
 from pgrecall.store.base import Store
 from pgrecall.system.clock import Clock

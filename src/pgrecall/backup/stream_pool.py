@@ -8,7 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from pgrecall.backup.copy_source import WorkerResult
 from pgrecall.backup.digest_log import DigestLog
-from pgrecall.backup.pack_sink import PackFactory, PackSink
 from pgrecall.backup.stream_worker import (
     SliceDigests,
     StreamSource,
@@ -17,6 +16,7 @@ from pgrecall.backup.stream_worker import (
 )
 from pgrecall.backup.units import PIECE_BYTES
 from pgrecall.repository.block_digests import DigestSink, DigestStore
+from pgrecall.repository.pack_sink import PackFactory, PackSink
 from pgrecall.system.faults import reached
 from pgrecall.system.held_signals import signals_held
 from pgrecall.system.progress import Progress

@@ -9,7 +9,6 @@ from collections.abc import Callable
 import msgspec
 
 from pgrecall.backup.copy_source import Comparison, PageShape
-from pgrecall.backup.pack_sink import PackFactory
 from pgrecall.backup.plan import BackupPlan
 from pgrecall.backup.records import LABEL, BackupTask
 from pgrecall.backup.results import CopyResults
@@ -36,6 +35,7 @@ from pgrecall.postgres.backup_session import BackupStart, BackupStop, parse_labe
 from pgrecall.postgres.base_backup import BaseBackupSession, StreamEnd, StreamStart
 from pgrecall.postgres.connection import Connection
 from pgrecall.postgres.control import parse_control
+from pgrecall.repository.pack_sink import PackFactory
 from pgrecall.system.faults import reached
 from pgrecall.system.throttle import Throttle
 

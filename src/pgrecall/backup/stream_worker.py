@@ -12,12 +12,12 @@ from typing import NamedTuple
 from pgrecall.backup.base import Base, BasePiece
 from pgrecall.backup.changes import changed_ranges
 from pgrecall.backup.copy_source import PageShape, WorkerResult
-from pgrecall.backup.pack_sink import PackSink
 from pgrecall.backup.page_check import PageInspector
 from pgrecall.backup.units import PIECE_BYTES
 from pgrecall.codec.block_digests import BLOCK_BYTES, as_records, block_records
 from pgrecall.model.relation_files import first_block
 from pgrecall.repository.block_digests import DigestSink, DigestStore
+from pgrecall.repository.pack_sink import PackSink
 from pgrecall.repository.packs import FRAME_BYTES
 
 UNIT_BYTES = 8 << 20

@@ -14,7 +14,6 @@ import numpy as np
 from pgrecall.backup.base import BasePiece
 from pgrecall.backup.changes import PageShares, Range, changed_ranges, ranges_to_read
 from pgrecall.backup.copy_source import ChangedPiece, CopySource, Kept, OpenFile, WorkerResult
-from pgrecall.backup.pack_sink import PackSink
 from pgrecall.backup.run_log import LEFTOVER_PACK
 from pgrecall.backup.summaries import FileChanges
 from pgrecall.backup.units import PIECE_BYTES, Unit
@@ -29,6 +28,7 @@ from pgrecall.codec.block_digests import (
 from pgrecall.errors import DataDirectoryError, PostgresRightsError
 from pgrecall.model.relation_files import first_block
 from pgrecall.repository.block_digests import DigestSink, DigestStore
+from pgrecall.repository.pack_sink import PackSink
 from pgrecall.repository.packs import FRAME_BYTES
 
 # Of the buffer, so much must be free before more of a file is read behind what it holds.

@@ -1,4 +1,4 @@
-"""What a backup that failed has stored, and its removal."""
+"""What a backup or dump that failed has stored, and its removal."""
 
 from __future__ import annotations
 
@@ -45,6 +45,6 @@ def remove_own_objects(store: Store, keys: Sequence[str]) -> None:
         left = sum(not removal.result() for removal in removals)
     if left:
         log.warning(
-            "objects of the failed backup stay; nothing reads them",
+            "objects of the failed run stay; nothing reads them",
             extra={"objects": left, "store": store.name},
         )

@@ -1,4 +1,4 @@
-"""Where workers put their frames: packs that are filled in turn and committed in the background."""
+"""Where frames are put: packs that are filled in turn and committed in the background."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class PackFactory:
 
     def _publish_one(self, pack: PackWriter, writer: ObjectWriter) -> None:
         with writer:
-            reached("backup.pack-commit")
+            reached("pack.commit")
             if not writer.commit() and not self._is_ours(pack):
                 raise RepositoryError(
                     f"pack {pack.number} exists already in {self.store.name}",
