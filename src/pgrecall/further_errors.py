@@ -1,6 +1,6 @@
 """The part of the error tree for which errors.py, which says what each has, is too long."""
 
-from pgrecall.errors import PgrecallError, StoreError
+from pgrecall.errors import PgrecallError, RepositoryError, StoreError
 
 #: The cure for ObjectFrozenError.
 THAW = (
@@ -22,3 +22,24 @@ class RunsBrokenError(PgrecallError):
 
     code = "runs-broken"
     exit_status = 47
+
+
+class DumpNotFoundError(RepositoryError):
+    """There is no complete dump of this id; it was never made, has expired, or lies elsewhere."""
+
+    code = "dump-not-found"
+    exit_status = 19
+
+
+class DumpError(PgrecallError):
+    """A dump was not made: one of PostgreSQL's tools failed, or the server would not let it."""
+
+    code = "dump-failed"
+    exit_status = 48
+
+
+class LoadError(PgrecallError):
+    """A dump was not loaded, or not all of it: the message says what was done and what was not."""
+
+    code = "load-failed"
+    exit_status = 49

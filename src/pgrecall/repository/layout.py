@@ -192,13 +192,18 @@ def number_of(name: str) -> int:
     return _parse_number(name, name)
 
 
-# --- backups ---------------------------------------------------------------------
+# --- backups and dumps -------------------------------------------------------------
+
+# By the kind in their ids, BACKUP and DUMP of model.ids, which is too heavy for this module.
+_BACKUP, _DUMP = "b", "d"
+_HOMES = {_BACKUP: "backups", _DUMP: "dumps"}
 
 
 class BackupKey:
-    """A parsed key below a backup: ``kind`` is PACK, DIGESTS, MANIFEST, MANIFEST_PART, COMPLETE.
+    """A parsed key below a backup or dump.
 
-    ``number`` counts packs, digest objects and manifest parts; 0 for the two kinds that are single.
+    ``kind`` is PACK, DIGESTS, MANIFEST, MANIFEST_PART or COMPLETE; ``number`` counts packs, digest
+    objects and manifest parts; it is 0 for the two kinds that are single.
     """
 
     __slots__ = ("backup_id", "kind", "number", "server")
@@ -221,12 +226,18 @@ class BackupKey:
 
 def backups_prefix(server: str) -> str:
     """Prefix of all backups of a server."""
-    return f"{server_prefix(server)}backups/"
+    return f"{server_prefix(server)}{_HOMES[_BACKUP]}/"
+
+
+def dumps_prefix(server: str) -> str:
+    """Prefix of all dumps of a server."""
+    return f"{server_prefix(server)}{_HOMES[_DUMP]}/"
 
 
 def backup_prefix(server: str, backup_id: str) -> str:
-    """Prefix of one backup's objects, with its final slash."""
-    return f"{backups_prefix(server)}{backup_id}/"
+    """Prefix of one backup's (or dump's, its id tells) objects, with its final slash."""
+    home = _HOMES.get(backup_id[:1], _HOMES[_BACKUP])
+    return f"{server_prefix(server)}{home}/{backup_id}/"
 
 
 def pack_prefix(server: str, backup_id: str) -> str:
@@ -260,9 +271,11 @@ def complete_key(server: str, backup_id: str) -> str:
 
 
 def parse_backup_key(key: str) -> BackupKey:
-    """Take a backup object's key apart; raises RepositoryError when it is none."""
+    """Take the key of a backup's or dump's object apart; RepositoryError when it is none."""
     parts = key.split("/")
-    if len(parts) != 5 or parts[0] != "servers" or parts[2] != "backups" or not parts[3]:
+    if len(parts) != 5 or parts[0] != "servers" or not parts[3]:
+        raise _bad_key(key, "a backup's object")
+    if parts[2] != _HOMES.get(parts[3][:1], _HOMES[_BACKUP]):
         raise _bad_key(key, "a backup's object")
     server, backup_id, name = decode_server(parts[1]), parts[3], parts[4]
     if name == "manifest":

@@ -7,6 +7,7 @@ template that ``init`` writes are generated from here by ``make docs``.
 from __future__ import annotations
 
 from pgrecall.settings.declare import Section, setting
+from pgrecall.settings.dumps import DumpSettings
 from pgrecall.settings.policies import PolicySettings, RetentionSettings
 
 _DAY = 86_400.0
@@ -456,6 +457,7 @@ class RunsSettings(Section):
 #: Tables that exist once.
 SINGLE_SECTIONS: dict[str, type[Section]] = {
     "backup": BackupSettings,
+    "dump": DumpSettings,
     "verify": VerifySettings,
     "copy": CopySettings,
     "wal": WalSettings,
