@@ -7,6 +7,7 @@ import tempfile
 import msgspec
 
 from pgrecall.app.context import RunContext
+from pgrecall.app.copying import copy_everywhere
 from pgrecall.app.leasing import using
 from pgrecall.app.opened import main_repository
 from pgrecall.app.requests import DumpRequest
@@ -83,7 +84,8 @@ def run_dump(context: RunContext, request: DumpRequest) -> DumpResult:
     run = DumpRun(task, tools)
     with using(context, opened, "dump", [run.dump_id]):
         dump = run.run()
-    return DumpResult(plan=plan, dump=dump, findings=run.findings)
+    copies = copy_everywhere(context, dump.backup_id, opened.settings.name)
+    return DumpResult(plan=plan, dump=dump, findings=(*run.findings, *copies))
 
 
 def spool_directory(settings: DumpSettings) -> str:

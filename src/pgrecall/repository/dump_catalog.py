@@ -11,12 +11,12 @@ from pgrecall.errors import CorruptObjectError, ObjectMissingError, RepositoryEr
 from pgrecall.further_errors import DumpNotFoundError
 from pgrecall.model.dumps import DumpCompletion
 from pgrecall.model.findings import Finding
-from pgrecall.model.ids import DUMP, check_id
-from pgrecall.model.manifest import FORMAT_VERSION
+from pgrecall.model.ids import DUMP, check_id, kind_of
+from pgrecall.model.manifest import FORMAT_VERSION, Completion
 from pgrecall.repository import layout
-from pgrecall.repository.catalog import Unfinished
+from pgrecall.repository.catalog import Catalog, Unfinished
 from pgrecall.repository.documents import sealed, unsealed
-from pgrecall.repository.manifests import DumpManifestReader, put_or_find
+from pgrecall.repository.manifests import DumpManifestReader, ManifestReader, put_or_find
 from pgrecall.repository.retention_log import RetentionState, read_state
 from pgrecall.store.base import Store
 
@@ -156,3 +156,23 @@ class DumpCatalog:
                 f"{key} is the record of dump {dump.backup_id} of {dump.server!r}"
             )
         return dump
+
+
+AnyCompletion = Completion | DumpCompletion
+"""The record of a backup or of a dump."""
+
+
+def any_completion(catalog: Catalog, item_id: str) -> AnyCompletion:
+    """The record of a backup or of a dump, by its id; raises as ``get`` of either catalog."""
+    if kind_of(item_id) == DUMP:
+        return DumpCatalog(catalog.store, catalog.server).get(item_id)
+    return catalog.get(item_id)
+
+
+def any_manifest(
+    catalog: Catalog, completion: AnyCompletion
+) -> ManifestReader | DumpManifestReader:
+    """Open the manifest of a backup or of a dump, checked against its completion record."""
+    if isinstance(completion, DumpCompletion):
+        return DumpCatalog(catalog.store, catalog.server).manifest(completion)
+    return catalog.manifest(completion)

@@ -9,7 +9,7 @@ from pgrecall.app.requests import DumpRequest
 from pgrecall.cli.frame import Example, framed_command
 from pgrecall.cli.invocation import Invocation
 from pgrecall.cli.journalling import journalled
-from pgrecall.errors import UsageError
+from pgrecall.errors import CopyFailedError, UsageError
 from pgrecall.model.dumps import DumpContent, LargeObjects, Scope
 from pgrecall.settings.dumps import DumpSettings
 
@@ -82,8 +82,9 @@ def command(
 
     All databases of a dump have their snapshots at the same time, as close as PostgreSQL
     allows; the dump says which LSN and time each has. Nothing lies anywhere in between,
-    unless the format is directory. A dump that fails leaves nothing. Options marked [dump]
-    override the setting of the same name.
+    unless the format is directory. A dump that fails leaves nothing. Then it is copied to the
+    repositories that say so (copies_backups); ends with 45 when a required one did not get
+    it. Options marked [dump] override the setting of the same name.
     """
     context = invocation.context(
         {
@@ -95,7 +96,8 @@ def command(
     )
     result = run_dump(context, _request(databases, options))
     invocation.emit(result, "dump/1")
-    return 0
+    failed = any(one.severity == "fail" for one in result.findings)
+    return CopyFailedError.exit_status if failed else 0
 
 
 def _request(databases: tuple[str, ...], options: dict[str, object]) -> DumpRequest:
