@@ -377,6 +377,7 @@ class ScheduleSettings(Section):
 
     backup: str = setting(default="", doc='When a backup is made, e.g. "0 3 * * *".')
     check: str = setting(default="", doc='When the configuration is proven, e.g. "30 * * * *".')
+    dump: str = setting(default="", doc='When all databases are dumped, e.g. "0 2 * * *".')
     expire: str = setting(
         default="",
         doc='When what the policy does not keep expires, unasked, e.g. "0 5 * * *".',
