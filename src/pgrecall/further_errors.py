@@ -31,6 +31,13 @@ class DumpNotFoundError(RepositoryError):
     exit_status = 19
 
 
+class DrillFailedError(PgrecallError):
+    """A drill has failed: the copy did not come up, or is not what it should be."""
+
+    code = "drill-failed"
+    exit_status = 55
+
+
 class DumpError(PgrecallError):
     """A dump was not made: one of PostgreSQL's tools failed, or the server would not let it."""
 

@@ -94,6 +94,13 @@ class DumpRequest(msgspec.Struct, frozen=True, kw_only=True):
     tool_compression: str = ""
 
 
+class DrillRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``drill``; overrides of [drill] are in the settings already. ``backup_id`` empty: planned."""
+
+    backup_id: str = ""
+    dry_run: bool = False
+
+
 class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
     """``load``: ``source`` is the id of a dump, or a path. ``into``: the database to load into.
 

@@ -19,6 +19,8 @@ from pgrecall.app.checking import CheckResult
 from pgrecall.app.client_install import ClientResult
 from pgrecall.app.copying import CopyResult
 from pgrecall.app.demo_report import DemoReport
+from pgrecall.app.drilling import DrillResult
+from pgrecall.app.drills import DrillDetails, DrillList
 from pgrecall.app.dump_catalog import DumpContents, DumpDetails, DumpList
 from pgrecall.app.dumping import DumpResult
 from pgrecall.app.enabling import EnableResult
@@ -104,6 +106,9 @@ SCHEMAS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "dump/1": ("dump", DumpResult),
     "load/1": ("load", LoadResult),
     "load-globals/1": ("load --globals", LoadGlobalsResult),
+    "drill/1": ("drill", DrillResult),
+    "drills-list/1": ("drills list", DrillList),
+    "drills-show/1": ("drills show", DrillDetails),
     "dumps-list/1": ("dumps list", DumpList),
     "dumps-show/1": ("dumps show", DumpDetails),
     "dumps-contents/1": ("dumps show --contents", DumpContents),

@@ -25,6 +25,10 @@ _DUMPS = {
     "list": LazyCommand("dumps", "list_command", "List the complete dumps of a server."),
     "show": LazyCommand("dumps", "show_command", "Show one dump, or its table of contents."),
 }
+_DRILLS = {
+    "list": LazyCommand("drills", "list_command", "List the drills of a server."),
+    "show": LazyCommand("drills", "show_command", "Show one drill: the evidence."),
+}
 _WAL = {
     "push": LazyCommand("wal", "push_command", "Archive one WAL file (archive_command)."),
     "fetch": LazyCommand("wal", "fetch_command", "Deliver one archived file (restore_command)."),
@@ -73,6 +77,8 @@ COMMANDS: dict[str, LazyCommand | LazyGroup] = {
     "backup": LazyCommand("backup", "command", "Back a server up."),
     "dump": LazyCommand("dump", "command", "Dump databases with PostgreSQL's own tools."),
     "dumps": LazyGroup("dumps", table=_DUMPS, help="List dumps, or show one."),
+    "drill": LazyCommand("drill", "command", "Restore into a throwaway server, and prove it good."),
+    "drills": LazyGroup("drills", table=_DRILLS, help="List drills, or show one."),
     "load": LazyCommand("load", "command", "Load a dump, or a file of pg_dump's."),
     "verify": LazyCommand("verify", "command", "Prove that what is stored is whole."),
     "copy": LazyCommand("copy", "command", "Copy backups and WAL to another repository."),

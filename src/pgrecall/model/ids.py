@@ -10,6 +10,7 @@ from pgrecall.errors import UsageError
 
 BACKUP = "b"
 DUMP = "d"
+DRILL = "t"
 RUN = "r"
 RESTORE = "x"
 NAMES = "n"

@@ -289,6 +289,16 @@ def parse_backup_key(key: str) -> BackupKey:
     raise _bad_key(key, "a backup's object")
 
 
+def drills_prefix(server: str) -> str:
+    """Prefix of the records of a server's drills."""
+    return f"{server_prefix(server)}drills/"
+
+
+def drill_key(server: str, drill_id: str) -> str:
+    """Key of the record of a drill."""
+    return f"{drills_prefix(server)}{drill_id}.json"
+
+
 # --- the journal of runs ----------------------------------------------------------
 
 

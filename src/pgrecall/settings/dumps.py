@@ -1,4 +1,4 @@
-"""The settings of logical dumps, declared once; light, as sections.py."""
+"""The settings of dumps and drills, declared once; light, as sections.py."""
 
 from __future__ import annotations
 
@@ -39,4 +39,26 @@ class DumpSettings(Section):
         is_path=True,
         doc="Where what cannot be streamed lies meanwhile: dumps of format directory, and what is"
         " loaded with several jobs. Empty: the system's directory for temporary files.",
+    )
+
+
+class DrillSettings(Section):
+    """How restore drills are run: ``[drill]``."""
+
+    directory: str = setting(
+        default="",
+        is_path=True,
+        doc="Where copies are restored to, and removed again. It needs room for the whole server."
+        " Empty: the system's directory for temporary files.",
+    )
+    at: str = setting(
+        default="latest",
+        doc="Which moment is restored: latest, immediate, random, or a time with its zone.",
+    )
+    amcheck: bool = setting(
+        default=True, doc="Whether tables and indexes of the copy are examined by pg_amcheck."
+    )
+    checks: tuple[str, ...] = setting(
+        default=(),
+        doc="Files of SQL, or directories of them, that the copy is to pass (docs/drills.md).",
     )

@@ -7,7 +7,7 @@ template that ``init`` writes are generated from here by ``make docs``.
 from __future__ import annotations
 
 from pgrecall.settings.declare import Section, setting
-from pgrecall.settings.dumps import DumpSettings
+from pgrecall.settings.dumps import DrillSettings, DumpSettings
 from pgrecall.settings.policies import PolicySettings, RetentionSettings
 
 _DAY = 86_400.0
@@ -377,6 +377,7 @@ class ScheduleSettings(Section):
 
     backup: str = setting(default="", doc='When a backup is made, e.g. "0 3 * * *".')
     check: str = setting(default="", doc='When the configuration is proven, e.g. "30 * * * *".')
+    drill: str = setting(default="", doc='When a restore is drilled, e.g. "0 9 1 * *".')
     dump: str = setting(default="", doc='When all databases are dumped, e.g. "0 2 * * *".')
     expire: str = setting(
         default="",
@@ -459,6 +460,7 @@ class RunsSettings(Section):
 SINGLE_SECTIONS: dict[str, type[Section]] = {
     "backup": BackupSettings,
     "dump": DumpSettings,
+    "drill": DrillSettings,
     "verify": VerifySettings,
     "copy": CopySettings,
     "wal": WalSettings,

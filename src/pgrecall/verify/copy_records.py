@@ -67,7 +67,8 @@ def name_maps_to_copy(source: Side, target: Side, server: str) -> Iterator[Recor
 def _plain_records(source: Store, target: Store, server: str) -> Iterator[ObjectInfo]:
     prefix = layout.server_prefix(server)
     chosen = [
-        f"{prefix}{name}" for name in ("generations/", *NUMBERED, "wal-index/", "chains/", "runs/")
+        f"{prefix}{name}"
+        for name in ("generations/", *NUMBERED, "wal-index/", "chains/", "runs/", "drills/")
     ]
     chosen += [layout.gaps_prefix(server, number) for number in generation_numbers(source, server)]
     for one in chosen:
