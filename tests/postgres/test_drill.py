@@ -10,7 +10,12 @@ from typing import Any
 
 import pytest
 
+from pgrecall.app.drilling import drill_dump
+from pgrecall.app.requests import DrillRequest
 from pgrecall.further_errors import DrillFailedError
+from pgrecall.model.dumps import TableProof
+from pgrecall.postgres import dump_session
+from pgrecall.postgres.connection import Connection
 from pgrecall.repository.drill_log import DrillLog
 from tests.support.backup_scene import BackupScene, relation, shared_scene
 from tests.support.postgresql import Installation, Templates
@@ -169,3 +174,45 @@ def test_a_dry_run_restores_nothing(scene: BackupScene) -> None:
     planned = drilled(scene, "--dry-run")
     assert planned["plan"]["backup_id"]
     assert DrillLog(scene.store, scene.name).all()[0] == before
+
+
+def test_a_dump_is_loaded_and_compared(scene: BackupScene, tmp_path: Path) -> None:
+    server = scene.server
+    server.sql("CREATE ROLE clerk; CREATE ROLE boss; GRANT clerk TO boss WITH ADMIN OPTION")
+    server.sql("CREATE TABLE of_clerk AS SELECT 1.5::float8 AS f, interval '1 day' AS i")
+    server.sql("ALTER TABLE of_clerk OWNER TO clerk")
+    server.sql("SELECT lo_from_bytea(0, 'abc')")
+    made = json.loads(scene.run("dump", "--proofs", "--yes", "--json"))["dump"]
+    planned = drilled(scene, made["backup_id"], "--dry-run")["plan"]
+    assert planned["compares"] == "rows and hashes of every table"
+    checks = checks_in(
+        tmp_path / "checks", rows_sql="SELECT count(*) FROM kept;", rows_expected="1500"
+    )
+    record = drilled(scene, made["backup_id"], "--check", checks)["drill"]
+    assert record["result"] == "ok", record["findings"]
+    assert record["item_id"] == made["backup_id"]
+    assert {one["name"] for one in record["databases"]} >= {"postgres", "odd, name"}
+    assert [one["is_passed"] for one in record["checks"]] == [True]
+    server.sql("DROP TABLE of_clerk; DROP ROLE boss; DROP ROLE clerk")
+
+
+def test_a_dump_that_gives_back_something_else(
+    scene: BackupScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Proofs are held to what is there: one that says otherwise is told by table."""
+    made = json.loads(scene.run("dump", "postgres", "--proofs", "--yes", "--json"))["dump"]
+    real = dump_session.table_proofs
+
+    def forged(connection: Connection) -> tuple[TableProof, ...]:
+        return tuple(
+            TableProof(one.schema, one.name, one.rows, "1") if one.name == "kept" else one
+            for one in real(connection)
+        )
+
+    monkeypatch.setattr("pgrecall.app.drilling_dumps.table_proofs", forged)
+    result = drill_dump(scene.context(), DrillRequest(backup_id=made["backup_id"]))
+    assert result.drill is not None
+    assert result.drill.result == "fail"
+    assert [one.message for one in result.findings] == [
+        "public.kept has other rows than were dumped"
+    ]

@@ -12,6 +12,7 @@ import msgspec
 
 from pgrecall import __version__
 from pgrecall.app.context import RunContext
+from pgrecall.app.drilling_dumps import DumpDrill, DumpDrilled, DumpDrillPlan
 from pgrecall.app.opened import main_repository
 from pgrecall.app.recoverable import run_recoverable
 from pgrecall.app.requests import DrillRequest, RecoverableRequest, RestoreRequest
@@ -53,6 +54,44 @@ class DrillResult(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class DumpDrillResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``drill`` of a dump prints; ``drill`` is absent after a dry run."""
+
+    plan: DumpDrillPlan
+    drill: DrillRecord | None = None
+    findings: tuple[Finding, ...] = ()
+
+    def run_facts(self) -> RunFacts:
+        """What the journal keeps of it."""
+        return RunFacts(outcome=worst(list(self.findings)), backup_id=self.plan.backup_id)
+
+
+def drill_dump(context: RunContext, request: DrillRequest) -> DumpDrillResult:
+    """Drill a dump: load all of it into a new server, and hold it to what was dumped.
+
+    The record is durable when this returns; of a drill that fails, too, which raises.
+    """
+    settings, server = context.settings.drill, context.server
+    directory = settings.directory or tempfile.gettempdir()
+    checks = find_checks(settings.checks, server.database)
+    findings = [_abandoned(path) for path in remove_abandoned(directory)]
+    dump_drill = DumpDrill(context, main_repository(context), request.backup_id)
+    plan = dump_drill.plan(directory)
+    if not context.approve(plan):
+        return DumpDrillResult(plan=plan)
+    drill = _Drill(context, request, None, checks)
+    with drill_place(directory) as place:
+        try:
+            shown = dump_drill.run(place, checks)
+        except PgrecallError as error:
+            drill.keep(drill.failed(error))
+            raise
+    record = drill.record_of_dump(plan, shown, findings)
+    drill.keep(record)
+    context.progress.done()
+    return DumpDrillResult(plan=plan, drill=record, findings=record.findings)
+
+
 def run_drill(context: RunContext, request: DrillRequest) -> DrillResult:
     """Drill the chosen server's restore; the record is durable when this returns.
 
@@ -86,9 +125,10 @@ class _Drill:
         self,
         context: RunContext,
         request: DrillRequest,
-        target: RecoveryTarget,
+        target: RecoveryTarget | None,
         checks: list[SqlCheck],
     ) -> None:
+        """``target`` None: a dump is loaded, which has just its own moment."""
         self._context = context
         self._request = request
         self._target = target
@@ -100,6 +140,7 @@ class _Drill:
 
     def restore_request(self, place: Path) -> RestoreRequest:
         """What is restored: beside production, which is left alone."""
+        assert self._target is not None
         return RestoreRequest(
             target=self._target,
             backup_id=self._request.backup_id,
@@ -171,6 +212,28 @@ class _Drill:
             findings=tuple(all_findings),
         )
 
+    def record_of_dump(
+        self, plan: DumpDrillPlan, shown: DumpDrilled, findings: list[Finding]
+    ) -> DrillRecord:
+        """The evidence of a dump's drill that came to its end."""
+        examined = shown.examined
+        all_findings = [*findings, *shown.findings, *examined.findings]
+        return msgspec.structs.replace(
+            self._head(plan.backup_id),
+            result=worst(all_findings),
+            version_num=examined.version_num,
+            restored_bytes=plan.total_bytes,
+            seconds=DrillSeconds(
+                restore=shown.load_seconds,
+                recovery=0.0,
+                checks=examined.seconds,
+                total=round(self._clock.monotonic() - self._began, 3),
+            ),
+            databases=examined.databases,
+            checks=examined.checks,
+            findings=tuple(all_findings),
+        )
+
     def failed(self, error: PgrecallError) -> DrillRecord:
         """The evidence of a drill that did not."""
         return msgspec.structs.replace(
@@ -190,7 +253,7 @@ class _Drill:
             server=self._context.server.name,
             host=socket.gethostname(),
             item_id=item_id,
-            target=str(self._target),
+            target=str(self._target) if self._target is not None else "the dump's snapshot",
             started_at=self._started_at,
             ended_at=self._clock.now(),
             result="fail",

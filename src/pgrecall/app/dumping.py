@@ -116,6 +116,7 @@ def _wishes(context: RunContext, request: DumpRequest, *, is_encrypted: bool) ->
         level=chosen.level,
         is_encrypted=is_encrypted,
         with_globals=request.with_globals,
+        with_proofs=request.with_proofs,
         passwords=request.passwords,
         tool_compression=parse_compression(asked) if asked else None,
         spool_directory=directory,

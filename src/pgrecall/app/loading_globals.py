@@ -17,12 +17,21 @@ from pgrecall.model.dumps import GLOBALS
 from pgrecall.model.findings import Finding, worst
 from pgrecall.model.ids import DUMP, check_id
 from pgrecall.model.runs import RunFacts
-from pgrecall.postgres.client_tools import connection_variables, find_client_tools
+from pgrecall.postgres.client_tools import (
+    ClientTools,
+    connection_variables,
+    find_client_tools,
+)
 from pgrecall.postgres.connection import connect
 from pgrecall.postgres.load_target import target_facts
 from pgrecall.repository.dump_catalog import DumpCatalog
 
 _CREATED = re.compile(rb'^CREATE ROLE ("(?:[^"]|"")*"|[^\s;"]+);', re.MULTILINE)
+_TABLESPACES = re.compile(
+    rb"^(?:(?:CREATE|ALTER|COMMENT ON|SECURITY LABEL [^\n]*ON) TABLESPACE |"
+    rb"(?:GRANT|REVOKE) [^\n]*ON TABLESPACE )[^\n]*\n",
+    re.MULTILINE,
+)
 _EXISTS = re.compile(r"ERROR: +(role|tablespace) .* already exists")
 _ERROR = re.compile(r"ERROR: +(.*)")
 
@@ -95,18 +104,7 @@ def load_globals(context: RunContext, dump_id: str) -> LoadGlobalsResult:
         data_directory=server.data_directory,
     )
     with using(context, opened, "restore", [dump_id]):
-        ended = ToolRuns().run(
-            [programs.program("psql"), "--no-psqlrc", "--quiet", "--no-password", "--file=-"],
-            connection_variables(server, context.environment),
-            write=lambda stream: _write(stream.write, script),
-        )
-    if ended.status not in (0, 3):
-        raise LoadError(f"psql failed on the globals of {dump_id}: {ended.last_words}")
-    failed = [
-        match[1]
-        for line in ended.errors.splitlines()
-        if (match := _ERROR.search(line)) and not _EXISTS.search(line)
-    ]
+        failed = apply_globals(script, programs, connection_variables(server, context.environment))
     return LoadGlobalsResult(
         plan=plan,
         backup_id=dump_id,
@@ -116,6 +114,30 @@ def load_globals(context: RunContext, dump_id: str) -> LoadGlobalsResult:
             Finding(severity="fail", code="statement-failed", message=one) for one in failed
         ),
     )
+
+
+def apply_globals(script: bytes, programs: ClientTools, variables: dict[str, str]) -> list[str]:
+    """Have psql carry out a script of globals; the errors, but for what is there already.
+
+    Raises LoadError when psql cannot work at all.
+    """
+    ended = ToolRuns().run(
+        [programs.program("psql"), "--no-psqlrc", "--quiet", "--no-password", "--file=-"],
+        variables,
+        write=lambda stream: _write(stream.write, script),
+    )
+    if ended.status not in (0, 3):
+        raise LoadError(f"psql failed on the globals: {ended.last_words}")
+    return [
+        match[1]
+        for line in ended.errors.splitlines()
+        if (match := _ERROR.search(line)) and not _EXISTS.search(line)
+    ]
+
+
+def without_tablespaces(script: bytes) -> bytes:
+    """A script of globals that makes and touches no tablespace: their directories are others'."""
+    return _TABLESPACES.sub(b"", script)
 
 
 def _write(write: object, script: bytes) -> None:

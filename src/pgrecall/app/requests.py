@@ -90,6 +90,7 @@ class DumpRequest(msgspec.Struct, frozen=True, kw_only=True):
     dump_format: DumpFormat | Literal[""] = ""
     content: DumpContent = DumpContent()
     with_globals: bool = True
+    with_proofs: bool = False
     passwords: bool | None = None
     tool_compression: str = ""
 

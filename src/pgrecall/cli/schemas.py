@@ -19,7 +19,7 @@ from pgrecall.app.checking import CheckResult
 from pgrecall.app.client_install import ClientResult
 from pgrecall.app.copying import CopyResult
 from pgrecall.app.demo_report import DemoReport
-from pgrecall.app.drilling import DrillResult
+from pgrecall.app.drilling import DrillResult, DumpDrillResult
 from pgrecall.app.drills import DrillDetails, DrillList
 from pgrecall.app.dump_catalog import DumpContents, DumpDetails, DumpList
 from pgrecall.app.dumping import DumpResult
@@ -107,6 +107,7 @@ SCHEMAS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "load/1": ("load", LoadResult),
     "load-globals/1": ("load --globals", LoadGlobalsResult),
     "drill/1": ("drill", DrillResult),
+    "drill-dump/1": ("drill", DumpDrillResult),
     "drills-list/1": ("drills list", DrillList),
     "drills-show/1": ("drills show", DrillDetails),
     "dumps-list/1": ("dumps list", DumpList),

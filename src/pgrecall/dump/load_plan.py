@@ -158,6 +158,7 @@ def _refuse_contradictions(wishes: LoadWishes) -> None:
                 ("--only-large-objects", choice.only_large_objects), ("--clean", choice.clean),
                 ("--no-owner", choice.no_owner), ("--no-privileges", choice.no_privileges),
                 ("--disable-triggers", choice.disable_triggers),
+                ("--no-tablespaces", choice.no_tablespaces),
             )
             if is_wanted
         ]  # fmt: skip
@@ -239,6 +240,7 @@ def restore_arguments(choice: LoadChoice, *, jobs: int) -> list[str]:
         (choice.clean, "--if-exists"),
         (choice.no_owner, "--no-owner"),
         (choice.no_privileges, "--no-privileges"),
+        (choice.no_tablespaces, "--no-tablespaces"),
         (choice.disable_triggers, "--disable-triggers"),
         (choice.single_transaction, "--single-transaction"),
         (not choice.goes_on and not choice.single_transaction, "--exit-on-error"),

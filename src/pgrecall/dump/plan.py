@@ -33,6 +33,7 @@ class DumpWishes(msgspec.Struct, frozen=True, kw_only=True):
     level: int
     is_encrypted: bool
     with_globals: bool = True
+    with_proofs: bool = False
     passwords: bool | None = None
     tool_compression: Compression | None = None
     spool_directory: str = ""
@@ -60,6 +61,7 @@ class DumpPlan(msgspec.Struct, frozen=True, kw_only=True):
     total_bytes: int
     with_globals: bool
     with_passwords: bool
+    with_proofs: bool
     content: DumpContent
     jobs: int
     compression: str
@@ -102,6 +104,7 @@ def plan_dump(wishes: DumpWishes, facts: DumpFacts, tools: ClientTools) -> DumpP
         total_bytes=total,
         with_globals=with_globals,
         with_passwords=with_passwords,
+        with_proofs=wishes.with_proofs,
         content=wishes.content,
         jobs=wishes.jobs,
         compression=wishes.compression,
@@ -123,6 +126,11 @@ def _refuse_contradictions(wishes: DumpWishes) -> None:
         raise UsageError(
             "--globals-only dumps roles and tablespaces, and nothing of a database",
             hint="leave the databases and their options out",
+        )
+    if wishes.with_proofs and (wishes.scope != "databases" or not content.is_whole):
+        raise UsageError(
+            "--proofs are of whole databases",
+            hint="leave --proofs out, or the options that choose a part",
         )
     if wishes.scope == "cluster":
         if wishes.dump_format != "plain":

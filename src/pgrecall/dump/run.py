@@ -331,6 +331,7 @@ class DumpRun:
             large_objects=session.large_objects(),
             properties=session.properties(),
             tables=session.tables(),
+            proofs=session.proofs() if self._plan.with_proofs else (),
         )
 
     def _writer(self) -> FileWriter:
@@ -383,8 +384,10 @@ class DumpRun:
             dump_format=plan.dump_format,
             content=plan.content,
             databases=tuple(one.name for one in databases),
+            bootstrap_role=facts.bootstrap_role,
             has_globals=plan.with_globals,
             has_passwords=plan.with_passwords,
+            has_proofs=plan.with_proofs,
             snapshot_at=newest.snapshot_at if newest is not None else now,
             snapshot_lsn=newest.snapshot_lsn if newest is not None else "",
             started_at=now,

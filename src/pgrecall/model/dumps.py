@@ -54,6 +54,19 @@ class TableSize(msgspec.Struct, frozen=True, array_like=True):
     bytes: int
 
 
+class TableProof(msgspec.Struct, frozen=True, array_like=True):
+    """What is in a table under the dump's snapshot: its rows, and the sum of their hashes (text).
+
+    The hash is that of PostgreSQL's hashtextextended over the row as text; the order of rows
+    makes no difference.
+    """
+
+    schema: str
+    name: str
+    rows: int
+    hash_sum: str
+
+
 class DatabaseProperties(msgspec.Struct, frozen=True, kw_only=True):
     """What CREATE DATABASE and ALTER DATABASE need to make it again.
 
@@ -82,7 +95,8 @@ class DumpedDatabase(msgspec.Struct, frozen=True, kw_only=True):
 
     ``snapshot_lsn`` (text) and ``snapshot_at`` (the server's clock): everything that was committed
     by then is in the dump, and nothing else. ``size_bytes``: of the database on the server;
-    ``raw_bytes``: what the tool wrote. ``tables``: the largest first.
+    ``raw_bytes``: what the tool wrote. ``tables``: the largest first. ``proofs``
+    only where they were asked for.
     """
 
     name: str
@@ -95,6 +109,7 @@ class DumpedDatabase(msgspec.Struct, frozen=True, kw_only=True):
     large_objects: int
     properties: DatabaseProperties
     tables: tuple[TableSize, ...] = ()
+    proofs: tuple[TableProof, ...] = ()
 
 
 class DumpRoot(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,7 +138,8 @@ class DumpCompletion(msgspec.Struct, frozen=True, kw_only=True):
     """The record that makes a dump exist; written last.
 
     ``snapshot_at`` is that of the newest database, by the server's clock. ``has_passwords``:
-    whether the globals hold the hashes of the roles' passwords. ``tool``: which pg_dump.
+    whether the globals hold the hashes of the roles' passwords. ``bootstrap_role``: the superuser
+    that initdb made, who has granted roles to others. ``tool``: which pg_dump.
     """
 
     format: int = FORMAT_VERSION
@@ -138,8 +154,10 @@ class DumpCompletion(msgspec.Struct, frozen=True, kw_only=True):
     dump_format: DumpFormat
     content: DumpContent
     databases: tuple[str, ...]
+    bootstrap_role: str
     has_globals: bool
     has_passwords: bool
+    has_proofs: bool = False
     snapshot_at: datetime
     snapshot_lsn: str
     started_at: datetime
@@ -170,6 +188,7 @@ class LoadChoice(msgspec.Struct, frozen=True, kw_only=True):
     clean: bool = False
     no_owner: bool = False
     no_privileges: bool = False
+    no_tablespaces: bool = False
     disable_triggers: bool = False
     single_transaction: bool = False
     goes_on: bool = False

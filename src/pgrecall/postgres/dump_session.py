@@ -12,8 +12,9 @@ from types import TracebackType
 from typing import Self
 
 import msgspec
+from psycopg import sql
 
-from pgrecall.model.dumps import DatabaseProperties, TableSize
+from pgrecall.model.dumps import DatabaseProperties, TableProof, TableSize
 from pgrecall.postgres.connection import Connection, connect
 from pgrecall.settings import ServerSettings
 
@@ -29,12 +30,16 @@ class DatabaseFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DumpFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What a dump is planned from. ``can_read_passwords``: of pg_authid."""
+    """What a dump is planned from. ``can_read_passwords``: of pg_authid.
+
+    ``bootstrap_role``: the superuser that initdb made, BOOTSTRAP_SUPERUSERID in PostgreSQL.
+    """
 
     version_num: int
     is_in_recovery: bool
     system_identifier: int
     role: str
+    bootstrap_role: str
     can_read_passwords: bool
     databases: tuple[DatabaseFacts, ...]
 
@@ -53,6 +58,11 @@ def dump_facts(connection: Connection) -> DumpFacts:
         is_in_recovery=connection.value("SELECT pg_catalog.pg_is_in_recovery()"),
         system_identifier=signed & 0xFFFFFFFFFFFFFFFF,
         role=str(connection.value("SELECT current_user::pg_catalog.text")),
+        bootstrap_role=str(
+            connection.value(
+                "SELECT rolname::pg_catalog.text FROM pg_catalog.pg_roles WHERE oid = 10"
+            )
+        ),
         can_read_passwords=connection.value(
             "SELECT pg_catalog.has_table_privilege('pg_catalog.pg_authid', 'SELECT')"
         ),
@@ -75,6 +85,39 @@ class Snapshot(msgspec.Struct, frozen=True):
     identifier: str
     lsn: str
     at: datetime
+
+
+def table_proofs(connection: Connection) -> tuple[TableProof, ...]:
+    """Rows and hashes of every ordinary table of the connection's database.
+
+    What rows look like as text is fixed for it, so that two servers can be compared. Raises
+    PostgresError, also where row security would hide rows from the role.
+    """
+    for name, value in (
+        ("row_security", "off"),
+        ("extra_float_digits", "3"),
+        ("intervalstyle", "postgres"),
+        ("bytea_output", "hex"),
+    ):
+        connection.rows("SELECT pg_catalog.set_config(%s, %s, false)", (name, value))
+    tables = connection.rows(
+        "SELECT n.nspname::pg_catalog.text, c.relname::pg_catalog.text"
+        " FROM pg_catalog.pg_class AS c"
+        " JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace"
+        " WHERE c.relkind = 'r' AND c.relpersistence <> 't'"
+        " AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_' ORDER BY 1, 2"
+    )
+    proofs = []
+    for schema, name in tables:
+        rows, total = connection.row(
+            sql.SQL(
+                "SELECT pg_catalog.count(*), COALESCE(pg_catalog.sum("
+                "pg_catalog.hashtextextended(t::pg_catalog.text, 0)::pg_catalog.numeric), 0)"
+                "::pg_catalog.text FROM ONLY {}.{} AS t"
+            ).format(sql.Identifier(schema), sql.Identifier(name))
+        )
+        proofs.append(TableProof(schema, name, int(rows), str(total)))
+    return tuple(proofs)
 
 
 class DatabaseSession:
@@ -150,6 +193,10 @@ class DatabaseSession:
             " ORDER BY 4 DESC, 1, 2"
         )
         return tuple(TableSize(*row) for row in rows)
+
+    def proofs(self) -> tuple[TableProof, ...]:
+        """Count and hash the rows of every ordinary table: reads them all."""
+        return table_proofs(self._connection)
 
     def large_objects(self) -> int:
         """How many there are."""

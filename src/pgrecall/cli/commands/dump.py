@@ -33,6 +33,9 @@ _FIELDS = DumpSettings.fields
 @click.option("--all", "everything", is_flag=True, help="All databases (also without any name).")
 @click.option("--globals-only", is_flag=True, help="Roles and tablespaces, no database.")
 @click.option("--cluster", is_flag=True, help="One SQL script of everything, as of pg_dumpall.")
+@click.option(
+    "--proofs", is_flag=True, help="Count and hash all rows, for a drill to compare (reads all)."
+)
 @click.option("--no-globals", is_flag=True, help="Without roles and tablespaces.")
 @click.option(
     "--with-passwords/--no-passwords",
@@ -126,6 +129,7 @@ def _request(databases: tuple[str, ...], options: dict[str, object]) -> DumpRequ
         dump_format=options["dump_format"] or "",  # type: ignore[arg-type]
         content=content,
         with_globals=not options["no_globals"],
+        with_proofs=bool(options["proofs"]),
         passwords=options["passwords"],  # type: ignore[arg-type]
         tool_compression=str(options["tool_compression"] or ""),
     )

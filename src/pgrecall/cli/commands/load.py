@@ -53,6 +53,7 @@ _MEBIBYTE = 1 << 20
 @click.option("--only-large-objects", is_flag=True, help="Large objects and nothing else.")
 @click.option("--no-owner", is_flag=True, help="Everything belongs to the role that loads.")
 @click.option("--no-privileges", is_flag=True, help="Without GRANT and REVOKE.")
+@click.option("--no-tablespaces", is_flag=True, help="All into the default tablespace.")
 @click.option("--disable-triggers", is_flag=True, help="While rows are loaded (superuser).")
 @click.option("--single-transaction", is_flag=True, help="All or nothing.")
 @click.option(
