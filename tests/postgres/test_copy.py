@@ -148,6 +148,52 @@ def test_an_encrypted_repository_holds_the_same_and_is_healed(
     assert (again.backups, again.wal_files, again.records) == ((), 0, 0)
 
 
+@pytest.mark.parametrize("into", ["safe", "two"])
+def test_a_kill_between_maps_and_records_of_names_is_made_good(
+    filled: Filled, several: Repositories, tmp_path: Path, into: str
+) -> None:
+    """Into an encrypted repository, and out of one: the two call each map by another name."""
+    passphrase = secret_file(tmp_path, "correct horse battery staple")
+    several.add("safe", path=str(tmp_path / "safe"), encryption="passphrase",
+                passphrase=f"file:{passphrase}")  # fmt: skip
+    source = "one"
+    if into == "two":
+        assert several.copy(target="safe").result == "ok"
+        source = "safe"
+    names = f"servers/{SERVER}/names"
+
+    def found(root: Path, below: str) -> int:
+        paths = (root / names / "0001" / below).rglob("[!.]*")
+        return sum(path.is_file() for path in paths)
+
+    mapped = found(filled.root, "maps")
+    assert mapped > 2
+    assert found(filled.root, "at")
+    # In the middle of the maps, behind them, and when some of the records are there.
+    for point, maps in (
+        ("copy.record:2", 1),
+        ("copy.name-maps", mapped),
+        ("copy.record:2", mapped),
+    ):
+        killed = subprocess.run(
+            several.command("copy", "--from", source, "--to", into),
+            env={**several.environment, "PGRECALL_FAULT_KILL": point},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert killed.returncode == -9, killed.stderr
+        assert maps <= found(tmp_path / into, "maps") <= mapped
+        assert found(tmp_path / into, "at") == 0 or point == "copy.record:2"
+    assert several.copy(source=source, target=into).result == "ok"
+    assert several.verify(into, depth="full").findings == ()
+    assert found(tmp_path / into, "maps") == mapped
+    if into == "two":
+        there = objects_of(several.root("two"), below=names)
+        visible = {key: data for key, data in there.items() if "/." not in key}
+        assert visible == objects_of(filled.root, below=names)
+    again = several.copy(source=source, target=into)
+    assert (again.backups, again.wal_files, again.records) == ((), 0, 0)
+
+
 def test_a_map_in_the_place_of_another_is_found(several: Repositories) -> None:
     assert several.copy().result == "ok"
     one, other = sorted(several.root("two").glob(f"servers/{SERVER}/names/0001/maps/*"))[:2]
