@@ -22,3 +22,14 @@ class RunsBrokenError(PgrecallError):
 
     code = "runs-broken"
     exit_status = 47
+
+
+class KeyUnavailableError(StoreError):
+    """What opens the keys (a KMS, by its command) could not be asked: nothing is known of a key."""
+
+    # A StoreError: whoever waits for a store that is away waits for this, too, and nobody takes
+    # it for damage.
+
+    code = "key-unavailable"
+    exit_status = 19
+    retryable = True

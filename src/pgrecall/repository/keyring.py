@@ -23,6 +23,7 @@ from pgrecall.errors import (
     RepositoryError,
     UsageError,
 )
+from pgrecall.further_errors import KeyUnavailableError
 from pgrecall.model.ids import DATA_KEY, check_id
 from pgrecall.repository.envelopes import (
     Envelope,
@@ -76,7 +77,10 @@ class RepositoryKeys:
         return self._read_identity().repository_id
 
     def current(self) -> DataKey:
-        """The key for new objects; raises KeyRefusedError, CorruptObjectError, StoreError."""
+        """The key for new objects.
+
+        Raises KeyRefusedError, CorruptObjectError, StoreError (of which KeyUnavailableError).
+        """
         with self._lock:
             return self._open(self.current_id())
 
@@ -215,16 +219,23 @@ class RepositoryKeys:
                 hint="bring keys/ back from another copy of the repository",
             )
         reasons = []
+        outage: KeyUnavailableError | None = None
         for envelope in envelopes:
             try:
                 found = self._opened[key_id] = open_envelope(envelope, self.wrapping)
-            except Unopened as error:
+            except (Unopened, KeyUnavailableError) as error:
                 reasons.append(f"envelope {envelope.number}: {error}")
+                outage = error if isinstance(error, KeyUnavailableError) else outage
                 continue
             return found
+        secret = f"{self.wrapping.shown} of repository {self.name}"
+        about = f"the key {key_id} in {self.store.name} ({'; '.join(reasons)})"
+        if outage is not None:
+            raise KeyUnavailableError(
+                f"{secret} could not be asked to open {about}", hint=outage.hint
+            ) from outage
         raise KeyRefusedError(
-            f"{self.wrapping.shown} of repository {self.name} does not open the key {key_id} in "
-            f"{self.store.name} ({'; '.join(reasons)})",
+            f"{secret} does not open {about}",
             hint="configure the secret with which it was wrapped last; when it is lost, the "
             "output of key export opens the repository (docs/encryption.md)",
         )
