@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from pgrecall.repository.opening import open_store
 from pgrecall.repository.wrapping import open_wrapping
 from pgrecall.settings import RepositorySettings, ServerSettings, Settings
 from pgrecall.store.base import Store
+from pgrecall.store.encrypted import EncryptedStore
 from pgrecall.store.opening import open_store as open_plain_store
 from pgrecall.system.progress import NoProgress
 from tests.support.encryption import secret_file
@@ -383,6 +385,54 @@ def test_a_process_takes_up_keys_of_others(tmp_path: Path) -> None:
     assert keys.find(third) is not None  # an object names it
     assert keys.current().key_id == third
     assert keys.find("k-20200101T000000Z-n0ne") is None
+
+
+def test_what_another_host_stored_under_a_new_key_is_read_at_once(place: Place) -> None:
+    """An agent looks for keys once a minute, and whenever an object names one that it lacks."""
+    now = [0.0]
+    keys = RepositoryKeys(
+        "main", place.plain, open_wrapping(place.settings, {}), clock=lambda: now[0]
+    )
+    agent = EncryptedStore(place.plain, keys)
+    assert agent.put("servers/main/first", [b"first"])
+    names = [f"servers/main/{number}" for number in range(3)]
+    for name in names:
+        second = place.rotate()
+        assert place.put(name) == second
+    assert agent.read(names[0]) == names[0].encode()
+    assert agent.read(names[1], 2, 5) == names[1].encode()[2:7]
+    with agent.reader(names[2]) as reader:
+        assert bytes(reader.read(0, reader.size)) == names[2].encode()
+    assert now == [0.0]
+    # What it stores meanwhile under the key of before, others read.
+    assert agent.put("servers/main/last", [b"last"])
+    assert place.store.read("servers/main/last") == b"last"
+
+
+def test_a_key_that_was_wrapped_anew_meanwhile_is_looked_up_again(place: Place) -> None:
+    """Its envelope of then is gone: that is no damage of what is encrypted with it."""
+    place.rotate()
+    place.put()
+    keys = place.keys()
+    assert len(keys.numbers()) == 2  # listed; only the first is opened
+    keys.root()
+    assert place.rewrap() == 2
+    assert place.rewrap(revoke_old=True) == 0
+    assert EncryptedStore(place.plain, keys).read(OBJECT) == OBJECT.encode()
+    # Nor where not even the first is open.
+    keys = place.keys()
+    keys.numbers()
+    assert place.rewrap() == 2
+    assert place.rewrap(revoke_old=True) == 0
+    assert EncryptedStore(place.plain, keys).read(OBJECT) == OBJECT.encode()
+
+
+def test_a_key_that_is_open_is_not_waited_for(place: Place) -> None:
+    """A KMS that does not answer for a new key holds up nobody who needs it not."""
+    keys = place.keys()
+    first = keys.current().key_id
+    with ThreadPoolExecutor(1) as pool, keys._lock:  # as whoever asks the KMS holds it
+        assert pool.submit(keys.find, first).result(timeout=10) is not None
 
 
 # --- commands ----------------------------------------------------------------------------
