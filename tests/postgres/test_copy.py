@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
+from pgrecall.app import opened
+from pgrecall.app.estimating import run_estimate
+from pgrecall.app.repositories import run_repositories
+from pgrecall.app.requests import RestoreRequest
+from pgrecall.app.restoring import run_restore
 from pgrecall.errors import BackupNotFoundError, RepositoryError
 from pgrecall.further_errors import RunsBrokenError
 from pgrecall.repository import layout
 from pgrecall.repository.identity import open_repository
 from pgrecall.repository.opening import open_store
 from pgrecall.repository.origins import accepted_ids
+from pgrecall.settings import RepositorySettings
+from pgrecall.store.base import Store
+from pgrecall.store.faulty import FaultyStore
 from tests.support.encryption import secret_file
 from tests.support.postgresql import ServerFactory
 from tests.support.product import SERVER, Product
@@ -239,6 +248,43 @@ def test_what_has_expired_there_is_not_brought_back(filled: Filled, several: Rep
     assert (again.backups, again.wal_files) == ((), 0)
     (found,) = several.copy(filled.first.backup_id).findings
     assert "has expired in repository 'two'" in found.message
+
+
+def test_each_completion_record_is_read_once(
+    filled: Filled, several: Repositories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command that plans over hundreds of backups asks the store for each of them once."""
+    assert several.copy().result == "ok"
+    stores: list[FaultyStore] = []
+
+    def recording(settings: RepositorySettings, environment: Mapping[str, str]) -> Store:
+        stores.append(FaultyStore(open_store(settings, environment)))
+        return stores[-1]
+
+    monkeypatch.setattr(opened, "open_store", recording)
+    named = RestoreRequest(
+        target_dir=str(tmp_path / "target"), backup_id=filled.first.backup_id, dry_run=True
+    )
+    newest = RestoreRequest(target_dir=str(tmp_path / "target"), dry_run=True)
+    for act, repositories in (
+        (several.copy, 2),
+        (lambda: several.verify("two"), 1),
+        (lambda: several.repair("two"), 1),
+        (lambda: run_restore(several.context("two", dry_run=True), newest), 1),
+        (lambda: run_restore(several.context("two", dry_run=True), named), 1),
+        (lambda: run_repositories(several.context()), 2),
+        (lambda: run_estimate(several.context("two")), 1),
+    ):
+        stores.clear()
+        act()
+        read = Counter(
+            (store.name, key)
+            for store in stores
+            for method, key in store.calls
+            if method == "read" and key.endswith("/complete.json")
+        )
+        assert set(read.values()) == {1}, read
+        assert len(read) == 2 * repositories, read
 
 
 @pytest.mark.parametrize("point", KILL_POINTS)
