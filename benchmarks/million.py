@@ -29,7 +29,6 @@ import pgrecall
 from pgrecall.backup.copy import CopyPool
 from pgrecall.backup.copy_source import CopySource, PageShape, WorkerResult
 from pgrecall.backup.entries import EntryWriter
-from pgrecall.repository.pack_sink import PackFactory
 from pgrecall.backup.results import CopyResults
 from pgrecall.backup.scan import Scan, scan_data_directory
 from pgrecall.backup.units import Unit, cut_into_units
@@ -39,6 +38,7 @@ from pgrecall.model.manifest import ManifestRoot, PackEntry, ServerFactsRecord, 
 from pgrecall.repository.block_digests import DigestSink, DigestStore
 from pgrecall.repository.contents import Contents
 from pgrecall.repository.manifests import ManifestReader, ManifestWriter
+from pgrecall.repository.pack_sink import PackFactory
 from pgrecall.repository.pack_source import PackSource
 from pgrecall.repository.packs import FRAME_BYTES, PackHeader
 from pgrecall.restore.writer import FileWriter, Part, make_directories

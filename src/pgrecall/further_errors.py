@@ -1,6 +1,6 @@
 """The part of the error tree for which errors.py, which says what each has, is too long."""
 
-from pgrecall.errors import PgrecallError, StoreError
+from pgrecall.errors import PgrecallError, RepositoryError, StoreError
 
 #: The cure for ObjectFrozenError.
 THAW = (
@@ -24,12 +24,40 @@ class RunsBrokenError(PgrecallError):
     exit_status = 47
 
 
+class DumpNotFoundError(RepositoryError):
+    """There is no complete dump of this id; it was never made, has expired, or lies elsewhere."""
+
+    code = "dump-not-found"
+    exit_status = 19
+
+
+class DrillFailedError(PgrecallError):
+    """A drill has failed: the copy did not come up, or is not what it should be."""
+
+    code = "drill-failed"
+    exit_status = 55
+
+
+class DumpError(PgrecallError):
+    """A dump was not made: one of PostgreSQL's tools failed, or the server would not let it."""
+
+    code = "dump-failed"
+    exit_status = 48
+
+
+class LoadError(PgrecallError):
+    """A dump was not loaded, or not all of it: the message says what was done and what was not."""
+
+    code = "load-failed"
+    exit_status = 49
+
+
 class KeyUnavailableError(StoreError):
     """What opens the keys (a KMS, by its command) could not be asked: nothing is known of a key."""
 
     # A StoreError: whoever waits for a store that is away waits for this, too, and nobody takes
-    # it for damage.
+    # it for damage. 75 as in sysexits.h: a temporary failure.
 
     code = "key-unavailable"
-    exit_status = 19
+    exit_status = 75
     retryable = True

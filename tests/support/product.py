@@ -102,7 +102,7 @@ class Product:
             f'host = "{server.host}"\nport = {server.port}\nuser = "{SUPERUSER}"\n'
             f"bin_directory = {json.dumps(str(server.installation.bin_directory))}\n"
             "[wal]\nretry_seconds = 0\n"
-            '[backup]\nlevel = 1\narchive_timeout_seconds = 15\ncheckpoint = "fast"\n'
+            '[backup]\nlevel = 1\nworkers = 2\narchive_timeout_seconds = 15\ncheckpoint = "fast"\n'
             f'[repositories.one]\nstore = "local"\npath = {json.dumps(self.repository.path)}\n',
             encoding="utf-8",
         )

@@ -1,7 +1,6 @@
 """Tiny files never fill a pack by their bytes: their number ends it, or its footer has no bound."""
 
-from pgrecall.backup import pack_sink
-from pgrecall.repository import layout
+from pgrecall.repository import layout, pack_sink
 from pgrecall.repository.pack_sink import PackFactory, PackSink
 from pgrecall.repository.packs import PackHeader, PackReader
 from pgrecall.store.memory import MemoryStore

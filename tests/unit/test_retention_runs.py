@@ -17,7 +17,7 @@ from pgrecall.model.damage import DamagedObject
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.policies import Policy
 from pgrecall.model.wal_files import WalFile, segment_name
-from pgrecall.repository import layout
+from pgrecall.repository import layout, name_layout
 from pgrecall.repository.leases import Lease, leased, new_lease, read_leases
 from pgrecall.repository.retention_log import append_any, read_state
 from pgrecall.retention.fates import ExpiryPlan
@@ -349,10 +349,10 @@ def test_what_lies_beside_segments_goes_with_them_and_histories_stay(
         layout.wal_key("main", 1, WalFile(f"{name}.00000028.backup")): True,
         layout.wal_key("main", 1, WalFile("00000002.history")): False,
         layout.rollup_key("main", 1, 1, "00000000"): False,
-        layout.name_record_key("main", 1, 1, Lsn(3 * SIZE), "n-1"): True,
-        layout.name_record_key("main", 1, 1, Lsn(9 * SIZE), "n-2"): False,
-        layout.name_record_key("main", 1, 1, Lsn(60 * SIZE), "n-3"): False,
-        layout.name_map_key("main", 1, "ab" * 32): False,
+        name_layout.name_record_key("main", 1, 1, Lsn(3 * SIZE), "n-1"): True,
+        name_layout.name_record_key("main", 1, 1, Lsn(9 * SIZE), "n-2"): False,
+        name_layout.name_record_key("main", 1, 1, Lsn(60 * SIZE), "n-3"): False,
+        name_layout.name_map_key("main", 1, "ab" * 32): False,
     }
     for key in keys:
         scene.store.put(key, [b"x"])

@@ -21,6 +21,8 @@ from pgrecall.settings.sections import ScheduleSettings
 JOBS: Mapping[str, tuple[str, ...]] = {
     "backup": ("backup",),
     "check": ("check",),
+    "drill": ("drill",),
+    "dump": ("dump",),
     "expire": ("expire", "--yes"),
     "purge": ("purge", "--yes"),
     "verify": ("verify",),

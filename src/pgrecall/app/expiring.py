@@ -63,7 +63,7 @@ def run_expire(context: RunContext, request: ExpireRequest) -> ExpireResult:
         run = ExpireRun(opened.store, context.server.name, opened.settings.name, author)
         plan = run.plan(_wishes(context, opened, request, author))
         question = (
-            f"Let {_counted(plan.items_going, 'backup')} and"
+            f"Let {_counted(plan.items_going, _word(plan))} and"
             f" {_counted(plan.segments_going, 'WAL segment')} expire?"
         )
         if not context.approve(plan, question=question if plan.changes else ""):
@@ -116,6 +116,10 @@ def _wishes(
         longest_pause=timedelta(days=context.settings.retention.longest_pause_days),
         chosen=frozenset(request.chosen),
     )
+
+
+def _word(plan: ExpiryPlan) -> str:
+    return "item" if any(one.kind != "backup" for one in plan.going) else "backup"
 
 
 def _counted(number: int, word: str) -> str:

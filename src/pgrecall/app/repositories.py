@@ -16,6 +16,7 @@ from pgrecall.model.damage import DamageMark
 from pgrecall.model.findings import Finding, Severity
 from pgrecall.model.manifest import Completion
 from pgrecall.model.verifications import Verification
+from pgrecall.repository.drill_log import DrillLog
 from pgrecall.repository.verifications import Verifications
 from pgrecall.settings import RepositorySettings
 from pgrecall.store.bucket_questions import ask_bucket
@@ -189,6 +190,7 @@ def _look(context: RunContext, settings: RepositorySettings) -> _Look:
         look.marks = catalog.damage.damaged()
         bucket = ask_bucket(settings, context.environment)
         verified = Verifications(opened.store, context.server.name).newest(_is_whole_look)
+        drilled = DrillLog(opened.store, context.server.name).newest()
     except PgrecallError as error:
         look.complete = []
         look.facts = msgspec.structs.replace(facts, problem=error.message)
@@ -205,6 +207,7 @@ def _look(context: RunContext, settings: RepositorySettings) -> _Look:
         last_verified_at=verified.recorded_at if verified is not None else None,
         last_verified_depth=verified.depth if verified is not None else "",
         last_verified_result=verified.result if verified is not None else None,
+        last_drilled_at=drilled.ended_at if drilled is not None else None,
     )
     return look
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 
+from pgrecall.model.dumps import DumpContent, DumpFormat, LoadChoice, Scope
 from pgrecall.model.targets import Action, Latest, RecoveryTarget
 from pgrecall.settings.declare import Value
 
@@ -75,6 +76,47 @@ class BackupRequest(msgspec.Struct, frozen=True, kw_only=True):
     source: str = ""
     full: bool = False
     dry_run: bool = False
+
+
+class DumpRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``dump``; overrides of [dump] are in the settings already. ``databases`` empty: all.
+
+    ``dump_format`` empty: the setting. ``passwords`` None: as the repository allows.
+    ``tool_compression``: METHOD or METHOD:LEVEL of pg_dump itself.
+    """
+
+    databases: tuple[str, ...] = ()
+    scope: Scope = "databases"
+    dump_format: DumpFormat | Literal[""] = ""
+    content: DumpContent = DumpContent()
+    with_globals: bool = True
+    with_proofs: bool = False
+    passwords: bool | None = None
+    tool_compression: str = ""
+
+
+class DrillRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``drill``; overrides of [drill] are in the settings already. ``backup_id`` empty: planned."""
+
+    backup_id: str = ""
+    dry_run: bool = False
+
+
+class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``load``: ``source`` is the id of a dump, or a path. ``into``: the database to load into.
+
+    ``database``: which one of the dump, empty: the only one, or that of the same name.
+    """
+
+    source: str
+    into: str
+    database: str = ""
+    choice: LoadChoice = LoadChoice()
+    jobs: int = 1
+    creates: bool = False
+    swaps: bool = False
+    analyzes: bool = True
+    maintenance_bytes: int = 0
 
 
 class RestoreRequest(msgspec.Struct, frozen=True, kw_only=True):

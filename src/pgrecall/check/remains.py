@@ -8,6 +8,7 @@ from datetime import datetime
 from pgrecall.model.findings import Finding
 from pgrecall.repository import layout
 from pgrecall.repository.catalog import Catalog, Unfinished
+from pgrecall.repository.dump_catalog import DumpCatalog
 from pgrecall.settings import RepositorySettings
 from pgrecall.store.base import ObjectInfo, Store
 from pgrecall.store.remains import ABANDONED_AFTER, abandoned_files
@@ -16,12 +17,13 @@ from pgrecall.store.remains import ABANDONED_AFTER, abandoned_files
 def remains(
     store: Store, settings: RepositorySettings, server: str, now: datetime
 ) -> Iterator[Finding]:
-    """Findings on unfinished backups and temporary files that are older than a day.
+    """Findings on unfinished backups, dumps and temporary files that are older than a day.
 
-    A backup that still runs, on whatever host, stores something all the time: it is
+    A backup or dump that still runs, on whatever host, stores something all the time: it is
     not among them. Raises StoreError.
     """
-    yield from judge_unfinished(Catalog(store, server).unfinished(), settings, server, now)
+    found = [*Catalog(store, server).unfinished(), *DumpCatalog(store, server).unfinished()]
+    yield from judge_unfinished(found, settings, server, now)
     yield from judge_abandoned(abandoned_files(settings), settings)
 
 

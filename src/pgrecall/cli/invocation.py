@@ -23,7 +23,7 @@ from pgrecall.settings import load_settings
 # The plan was shown when it was approved; only JSON says it again.
 _SHOWN_BEFORE = frozenset({"plan"})
 
-Flags = Mapping[str, str | int | float | bool | None]
+Flags = Mapping[str, str | int | float | bool | tuple[str, ...] | None]
 
 
 class Invocation:

@@ -19,6 +19,10 @@ from pgrecall.app.checking import CheckResult
 from pgrecall.app.client_install import ClientResult
 from pgrecall.app.copying import CopyResult
 from pgrecall.app.demo_report import DemoReport
+from pgrecall.app.drilling import DrillResult, DumpDrillResult
+from pgrecall.app.drills import DrillDetails, DrillList
+from pgrecall.app.dump_catalog import DumpContents, DumpDetails, DumpList
+from pgrecall.app.dumping import DumpResult
 from pgrecall.app.enabling import EnableResult
 from pgrecall.app.enabling_undo import UndoResult
 from pgrecall.app.estimating import EstimateResult
@@ -30,6 +34,9 @@ from pgrecall.app.indexing import WalIndexResult
 from pgrecall.app.initialize import InitResult
 from pgrecall.app.key_changing import ExportResult, RewrapResult, RotateResult
 from pgrecall.app.key_checking import KeyCheckResult
+from pgrecall.app.loading import LoadResult
+from pgrecall.app.loading_globals import LoadGlobalsResult
+from pgrecall.app.loading_undo import LoadUndoResult
 from pgrecall.app.purging import PurgeResult
 from pgrecall.app.receiving import ReceiveResult, SlotsResult
 from pgrecall.app.recoverable_result import RecoverableResult
@@ -96,6 +103,16 @@ SCHEMAS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "backup/1": ("backup", BackupResult),
     "backups-list/1": ("backups list", BackupList),
     "backups-show/1": ("backups show", BackupDetails),
+    "dump/1": ("dump", DumpResult),
+    "load/1": ("load", LoadResult),
+    "load-globals/1": ("load --globals", LoadGlobalsResult),
+    "drill/1": ("drill", DrillResult),
+    "drill-dump/1": ("drill", DumpDrillResult),
+    "drills-list/1": ("drills list", DrillList),
+    "drills-show/1": ("drills show", DrillDetails),
+    "dumps-list/1": ("dumps list", DumpList),
+    "dumps-show/1": ("dumps show", DumpDetails),
+    "dumps-contents/1": ("dumps show --contents", DumpContents),
     "repositories/1": ("repositories", RepositoriesResult),
     "runs-list/1": ("runs list", RunList),
     "runs-show/1": ("runs show", RunDetails),
@@ -119,6 +136,7 @@ SCHEMAS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "wal-index/1": ("wal index", WalIndexResult),
     "restore/1": ("restore", RestoreResult),
     "undo/1": ("undo", RestoreUndoResult),
+    "undo-load/1": ("undo", LoadUndoResult),
     "recoverable/1": ("recoverable", RecoverableResult),
     "wal-status/1": ("wal status", WalStatus),
     "wal-switch/1": ("wal switch", SwitchResult),

@@ -21,6 +21,14 @@ _BACKUPS = {
     "list": LazyCommand("backups", "list_command", "List the complete backups of a server."),
     "show": LazyCommand("backups", "show_command", "Show one backup."),
 }
+_DUMPS = {
+    "list": LazyCommand("dumps", "list_command", "List the complete dumps of a server."),
+    "show": LazyCommand("dumps", "show_command", "Show one dump, or its table of contents."),
+}
+_DRILLS = {
+    "list": LazyCommand("drills", "list_command", "List the drills of a server."),
+    "show": LazyCommand("drills", "show_command", "Show one drill: the evidence."),
+}
 _WAL = {
     "push": LazyCommand("wal", "push_command", "Archive one WAL file (archive_command)."),
     "fetch": LazyCommand("wal", "fetch_command", "Deliver one archived file (restore_command)."),
@@ -67,6 +75,11 @@ COMMANDS: dict[str, LazyCommand | LazyGroup] = {
     "status": LazyCommand("status", "command", "What could be restored now; runs, agent, targets."),
     "check": LazyCommand("check", "command", "Prove that server, archive and repository work."),
     "backup": LazyCommand("backup", "command", "Back a server up."),
+    "dump": LazyCommand("dump", "command", "Dump databases with PostgreSQL's own tools."),
+    "dumps": LazyGroup("dumps", table=_DUMPS, help="List dumps, or show one."),
+    "drill": LazyCommand("drill", "command", "Restore into a throwaway server, and prove it good."),
+    "drills": LazyGroup("drills", table=_DRILLS, help="List drills, or show one."),
+    "load": LazyCommand("load", "command", "Load a dump, or a file of pg_dump's."),
     "verify": LazyCommand("verify", "command", "Prove that what is stored is whole."),
     "copy": LazyCommand("copy", "command", "Copy backups and WAL to another repository."),
     "repair": LazyCommand("repair", "command", "Heal what is damaged from another repository."),
@@ -77,7 +90,7 @@ COMMANDS: dict[str, LazyCommand | LazyGroup] = {
     "runs": LazyGroup("runs", table=_RUNS, help="Who ran what: list, show, and prove the records."),
     "wal": LazyGroup("wal", table=_WAL, help="Archive WAL and fetch it back."),
     "restore": LazyCommand("restore", "command", "Bring a server back to any moment."),
-    "undo": LazyCommand("undo", "command", "Take a restore back that kept the old data."),
+    "undo": LazyCommand("undo", "command", "Take a restore or a load back that kept the old data."),
     "recoverable": LazyCommand(
         "recoverable", "command", "Show every moment that can be reached, and the gaps."
     ),

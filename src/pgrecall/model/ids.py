@@ -1,4 +1,4 @@
-"""Identities of backups and runs: kind, UTC time, random tail; they sort by time."""
+"""Identities of backups, dumps and runs: kind, UTC time, random tail; they sort by time."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pgrecall.errors import UsageError
 
 BACKUP = "b"
+DUMP = "d"
+DRILL = "t"
 RUN = "r"
 RESTORE = "x"
 NAMES = "n"
@@ -35,6 +37,12 @@ def check_id(text: str, kind: str) -> str:
             hint=f"it looks like {kind}-20261122T201637Z-7k3q; the list command shows them",
         )
     return text
+
+
+def kind_of(text: str) -> str:
+    """The kind of an identity, BACKUP and so on; empty for a text that is none."""
+    match = _PATTERN.match(text)
+    return match.group(1) if match is not None else ""
 
 
 def created_at(identity: str) -> datetime:

@@ -86,7 +86,7 @@ def envelopes_prefix(key_id: str) -> str:
 
 def envelope_key(key_id: str, number: int) -> str:
     """Key of envelope ``number`` (1 and up) of a data key."""
-    return f"{envelopes_prefix(key_id)}{_number(number)}.json"
+    return f"{envelopes_prefix(key_id)}{number_part(number)}.json"
 
 
 # --- numbered records ----------------------------------------------------------
@@ -99,7 +99,7 @@ def generations_prefix(server: str) -> str:
 
 def generation_key(server: str, number: int) -> str:
     """Key of generation record ``number`` (1 and up)."""
-    return f"{generations_prefix(server)}{_number(number)}.json"
+    return f"{generations_prefix(server)}{number_part(number)}.json"
 
 
 def owners_prefix(server: str) -> str:
@@ -109,7 +109,7 @@ def owners_prefix(server: str) -> str:
 
 def owner_key(server: str, number: int) -> str:
     """Key of owner record ``number`` (1 and up)."""
-    return f"{owners_prefix(server)}{_number(number)}.json"
+    return f"{owners_prefix(server)}{number_part(number)}.json"
 
 
 def enablements_prefix(server: str) -> str:
@@ -119,7 +119,7 @@ def enablements_prefix(server: str) -> str:
 
 def enablement_key(server: str, number: int) -> str:
     """Key of enablement record ``number`` (1 and up)."""
-    return f"{enablements_prefix(server)}{_number(number)}.json"
+    return f"{enablements_prefix(server)}{number_part(number)}.json"
 
 
 def retention_prefix(server: str) -> str:
@@ -129,7 +129,7 @@ def retention_prefix(server: str) -> str:
 
 def retention_key(server: str, number: int) -> str:
     """Key of retention record ``number`` (1 and up)."""
-    return f"{retention_prefix(server)}{_number(number)}.json"
+    return f"{retention_prefix(server)}{number_part(number)}.json"
 
 
 def leases_prefix(server: str, lease_id: str = "") -> str:
@@ -139,17 +139,17 @@ def leases_prefix(server: str, lease_id: str = "") -> str:
 
 def lease_key(server: str, lease_id: str, number: int) -> str:
     """Key of record ``number`` (1 and up) of a lease: each renewal is one."""
-    return f"{leases_prefix(server, lease_id)}{_number(number)}.json"
+    return f"{leases_prefix(server, lease_id)}{number_part(number)}.json"
 
 
 def branches_prefix(server: str, generation: int) -> str:
     """Prefix of the records of branches that may go on beyond a fork."""
-    return f"{server_prefix(server)}branches/{_number(generation)}/"
+    return f"{server_prefix(server)}branches/{number_part(generation)}/"
 
 
 def branch_key(server: str, generation: int, number: int) -> str:
     """Key of branch record ``number`` (1 and up)."""
-    return f"{branches_prefix(server, generation)}{_number(number)}.json"
+    return f"{branches_prefix(server, generation)}{number_part(number)}.json"
 
 
 def damage_prefix(server: str, backup_id: str = "") -> str:
@@ -160,7 +160,7 @@ def damage_prefix(server: str, backup_id: str = "") -> str:
 
 def damage_key(server: str, backup_id: str, number: int) -> str:
     """Key of mark ``number`` (1 and up) of a backup."""
-    return f"{damage_prefix(server, backup_id)}{_number(number)}.json"
+    return f"{damage_prefix(server, backup_id)}{number_part(number)}.json"
 
 
 def verified_prefix(server: str, run_id: str = "") -> str:
@@ -171,7 +171,7 @@ def verified_prefix(server: str, run_id: str = "") -> str:
 
 def verified_key(server: str, run_id: str, number: int) -> str:
     """Key of record ``number`` (1 and up) of one verification."""
-    return f"{verified_prefix(server, run_id)}{_number(number)}.json"
+    return f"{verified_prefix(server, run_id)}{number_part(number)}.json"
 
 
 def origin_key(repository_id: str) -> str:
@@ -192,13 +192,18 @@ def number_of(name: str) -> int:
     return _parse_number(name, name)
 
 
-# --- backups ---------------------------------------------------------------------
+# --- backups and dumps -------------------------------------------------------------
+
+# By the kind in their ids, BACKUP and DUMP of model.ids, which is too heavy for this module.
+_BACKUP, _DUMP = "b", "d"
+_HOMES = {_BACKUP: "backups", _DUMP: "dumps"}
 
 
 class BackupKey:
-    """A parsed key below a backup: ``kind`` is PACK, DIGESTS, MANIFEST, MANIFEST_PART, COMPLETE.
+    """A parsed key below a backup or dump.
 
-    ``number`` counts packs, digest objects and manifest parts; 0 for the two kinds that are single.
+    ``kind`` is PACK, DIGESTS, MANIFEST, MANIFEST_PART or COMPLETE; ``number`` counts packs, digest
+    objects and manifest parts; it is 0 for the two kinds that are single.
     """
 
     __slots__ = ("backup_id", "kind", "number", "server")
@@ -221,12 +226,18 @@ class BackupKey:
 
 def backups_prefix(server: str) -> str:
     """Prefix of all backups of a server."""
-    return f"{server_prefix(server)}backups/"
+    return f"{server_prefix(server)}{_HOMES[_BACKUP]}/"
+
+
+def dumps_prefix(server: str) -> str:
+    """Prefix of all dumps of a server."""
+    return f"{server_prefix(server)}{_HOMES[_DUMP]}/"
 
 
 def backup_prefix(server: str, backup_id: str) -> str:
-    """Prefix of one backup's objects, with its final slash."""
-    return f"{backups_prefix(server)}{backup_id}/"
+    """Prefix of one backup's (or dump's, its id tells) objects, with its final slash."""
+    home = _HOMES.get(backup_id[:1], _HOMES[_BACKUP])
+    return f"{server_prefix(server)}{home}/{backup_id}/"
 
 
 def pack_prefix(server: str, backup_id: str) -> str:
@@ -236,12 +247,12 @@ def pack_prefix(server: str, backup_id: str) -> str:
 
 def pack_key(server: str, backup_id: str, number: int) -> str:
     """Key of pack ``number`` of a backup."""
-    return f"{pack_prefix(server, backup_id)}{_number(number)}"
+    return f"{pack_prefix(server, backup_id)}{number_part(number)}"
 
 
 def digests_key(server: str, backup_id: str, number: int) -> str:
     """Key of object ``number`` of a backup's block digests."""
-    return f"{backup_prefix(server, backup_id)}digests-{_number(number)}"
+    return f"{backup_prefix(server, backup_id)}digests-{number_part(number)}"
 
 
 def manifest_key(server: str, backup_id: str) -> str:
@@ -251,7 +262,7 @@ def manifest_key(server: str, backup_id: str) -> str:
 
 def manifest_part_key(server: str, backup_id: str, number: int) -> str:
     """Key of part ``number`` of a backup's manifest."""
-    return f"{backup_prefix(server, backup_id)}manifest-{_number(number)}"
+    return f"{backup_prefix(server, backup_id)}manifest-{number_part(number)}"
 
 
 def complete_key(server: str, backup_id: str) -> str:
@@ -260,9 +271,11 @@ def complete_key(server: str, backup_id: str) -> str:
 
 
 def parse_backup_key(key: str) -> BackupKey:
-    """Take a backup object's key apart; raises RepositoryError when it is none."""
+    """Take the key of a backup's or dump's object apart; RepositoryError when it is none."""
     parts = key.split("/")
-    if len(parts) != 5 or parts[0] != "servers" or parts[2] != "backups" or not parts[3]:
+    if len(parts) != 5 or parts[0] != "servers" or not parts[3]:
+        raise _bad_key(key, "a backup's object")
+    if parts[2] != _HOMES.get(parts[3][:1], _HOMES[_BACKUP]):
         raise _bad_key(key, "a backup's object")
     server, backup_id, name = decode_server(parts[1]), parts[3], parts[4]
     if name == "manifest":
@@ -274,6 +287,16 @@ def parse_backup_key(key: str) -> BackupKey:
         if name.startswith(stem):
             return BackupKey(server, backup_id, kind, _parse_number(name[len(stem) :], key))
     raise _bad_key(key, "a backup's object")
+
+
+def drills_prefix(server: str) -> str:
+    """Prefix of the records of a server's drills."""
+    return f"{server_prefix(server)}drills/"
+
+
+def drill_key(server: str, drill_id: str) -> str:
+    """Key of the record of a drill."""
+    return f"{drills_prefix(server)}{drill_id}.json"
 
 
 # --- the journal of runs ----------------------------------------------------------
@@ -299,55 +322,13 @@ def chains_prefix(server: str, repository_id: str = "") -> str:
 def chain_prefix(server: str, repository_id: str, writer: str, part: int | None = None) -> str:
     """Prefix of one writer's chain, or of a part of it; a thousand records share a part."""
     prefix = f"{chains_prefix(server, repository_id)}{encode_server(writer)}/"
-    return prefix if part is None else f"{prefix}{_number(part)}/"
+    return prefix if part is None else f"{prefix}{number_part(part)}/"
 
 
 def chain_key(server: str, repository_id: str, writer: str, sequence: int) -> str:
     """Key of one record in a writer's chain."""
     part = sequence // CHAIN_PART_RECORDS
-    return f"{chain_prefix(server, repository_id, writer, part)}{_number(sequence)}.json"
-
-
-# --- names of relations ------------------------------------------------------------
-
-
-def names_prefix(server: str, generation: int, timeline: int | None = None) -> str:
-    """Prefix of the records of name maps of a generation, or of one timeline."""
-    prefix = f"{server_prefix(server)}names/{_number(generation)}/at/"
-    return prefix if timeline is None else f"{prefix}{timeline:08X}/"
-
-
-def name_record_key(server: str, generation: int, timeline: int, lsn: int, record_id: str) -> str:
-    """Key of the record of all name maps at one position."""
-    return f"{names_prefix(server, generation, timeline)}{lsn:016X}-{record_id}.json"
-
-
-def generation_of_name_record(server: str, key: str) -> int | None:
-    """The generation of a record of name maps, by its key; None for other keys."""
-    return _generation_of_names(server, key, "at/")
-
-
-def generation_of_name_map(server: str, key: str) -> int | None:
-    """The generation of a name map, by its key; None for other keys."""
-    return _generation_of_names(server, key, "maps/")
-
-
-def _generation_of_names(server: str, key: str, directory: str) -> int | None:
-    prefix = f"{server_prefix(server)}names/"
-    number, _, rest = key.removeprefix(prefix).partition("/")
-    if not key.startswith(prefix) or not rest.startswith(directory) or not number.isdigit():
-        return None
-    return int(number)
-
-
-def name_maps_prefix(server: str, generation: int) -> str:
-    """Prefix of the name maps of a generation."""
-    return f"{server_prefix(server)}names/{_number(generation)}/maps/"
-
-
-def name_map_key(server: str, generation: int, name: str) -> str:
-    """Key of one database's name map; its ``name`` is that of its content (hex)."""
-    return f"{name_maps_prefix(server, generation)}{name}"
+    return f"{chain_prefix(server, repository_id, writer, part)}{number_part(sequence)}.json"
 
 
 # --- the WAL archive ---------------------------------------------------------------
@@ -357,7 +338,7 @@ def wal_prefix(
     server: str, generation: int, timeline: int | None = None, log: int | None = None
 ) -> str:
     """Prefix of a generation's archive, narrowed to a timeline and to one log (LSN >> 32) of it."""
-    prefix = f"{server_prefix(server)}wal/{_number(generation)}/"
+    prefix = f"{server_prefix(server)}wal/{number_part(generation)}/"
     if timeline is None:
         return prefix
     prefix += f"{timeline:08X}/"
@@ -372,7 +353,7 @@ def wal_key(server: str, generation: int, file: WalFile) -> str:
 
 def wal_index_prefix(server: str, generation: int, timeline: int) -> str:
     """Prefix of the indexes of one timeline that were made later than their segments."""
-    return f"{server_prefix(server)}wal-index/{_number(generation)}/{timeline:08X}/"
+    return f"{server_prefix(server)}wal-index/{number_part(generation)}/{timeline:08X}/"
 
 
 def wal_index_key(server: str, generation: int, file: WalFile) -> str:
@@ -383,7 +364,7 @@ def wal_index_key(server: str, generation: int, file: WalFile) -> str:
 
 def rollups_prefix(server: str, generation: int, timeline: int) -> str:
     """Prefix of the roll-ups of indexes of one timeline; each is named after its log directory."""
-    return f"{server_prefix(server)}wal-rollups/{_number(generation)}/{timeline:08X}/"
+    return f"{server_prefix(server)}wal-rollups/{number_part(generation)}/{timeline:08X}/"
 
 
 def rollup_key(server: str, generation: int, timeline: int, log: str) -> str:
@@ -456,14 +437,15 @@ def parse_wal_key(key: str) -> tuple[str, int, WalFile]:
     return server, generation, file
 
 
-def _number(number: int) -> str:
+def number_part(number: int) -> str:
+    """A number as a part of a key: decimal, four digits at least."""
     if number < 0:
         raise ValueError(f"numbers in keys are not negative: {number}")
     return f"{number:04d}"
 
 
 def _parse_number(text: str, whole: str) -> int:
-    if not (text.isascii() and text.isdigit()) or _number(int(text)) != text:
+    if not (text.isascii() and text.isdigit()) or number_part(int(text)) != text:
         raise RepositoryError(f"{whole!r} has no number where one belongs")
     return int(text)
 

@@ -34,7 +34,7 @@ from pgrecall.system.clock import SystemClock
 
 log = logging.getLogger(__name__)
 
-LeaseKind = Literal["backup", "restore", "verify", "expire", "purge"]
+LeaseKind = Literal["backup", "dump", "restore", "verify", "expire", "purge"]
 
 _RENEWALS = 3
 # Listings may lag behind puts on some stores, and a renewal may be late.

@@ -1,4 +1,4 @@
-"""Writing and reading manifests in parts, so that a million files fit in bounded memory."""
+"""Manifests of backups and dumps, in parts, so that a million files fit in bounded memory."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import msgspec
 
 from pgrecall.codec.digests import stored_digest
 from pgrecall.errors import CorruptObjectError, RepositoryError
+from pgrecall.model.dumps import DumpRoot
 from pgrecall.model.manifest import (
     FORMAT_VERSION,
     DigestsEntry,
@@ -23,6 +24,7 @@ from pgrecall.store.base import Store
 
 PART_ENTRIES = 20_000
 ROOT_KIND = "manifest"
+DUMP_ROOT_KIND = "dump-manifest"
 PART_KINDS = {
     "files": "manifest-files",
     "packs": "manifest-packs",
@@ -31,10 +33,12 @@ PART_KINDS = {
 _Kind = Literal["files", "packs", "digests"]
 
 _Entry = TypeVar("_Entry")
+_Root = TypeVar("_Root", ManifestRoot, DumpRoot)
 _Listed = FileEntry | PackEntry | DigestsEntry
 
 _ENCODER = msgspec.json.Encoder()
 _ROOTS = msgspec.json.Decoder(ManifestRoot)
+_DUMP_ROOTS = msgspec.json.Decoder(DumpRoot)
 _FILES = msgspec.json.Decoder(list[FileEntry])
 _PACKS = msgspec.json.Decoder(list[PackEntry])
 _DIGESTS = msgspec.json.Decoder(list[DigestsEntry])
@@ -128,9 +132,10 @@ class ManifestWriter:
             )
         )
 
-    def finish(self, root: ManifestRoot) -> StoredManifest:
+    def finish(self, root: ManifestRoot | DumpRoot) -> StoredManifest:
         """Store the root; its ``parts`` must be ours."""
-        data = encode_document(ROOT_KIND, self._repository_id, _ENCODER.encode(root))
+        kind = ROOT_KIND if isinstance(root, ManifestRoot) else DUMP_ROOT_KIND
+        data = encode_document(kind, self._repository_id, _ENCODER.encode(root))
         self._put(layout.manifest_key(self._server, self._backup_id), data)
         return StoredManifest(len(data), stored_digest(data).hex(), self._sizes)
 
@@ -139,32 +144,21 @@ class ManifestWriter:
         self._sizes[key] = len(data)
 
 
-class ManifestReader:
-    """Reads one manifest; parts are fetched one at a time and checked against the root."""
+class _PartsReader:
+    """Reads the parts of a manifest, one at a time, each checked against the root."""
 
-    def __init__(self, store: Store, server: str, backup_id: str, digest: str) -> None:
-        """Fetch the root; ``digest`` (hex) is the completion record's."""
+    def __init__(
+        self, store: Store, server: str, backup_id: str, parts: tuple[PartEntry, ...]
+    ) -> None:
         self._store = store
         self._server = server
         self._backup_id = backup_id
-        key = layout.manifest_key(server, backup_id)
-        body = decode_document(key, ROOT_KIND, store.read(key), digest=digest)
-        try:
-            self.root = _ROOTS.decode(body)
-        except msgspec.DecodeError as error:
-            raise _damaged(key, error) from error
-        if self.root.format > FORMAT_VERSION:
-            raise RepositoryError(
-                f"{key} has format {self.root.format}, this pgrecall knows {FORMAT_VERSION}",
-                hint="use a newer pgrecall",
-            )
-        if self.root.backup_id != backup_id:
-            raise CorruptObjectError(f"{key} is the manifest of {self.root.backup_id}")
+        self._parts = parts
 
     def packs(self) -> list[PackEntry]:
         """All packs, in the order that runs refer to."""
         packs: list[PackEntry] = []
-        for part in self.root.parts:
+        for part in self._parts:
             if part.kind == "packs":
                 packs.extend(self._part(part, _PACKS))
         return packs
@@ -172,14 +166,14 @@ class ManifestReader:
     def digests(self) -> list[DigestsEntry]:
         """All objects of block digests, in the order that files refer to."""
         objects: list[DigestsEntry] = []
-        for part in self.root.parts:
+        for part in self._parts:
             if part.kind == "digests":
                 objects.extend(self._part(part, _DIGESTS))
         return objects
 
     def files(self) -> Iterator[FileEntry]:
         """All files and directories, in order, one part in memory at a time."""
-        for part in self.root.parts:
+        for part in self._parts:
             if part.kind == "files":
                 yield from self._part(part, _FILES)
 
@@ -194,6 +188,47 @@ class ManifestReader:
         if len(entries) != part.entries:
             raise CorruptObjectError(f"{key} lists {len(entries)} entries, not {part.entries}")
         return entries
+
+
+class ManifestReader(_PartsReader):
+    """Reads the manifest of a backup."""
+
+    def __init__(self, store: Store, server: str, backup_id: str, digest: str) -> None:
+        """Fetch the root; ``digest`` (hex) is the completion record's."""
+        self.root = _read_root(store, (server, backup_id), digest, (ROOT_KIND, _ROOTS))
+        super().__init__(store, server, backup_id, self.root.parts)
+
+
+class DumpManifestReader(_PartsReader):
+    """Reads the manifest of a dump: its files are what the tools wrote."""
+
+    def __init__(self, store: Store, server: str, dump_id: str, digest: str) -> None:
+        """Fetch the root; ``digest`` (hex) is the completion record's."""
+        self.root = _read_root(store, (server, dump_id), digest, (DUMP_ROOT_KIND, _DUMP_ROOTS))
+        super().__init__(store, server, dump_id, self.root.parts)
+
+
+def _read_root(
+    store: Store,
+    owner: tuple[str, str],
+    digest: str,
+    kind: tuple[str, msgspec.json.Decoder[_Root]],
+) -> _Root:
+    """The root of what ``owner`` names: a server, and the id of a backup or dump."""
+    key = layout.manifest_key(*owner)
+    body = decode_document(key, kind[0], store.read(key), digest=digest)
+    try:
+        root = kind[1].decode(body)
+    except msgspec.DecodeError as error:
+        raise _damaged(key, error) from error
+    if root.format > FORMAT_VERSION:
+        raise RepositoryError(
+            f"{key} has format {root.format}, this pgrecall knows {FORMAT_VERSION}",
+            hint="use a newer pgrecall",
+        )
+    if root.backup_id != owner[1]:
+        raise CorruptObjectError(f"{key} is the manifest of {root.backup_id}")
+    return root
 
 
 def _damaged(key: str, error: Exception) -> CorruptObjectError:

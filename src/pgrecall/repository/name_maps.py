@@ -16,7 +16,7 @@ from pgrecall.model.ids import NAMES, new_id
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.name_maps import FORMAT_VERSION, DatabaseEntry, DatabaseNames, NameRecord
 from pgrecall.postgres.relation_names import FoundNames
-from pgrecall.repository import layout
+from pgrecall.repository import name_layout
 from pgrecall.repository.content_names import content_name
 from pgrecall.repository.documents import decode_document, encode_document, sealed, unsealed
 from pgrecall.repository.identity import Generation
@@ -70,7 +70,7 @@ class NameMaps:
             lsn=str(found.lsn),
             databases=tuple(entries),
         )
-        key = layout.name_record_key(
+        key = name_layout.name_record_key(
             self.server, self.generation.number, found.timeline, found.lsn, record.record_id
         )
         if not self.store.put(key, [sealed(record)]):
@@ -81,7 +81,7 @@ class NameMaps:
         """Where the records of these timelines lie, by position; one listing for each."""
         found = []
         for timeline in timelines:
-            prefix = layout.names_prefix(self.server, self.generation.number, timeline)
+            prefix = name_layout.names_prefix(self.server, self.generation.number, timeline)
             for info in self.store.list(prefix):
                 found.append(NamePlace(timeline, _position(info.key, prefix), info.key))
         return sorted(found, key=lambda place: (place.lsn, place.key))
@@ -120,7 +120,7 @@ class NameMaps:
 
     def _map_key(self, digest: str) -> str:
         name = content_name(self.store, digest)
-        return layout.name_map_key(self.server, self.generation.number, name)
+        return name_layout.name_map_key(self.server, self.generation.number, name)
 
 
 def referred_maps(store: Store, server: str, key: str, data: bytes) -> tuple[str, ...]:
@@ -128,16 +128,16 @@ def referred_maps(store: Store, server: str, key: str, data: bytes) -> tuple[str
 
     Raises CorruptObjectError.
     """
-    number = layout.generation_of_name_record(server, key)
+    number = name_layout.generation_of_name_record(server, key)
     if number is None:
         return ()
     names = sorted(content_name(store, one) for one in referred_digests(server, key, data))
-    return tuple(layout.name_map_key(server, number, name) for name in names)
+    return tuple(name_layout.name_map_key(server, number, name) for name in names)
 
 
 def referred_digests(server: str, key: str, data: bytes) -> tuple[str, ...]:
     """Digests (hex) of the maps that the record ``data`` refers to, else as ``referred_maps``."""
-    if layout.generation_of_name_record(server, key) is None:
+    if name_layout.generation_of_name_record(server, key) is None:
         return ()
     try:
         record = _RECORDS.decode(unsealed(key, data))
@@ -151,11 +151,11 @@ def check_map_name(store: Store, server: str, key: str, data: bytes) -> None:
 
     ``data`` is a whole document.
     """
-    number = layout.generation_of_name_map(server, key)
+    number = name_layout.generation_of_name_map(server, key)
     if number is None:
         return
     digest = stored_digest(bytes(decode_document(key, MAP_KIND, data))).hex()
-    if layout.name_map_key(server, number, content_name(store, digest)) != key:
+    if name_layout.name_map_key(server, number, content_name(store, digest)) != key:
         raise _other_content(key)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from pgrecall.model.catalog_items import WalSpan
 from pgrecall.model.wal_files import WalFile
-from pgrecall.repository import layout
+from pgrecall.repository import layout, name_layout
 from pgrecall.repository.identity import Generation
 from pgrecall.store.base import Store
 
@@ -65,7 +65,7 @@ def _tails(
 def _names(
     store: Store, server: str, generation: Generation, spans: Sequence[WalSpan]
 ) -> Iterator[tuple[str, int]]:
-    prefix = layout.names_prefix(server, generation.number, spans[0].timeline)
+    prefix = name_layout.names_prefix(server, generation.number, spans[0].timeline)
     records = [(int(info.key.removeprefix(prefix)[:16], 16), info) for info in store.list(prefix)]
     for (at, info), (following, _) in itertools.pairwise(records):
         if _covers(spans, at, following + 1):

@@ -9,10 +9,12 @@ import msgspec
 
 from pgrecall.errors import ObjectMissingError, RepositoryError
 from pgrecall.model.catalog_items import CatalogItem, WalNeed
-from pgrecall.model.ids import created_at
+from pgrecall.model.dumps import DumpCompletion
+from pgrecall.model.ids import DUMP, created_at, kind_of
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.manifest import Completion
 from pgrecall.repository.catalog import Catalog
+from pgrecall.repository.dump_catalog import DumpCatalog
 from pgrecall.repository.identity import generations
 from pgrecall.repository.leases import HeldLease, read_leases
 from pgrecall.repository.references import Referred, needed_of
@@ -27,14 +29,15 @@ _ALL = 1 << 62
 class Gathered(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that plans are made from, seen once.
 
-    ``backups`` are those that have not been purged, expired ones too, by id. ``marked``:
-    those that a verification found damaged. ``unknown``: ids whose records cannot be read,
-    with what is wrong. ``listings`` have all WAL.
+    ``backups`` and ``dumps`` are those that have not been purged, expired ones too, by id.
+    ``marked``: those that a verification found damaged. ``unknown``: ids whose records cannot be
+    read, with what is wrong. ``listings`` have all WAL.
     """
 
     server: str
     state: RetentionState
     backups: Mapping[str, Completion]
+    dumps: Mapping[str, DumpCompletion]
     marked: frozenset[str]
     unknown: Mapping[str, str]
     listings: tuple[WalListing, ...]
@@ -59,6 +62,11 @@ class Gathered(msgspec.Struct, frozen=True, kw_only=True):
             repository=repository,
             items=[
                 *(item_of(one, is_good=self._is_good(one)) for one in listed),
+                *(
+                    item_of_dump(one)
+                    for one in self.dumps.values()
+                    if self.state.is_listed(one.backup_id)
+                ),
                 *self._unreadable(),
             ],
             listings=[
@@ -81,14 +89,16 @@ class Gathered(msgspec.Struct, frozen=True, kw_only=True):
         """Those of which just the id is known."""
         return [
             CatalogItem(
-                kind="backup",
+                kind="dump" if kind_of(item_id) == DUMP else "backup",
                 item_id=item_id,
                 made_at=created_at(item_id),
                 stored_bytes=0,
                 state="damaged",
             )
             for item_id in self.unknown
-            if item_id not in self.backups and self.state.is_listed(item_id)
+            if item_id not in self.backups
+            and item_id not in self.dumps
+            and self.state.is_listed(item_id)
         ]
 
     def alive(self, store_now: datetime) -> list[HeldLease]:
@@ -102,11 +112,13 @@ def gather(store: Store, server: str) -> Gathered:
     # Before the backups: a record that comes in between is found by the number of the next.
     state = read_state(store, server)
     backups, damaged = catalog.survey(with_expired=True, state=state)
-    unknown = {finding.subject: finding.message for finding in damaged}
+    dumps, damaged_dumps = DumpCatalog(store, server).survey(with_expired=True, state=state)
+    unknown = {finding.subject: finding.message for finding in (*damaged, *damaged_dumps)}
     return Gathered(
         server=server,
         state=state,
         backups={backup.backup_id: backup for backup in backups},
+        dumps={dump.backup_id: dump for dump in dumps},
         marked=frozenset(catalog.damage.damaged()),
         unknown=unknown,
         listings=tuple(list_wal(store, server, one) for one in generations(store, server)),
@@ -132,6 +144,16 @@ def shared_bytes(
         for owner, keys in found.items():
             shared.setdefault(owner, {}).update(keys)
     return {owner: sum(keys.values()) for owner, keys in shared.items()}
+
+
+def item_of_dump(dump: DumpCompletion) -> CatalogItem:
+    """A dump as an item of the catalog: it needs no WAL, and nothing of other items."""
+    return CatalogItem(
+        kind="dump",
+        item_id=dump.backup_id,
+        made_at=dump.snapshot_at,
+        stored_bytes=dump.totals.stored_bytes,
+    )
 
 
 def item_of(backup: Completion, *, is_good: bool) -> CatalogItem:

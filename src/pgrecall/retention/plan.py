@@ -13,6 +13,7 @@ import msgspec
 
 from pgrecall.model.catalog_items import CatalogItem, WalSpan
 from pgrecall.model.findings import Finding
+from pgrecall.model.ids import DUMP, kind_of
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.policies import Policy
 from pgrecall.model.timelines import TimelineHistory
@@ -222,7 +223,7 @@ class _Planning:
             return "there is no retention policy"
         if self._wishes.chosen:
             return "the next expire by the policy decides"
-        if self._facts.unknown:
+        if any(kind_of(item_id) != DUMP for item_id in self._facts.unknown):
             return "what damaged records need is not known"
         if not self._of(listing):
             return "no good backup of this generation is in this repository yet"
@@ -300,7 +301,11 @@ class _Planning:
                 severity="warn",
                 code="item-unreadable",
                 subject=item_id,
-                message=f"it is left alone, and so is all WAL: {problem}",
+                message=(
+                    f"it is left alone: {problem}"
+                    if kind_of(item_id) == DUMP
+                    else f"it is left alone, and so is all WAL: {problem}"
+                ),
                 hint=f"heal it from another repository, or give it up: pgrecall expire {item_id}",
             )
             for item_id, problem in self._facts.unknown.items()

@@ -19,8 +19,10 @@ import msgspec
 from pgrecall.errors import ClockJumpError, StoreRefusedError
 from pgrecall.model.catalog_items import spans_without
 from pgrecall.model.findings import Finding
+from pgrecall.model.ids import DUMP, kind_of
 from pgrecall.repository import layout
 from pgrecall.repository.catalog import Catalog
+from pgrecall.repository.dump_catalog import DumpCatalog
 from pgrecall.repository.identity import generations
 from pgrecall.repository.leases import ended_lease_keys
 from pgrecall.repository.references import needed_of
@@ -182,21 +184,22 @@ class PurgeRun:
 
     def _candidates(self, gathered: Gathered) -> tuple[list[Candidate], list[WaitingItem]]:
         catalog = Catalog(self._store, self._task.server)
-        existing = catalog.ids()
+        dumps = DumpCatalog(self._store, self._task.server)
+        existing = [*catalog.ids(), *dumps.ids()]
         return candidates(
             gathered,
-            catalog.unfinished(),
+            [*catalog.unfinished(), *dumps.unfinished()],
             [item_id for item_id in existing if item_id in gathered.state.purging],
             now=self._author.store_now,
             grace=self._task.grace,
         )
 
     def _blocking(self, gathered: Gathered) -> dict[str, str]:
-        """Unreadable items that nobody has given up: they may need any pack of an older one."""
+        """Unreadable backups that nobody has given up: they may need any pack of an older one."""
         return {
             item_id: problem
             for item_id, problem in gathered.unknown.items()
-            if gathered.state.is_listed(item_id)
+            if gathered.state.is_listed(item_id) and kind_of(item_id) != DUMP
         }
 
     def _doomed(self, gathered: Gathered) -> list[_Doomed]:
@@ -210,7 +213,7 @@ class PurgeRun:
         is_blocked = bool(self._blocking(gathered))
         doomed = []
         for one in found:
-            if is_blocked and one.what != "unfinished":
+            if is_blocked and one.what != "unfinished" and kind_of(one.item_id) != DUMP:
                 continue
             prefix = layout.backup_prefix(self._task.server, one.item_id)
             objects = list(self._store.list(prefix))

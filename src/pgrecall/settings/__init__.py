@@ -1,6 +1,7 @@
 """Settings: TOML in, checked values out; every setting is declared once (light)."""
 
 from pgrecall.settings.collection import Settings
+from pgrecall.settings.dumps import DrillSettings, DumpSettings
 from pgrecall.settings.loading import load_settings
 from pgrecall.settings.policies import PolicySettings, RetentionSettings
 from pgrecall.settings.references import resolve_secret
@@ -24,6 +25,8 @@ __all__ = [
     "AgentSettings",
     "BackupSettings",
     "CopySettings",
+    "DrillSettings",
+    "DumpSettings",
     "LogSettings",
     "PolicySettings",
     "ReceiveSettings",

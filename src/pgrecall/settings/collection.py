@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from pgrecall.errors import SettingsError
 from pgrecall.settings.declare import Section, did_you_mean
+from pgrecall.settings.dumps import DrillSettings, DumpSettings
 from pgrecall.settings.policies import PolicySettings, RetentionSettings
 from pgrecall.settings.sections import (
     AgentSettings,
@@ -34,8 +35,9 @@ class Settings:
     """
 
     __slots__ = (
-        "agent", "backup", "copy", "log", "path", "policies", "receive", "repositories",
-        "restore", "retention", "runs", "schedule", "servers", "targets", "verify", "wal",
+        "agent", "backup", "copy", "drill", "dump", "log", "path", "policies", "receive",
+        "repositories", "restore", "retention", "runs", "schedule", "servers", "targets", "verify",
+        "wal",
     )  # fmt: skip
 
     def __init__(
@@ -50,6 +52,8 @@ class Settings:
         self.repositories: dict[str, RepositorySettings] = dict(repositories or {})
         self.policies: dict[str, PolicySettings] = dict(policies or {})
         self.backup = _section(sections.pop("backup", None), BackupSettings)
+        self.drill = _section(sections.pop("drill", None), DrillSettings)
+        self.dump = _section(sections.pop("dump", None), DumpSettings)
         self.verify = _section(sections.pop("verify", None), VerifySettings)
         self.copy = _section(sections.pop("copy", None), CopySettings)
         self.wal = _section(sections.pop("wal", None), WalSettings)

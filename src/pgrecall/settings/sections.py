@@ -7,6 +7,7 @@ template that ``init`` writes are generated from here by ``make docs``.
 from __future__ import annotations
 
 from pgrecall.settings.declare import Section, setting
+from pgrecall.settings.dumps import DrillSettings, DumpSettings
 from pgrecall.settings.policies import PolicySettings, RetentionSettings
 
 _DAY = 86_400.0
@@ -376,6 +377,8 @@ class ScheduleSettings(Section):
 
     backup: str = setting(default="", doc='When a backup is made, e.g. "0 3 * * *".')
     check: str = setting(default="", doc='When the configuration is proven, e.g. "30 * * * *".')
+    drill: str = setting(default="", doc='When a restore is drilled, e.g. "0 9 1 * *".')
+    dump: str = setting(default="", doc='When all databases are dumped, e.g. "0 2 * * *".')
     expire: str = setting(
         default="",
         doc='When what the policy does not keep expires, unasked, e.g. "0 5 * * *".',
@@ -456,6 +459,8 @@ class RunsSettings(Section):
 #: Tables that exist once.
 SINGLE_SECTIONS: dict[str, type[Section]] = {
     "backup": BackupSettings,
+    "dump": DumpSettings,
+    "drill": DrillSettings,
     "verify": VerifySettings,
     "copy": CopySettings,
     "wal": WalSettings,

@@ -1,4 +1,4 @@
-"""One backup: its manifest, its packs, and at full depth every file that they make."""
+"""One backup or dump: its manifest, its packs, and at full depth every file that they make."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from pgrecall.errors import (
 )
 from pgrecall.model.damage import DIGESTS_DAMAGED, DamagedObject
 from pgrecall.model.findings import Finding
-from pgrecall.model.manifest import Completion
 from pgrecall.repository import layout
 from pgrecall.repository.catalog import Catalog
 from pgrecall.repository.contents import Contents
+from pgrecall.repository.dump_catalog import AnyCompletion, any_manifest
 from pgrecall.repository.pack_source import PackSource
 from pgrecall.system.faults import reached
 from pgrecall.system.throttle import Throttle
 from pgrecall.verify.digests import DigestsVerifier
 from pgrecall.verify.objects import damaged_documents
-from pgrecall.verify.packs import PIECE_RECORD, PackProof, PackVerifier
+from pgrecall.verify.packs import PIECE_RECORD, PackProof, PackVerifier, page_bytes
 from pgrecall.verify.plan import FULL, Depth
 
 _HINT = (
@@ -86,7 +86,7 @@ class BackupVerifier:
         self._proofs: list[PackProof] = []
 
     def verify(
-        self, backup: Completion, advance: Callable[[int], None], *, skips: int = 0
+        self, backup: AnyCompletion, advance: Callable[[int], None], *, skips: int = 0
     ) -> BackupProof:
         """Prove one backup; ``advance`` is told the stored bytes of each pack that is done.
 
@@ -95,10 +95,10 @@ class BackupVerifier:
         """
         self._backup_id, self._proofs = backup.backup_id, []
         try:
-            manifest = self._catalog.manifest(backup)
+            manifest = any_manifest(self._catalog, backup)
             packs = manifest.packs()
             digests = manifest.digests()
-            contents = Contents(len(packs), manifest.root.server.block_bytes)
+            contents = Contents(len(packs), page_bytes(manifest.root))
             contents.read(manifest.files())
         except (CorruptObjectError, ObjectMissingError, RepositoryError) as error:
             return self._without_manifest(backup, error)
@@ -163,7 +163,7 @@ class BackupVerifier:
         again.stored_bytes, again.is_known = known.stored_bytes, True
         return again
 
-    def _without_manifest(self, backup: Completion, error: PgrecallError) -> BackupProof:
+    def _without_manifest(self, backup: AnyCompletion, error: PgrecallError) -> BackupProof:
         damage = damaged_documents(self._catalog, backup)
         if not damage:  # of a newer format, or parts that contradict each other
             key = layout.manifest_key(self._catalog.server, backup.backup_id)

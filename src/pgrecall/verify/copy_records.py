@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from pgrecall.errors import IdentityError
 from pgrecall.model.findings import Finding
-from pgrecall.repository import layout
+from pgrecall.repository import layout, name_layout
 from pgrecall.repository.identity import Generation, generation_numbers, read_generation
 from pgrecall.repository.records import Record, decode_record
 from pgrecall.store.base import ObjectInfo, Store
@@ -67,7 +67,8 @@ def name_maps_to_copy(source: Side, target: Side, server: str) -> Iterator[Recor
 def _plain_records(source: Store, target: Store, server: str) -> Iterator[ObjectInfo]:
     prefix = layout.server_prefix(server)
     chosen = [
-        f"{prefix}{name}" for name in ("generations/", *NUMBERED, "wal-index/", "chains/", "runs/")
+        f"{prefix}{name}"
+        for name in ("generations/", *NUMBERED, "wal-index/", "chains/", "runs/", "drills/")
     ]
     chosen += [layout.gaps_prefix(server, number) for number in generation_numbers(source, server)]
     for one in chosen:
@@ -75,7 +76,7 @@ def _plain_records(source: Store, target: Store, server: str) -> Iterator[Object
 
 
 def _name_records(source: Store, target: Store, server: str, number: int) -> Iterator[ObjectInfo]:
-    prefix = layout.names_prefix(server, number)
+    prefix = name_layout.names_prefix(server, number)
     return missing(source.list(prefix), target.list(prefix))
 
 

@@ -30,6 +30,7 @@ from pgrecall.model.wal_files import SEGMENT, WalFile, history_name
 from pgrecall.repository import layout
 from pgrecall.repository.catalog import Catalog
 from pgrecall.repository.documents import unsealed
+from pgrecall.repository.dump_catalog import AnyCompletion, DumpCatalog
 from pgrecall.repository.identity import Generation
 from pgrecall.repository.origins import accepted_ids, add_origins
 from pgrecall.repository.retention_log import RetentionState, read_state
@@ -52,7 +53,7 @@ from pgrecall.verify.objects import (
     open_pack,
     read_document,
 )
-from pgrecall.verify.plan import ALL, chosen_backups
+from pgrecall.verify.plan import ALL, chosen_backups, chosen_dumps
 from pgrecall.verify.transfer import Transfer
 
 MEMORY_BYTES = 512 << 20
@@ -104,8 +105,8 @@ class CopyRun:
         self._theirs = Catalog(self._target.store, task.server)
         self._findings: list[Finding] = []
         self._generations: list[Generation] = []
-        self._chosen: list[Completion] = []
-        self._candidates: list[Completion] = []
+        self._chosen: list[AnyCompletion] = []
+        self._candidates: list[AnyCompletion] = []
         self._wal_bytes = 0
         self._retained = RetentionState()
         self._hidden: tuple[WalSpan, ...] = ()
@@ -126,17 +127,11 @@ class CopyRun:
         self._progress.phase("plan")
         self._generations = agreed_generations(source, target, server)
         self._findings += differing_records(source, target, server)
-        usable, problems = self._catalog.usable()
-        wanted = self._task.wanted
-        if wanted not in (ALL, WAL_ONLY):
-            problems = [one for one in problems if one.subject == wanted]
-            usable = [] if problems else chosen_backups(usable, wanted)
-        if wanted != WAL_ONLY:
-            self._findings += problems
         complete = {one.backup_id for one in self._theirs.survey()[0]}
+        complete |= {one.backup_id for one in DumpCatalog(target.store, server).survey()[0]}
         self._retained = read_state(target.store, server)
         self._hidden = read_state(source.store, server).wal + self._retained.wal
-        self._candidates = self._kept_there(usable if wanted != WAL_ONLY else [])
+        self._candidates = self._kept_there(self._usable())
         self._chosen = [one for one in self._candidates if one.backup_id not in complete]
         backups = tuple(self._plan_backup(one) for one in self._chosen)
         wal_files = wal_bytes = 0
@@ -161,7 +156,24 @@ class CopyRun:
             findings=tuple(self._findings),
         )
 
-    def _kept_there(self, backups: Sequence[Completion]) -> list[Completion]:
+    def _usable(self) -> list[AnyCompletion]:
+        """The backups and dumps of the source that are wanted and not known to be damaged."""
+        wanted = self._task.wanted
+        if wanted == WAL_ONLY:
+            return []
+        backups, problems = self._catalog.usable()
+        dumps, more = DumpCatalog(self._source.store, self._task.server).survey()
+        problems += more
+        if wanted == ALL:
+            self._findings += problems
+            return [*backups, *dumps]
+        problems = [one for one in problems if one.subject == wanted]
+        self._findings += problems
+        if problems:
+            return []
+        return [*chosen_backups(backups, wanted), *chosen_dumps(dumps, wanted)]
+
+    def _kept_there(self, backups: Sequence[AnyCompletion]) -> list[AnyCompletion]:
         """Without those that have expired in the target: it keeps by its own rules."""
         kept = [one for one in backups if self._retained.is_listed(one.backup_id)]
         if self._task.wanted not in (ALL, WAL_ONLY) and not kept and backups:
@@ -169,7 +181,7 @@ class CopyRun:
             self._findings.append(_not_copied(self._task.wanted, said))
         return kept
 
-    def _plan_backup(self, backup: Completion) -> BackupToCopy:
+    def _plan_backup(self, backup: AnyCompletion) -> BackupToCopy:
         try:
             sizes = backup_objects(self._catalog, backup).sizes
         except (CorruptObjectError, ObjectMissingError):
@@ -197,7 +209,7 @@ class CopyRun:
                 yield from self._missing_timelines(generation)
             return
         for backup in self._candidates:
-            for key in self._needed_wal(backup):
+            for key in self._needed_wal(backup) if isinstance(backup, Completion) else ():
                 here, there = self._source.store.head(key), self._target.store.head(key)
                 if there is None and here is not None:
                     yield here
@@ -307,7 +319,7 @@ class CopyRun:
         reached("copy.wal")
         return stored_bytes or 0
 
-    def _copy_backup(self, backup: Completion) -> CopiedBackup | None:
+    def _copy_backup(self, backup: AnyCompletion) -> CopiedBackup | None:
         """Packs, lists, the root, and when all of it is there the completion record."""
         try:
             objects = backup_objects(self._catalog, backup)
@@ -330,7 +342,7 @@ class CopyRun:
             copied_bytes=left_bytes,
         )
 
-    def _complete(self, backup: Completion) -> None:
+    def _complete(self, backup: AnyCompletion) -> None:
         """Write the completion record: from here on the backup exists in the target."""
         key = layout.complete_key(self._task.server, backup.backup_id)
         data = self._source.store.read(key)
@@ -349,7 +361,9 @@ class CopyRun:
             for _ in pool.map(copy, left.items()):
                 pass
 
-    def _copy_document(self, backup: Completion, document: Document, *, is_present: bool) -> None:
+    def _copy_document(
+        self, backup: AnyCompletion, document: Document, *, is_present: bool
+    ) -> None:
         own = layout.backup_prefix(self._task.server, backup.backup_id)
         if is_present and not document.key.startswith(own):
             return  # block digests of an older backup: their size is looked at with the rest

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from pgrecall.errors import CorruptObjectError, ObjectMissingError
-from pgrecall.repository import layout
+from pgrecall.repository import name_layout
 from pgrecall.repository.content_names import content_name, names_alike
 from pgrecall.repository.identity import generation_numbers
 from pgrecall.repository.name_maps import referred_digests
@@ -29,7 +29,7 @@ def maps_to_copy(
     is copied afterwards, or named. Where both call a map alike no record is read: then it is all
     that the target lacks. Raises StoreError.
     """
-    prefix = layout.name_maps_prefix(*generation)
+    prefix = name_layout.name_maps_prefix(*generation)
     if names_alike(source, target):
         for info in missing(source.list(prefix), target.list(prefix)):
             yield RecordToCopy(info.key, info.key, info.size)
@@ -39,8 +39,8 @@ def maps_to_copy(
     with ThreadPoolExecutor(_READERS, thread_name_prefix="name-records") as pool:
         found_digests = pool.map(lambda one: _digests(source, generation[0], one.key), records)
         for digest in itertools.chain.from_iterable(found_digests):
-            key = layout.name_map_key(*generation, content_name(target, digest))
-            found = layout.name_map_key(*generation, content_name(source, digest))
+            key = name_layout.name_map_key(*generation, content_name(target, digest))
+            found = name_layout.name_map_key(*generation, content_name(source, digest))
             if key not in there:
                 there.add(key)
                 yield RecordToCopy(found, key, sizes.get(found, 0))
@@ -60,7 +60,7 @@ class MapFinder:
 
         Raises ObjectMissingError where no record in either tells what the map must be; StoreError.
         """
-        number = layout.generation_of_name_map(self._server, key)
+        number = name_layout.generation_of_name_map(self._server, key)
         if number is None or names_alike(self._source, self._target):
             return key
         if key not in self._found:
@@ -72,14 +72,14 @@ class MapFinder:
     def _look(self) -> None:
         for store in (self._target, self._source):
             for number in generation_numbers(store, self._server):
-                for record in store.list(layout.names_prefix(self._server, number)):
+                for record in store.list(name_layout.names_prefix(self._server, number)):
                     for digest in _digests(store, self._server, record.key):
                         self._found[self._key(self._target, number, digest)] = self._key(
                             self._source, number, digest
                         )
 
     def _key(self, store: Store, number: int, digest: str) -> str:
-        return layout.name_map_key(self._server, number, content_name(store, digest))
+        return name_layout.name_map_key(self._server, number, content_name(store, digest))
 
 
 def _digests(store: Store, server: str, key: str) -> tuple[str, ...]:

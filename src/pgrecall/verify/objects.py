@@ -1,4 +1,4 @@
-"""The objects that one backup consists of, and how each is proven whole by its stored bytes."""
+"""The objects that one backup or dump consists of, and how each is proven by its stored bytes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import msgspec
 from pgrecall.codec.digests import stored_digest
 from pgrecall.errors import CorruptObjectError, ObjectMissingError, RepositoryError
 from pgrecall.model.damage import DamagedObject
-from pgrecall.model.manifest import Completion, DigestsEntry, PackEntry, PartEntry
+from pgrecall.model.manifest import DigestsEntry, PackEntry, PartEntry
 from pgrecall.repository import layout
 from pgrecall.repository.catalog import Catalog
-from pgrecall.repository.manifests import ManifestReader
+from pgrecall.repository.dump_catalog import AnyCompletion, any_manifest
 from pgrecall.repository.packs import PackReader
 from pgrecall.store.base import Store
 
@@ -47,12 +47,12 @@ def digests_document(server: str, backup_id: str, entry: DigestsEntry) -> Docume
     )
 
 
-def backup_objects(catalog: Catalog, backup: Completion) -> BackupObjects:
+def backup_objects(catalog: Catalog, backup: AnyCompletion) -> BackupObjects:
     """What a backup consists of, from its manifest; reads its root and its lists of packs.
 
     Raises CorruptObjectError, ObjectMissingError, RepositoryError, StoreError.
     """
-    manifest = catalog.manifest(backup)
+    manifest = any_manifest(catalog, backup)
     server, backup_id = catalog.server, backup.backup_id
     packs = {
         layout.pack_key(server, entry.owner or backup_id, entry.number): entry
@@ -63,7 +63,7 @@ def backup_objects(catalog: Catalog, backup: Completion) -> BackupObjects:
     return BackupObjects(packs=packs, documents=(*digests, *parts, _root(server, backup)))
 
 
-def manifest_document(catalog: Catalog, backup: Completion, key: str) -> Document:
+def manifest_document(catalog: Catalog, backup: AnyCompletion, key: str) -> Document:
     """The root or the part of a backup's manifest that lies under ``key``.
 
     A part is known by the root, which is read: raises CorruptObjectError,
@@ -72,7 +72,7 @@ def manifest_document(catalog: Catalog, backup: Completion, key: str) -> Documen
     root = _root(catalog.server, backup)
     if key == root.key:
         return root
-    for part in catalog.manifest(backup).root.parts:
+    for part in any_manifest(catalog, backup).root.parts:
         document = _part(catalog.server, backup.backup_id, part)
         if document.key == key:
             return document
@@ -110,7 +110,7 @@ def open_pack(store: Store, key: str, entry: PackEntry) -> PackReader:
     return pack
 
 
-def check_stored_object(catalog: Catalog, backup: Completion, key: str) -> None:
+def check_stored_object(catalog: Catalog, backup: AnyCompletion, key: str) -> None:
     """Read one object of a backup to its end; an empty ``key``: manifest, and sizes of packs.
 
     Raises CorruptObjectError, ObjectMissingError, RepositoryError, StoreError.
@@ -135,7 +135,7 @@ def check_stored_object(catalog: Catalog, backup: Completion, key: str) -> None:
                 raise CorruptObjectError(f"the pack {pack_key} is missing or cut off")
 
 
-def damaged_documents(catalog: Catalog, backup: Completion) -> list[DamagedObject]:
+def damaged_documents(catalog: Catalog, backup: AnyCompletion) -> list[DamagedObject]:
     """Which documents of a backup are missing or damaged; of an unreadable root only itself.
 
     Raises StoreError.
@@ -145,7 +145,7 @@ def damaged_documents(catalog: Catalog, backup: Completion) -> list[DamagedObjec
     damage = _damage(catalog.store, root)
     if damage is not None:
         return [damage]
-    manifest = ManifestReader(catalog.store, server, backup_id, backup.manifest_digest)
+    manifest = any_manifest(catalog, backup)
     parts = (_part(server, backup_id, part) for part in manifest.root.parts)
     found = (_damage(catalog.store, part) for part in parts)
     return [one for one in found if one is not None]
@@ -162,7 +162,7 @@ def _damage(store: Store, document: Document) -> DamagedObject | None:
     return None
 
 
-def _root(server: str, backup: Completion) -> Document:
+def _root(server: str, backup: AnyCompletion) -> Document:
     return Document(
         key=layout.manifest_key(server, backup.backup_id),
         digest=backup.manifest_digest,

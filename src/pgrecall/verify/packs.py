@@ -9,6 +9,7 @@ from pgrecall.codec.crc import crc32c
 from pgrecall.codec.pages import check_pages
 from pgrecall.errors import CorruptObjectError, ObjectMissingError
 from pgrecall.model.damage import DamagedObject
+from pgrecall.model.dumps import DumpRoot
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.manifest import ManifestRoot
 from pgrecall.model.relation_files import first_block
@@ -48,7 +49,7 @@ class PackVerifier:
 
     def __init__(
         self,
-        root: ManifestRoot,
+        root: ManifestRoot | DumpRoot,
         contents: Contents,
         source: PackSource,
         depth: Depth,
@@ -58,11 +59,13 @@ class PackVerifier:
         self._source = source
         self._depth = depth
         self._throttle = throttle
-        self._page_bytes = root.server.block_bytes
-        self._relation_blocks = root.server.relation_segment_bytes // root.server.block_bytes
-        self._start = Lsn.parse(root.wal_range.start)
-        # Without checksums pd_checksum is 0 in every page, and proves nothing.
-        self._has_checksums = root.server.data_checksums != 0
+        self._page_bytes = page_bytes(root)
+        self._relation_blocks, self._start, self._has_checksums = 1, Lsn(0), False
+        if isinstance(root, ManifestRoot):
+            self._relation_blocks = root.server.relation_segment_bytes // root.server.block_bytes
+            self._start = Lsn.parse(root.wal_range.start)
+            # Without checksums pd_checksum is 0 in every page, and proves nothing.
+            self._has_checksums = root.server.data_checksums != 0
 
     def verify(self, index: int) -> PackProof:
         """Prove the pack at ``index`` of the manifest's list.
@@ -152,6 +155,11 @@ class PackVerifier:
             if block + page not in known and not is_replayed:
                 said = f"block {block + page} of {path.decode(errors='replace')} fails its checksum"
                 proof.damage.append(_damage(key, "page-damaged", said))
+
+
+def page_bytes(root: ManifestRoot | DumpRoot) -> int:
+    """The size of the server's pages; the files of a dump have none, so that any will do."""
+    return root.server.block_bytes if isinstance(root, ManifestRoot) else 8192
 
 
 def _one_frame(pack: PackReader, number: int) -> memoryview:

@@ -21,8 +21,8 @@ from pgrecall.repository.wal_objects import WalObjectReader
 from pgrecall.store.base import ObjectInfo, Store
 from pgrecall.system.throttle import Throttle
 
-# Proven apart, by backup and by generation.
-_APART = frozenset({"backups/", "wal/"})
+# Proven apart, by backup or dump and by generation.
+_APART = frozenset({"backups/", "dumps/", "wal/"})
 _LENGTH = struct.Struct("<I")
 
 

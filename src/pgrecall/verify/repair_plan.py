@@ -62,7 +62,7 @@ def kind_of(server: str, key: str, code: str) -> Kind:
         return "mark"
     if key.startswith(tuple(prefix + name for name in _SPARE)):
         return "spare"
-    if not key.startswith(layout.backups_prefix(server)):
+    if not key.startswith((layout.backups_prefix(server), layout.dumps_prefix(server))):
         return "record"
     try:
         kind = layout.parse_backup_key(key).kind

@@ -11,10 +11,11 @@ from pgrecall.errors import (
     ObjectMissingError,
     RepositoryError,
 )
-from pgrecall.model.manifest import Completion, PackEntry
+from pgrecall.model.manifest import PackEntry
 from pgrecall.repository import layout
 from pgrecall.repository.catalog import Catalog
 from pgrecall.repository.documents import unsealed
+from pgrecall.repository.dump_catalog import any_completion
 from pgrecall.repository.identity import read_generation
 from pgrecall.repository.origins import origin_record
 from pgrecall.store.base import Store
@@ -146,7 +147,7 @@ class Healer:
         """Part or root of a manifest, or block digests, as what refers to it here says."""
         parsed = layout.parse_backup_key(key)
         if parsed.kind != layout.DIGESTS:
-            return manifest_document(self._here, self._here.get(parsed.backup_id), key)
+            return manifest_document(self._here, any_completion(self._here, parsed.backup_id), key)
         for objects in self._readable(backups):
             for document in objects.documents:
                 if document.key == key:
@@ -159,7 +160,7 @@ class Healer:
             objects = self._objects.get(backup_id)
             if objects is None:
                 try:
-                    objects = backup_objects(self._here, self._here.get(backup_id))
+                    objects = backup_objects(self._here, any_completion(self._here, backup_id))
                 except (RepositoryError, ObjectMissingError):
                     continue
                 self._objects[backup_id] = objects
@@ -168,7 +169,7 @@ class Healer:
     def _completion(self, key: str) -> bytes:
         """The completion record of the source, if it is that of the manifest here."""
         backup_id = layout.parse_backup_key(key).backup_id
-        found: Completion = self._there.get(backup_id)
+        found = any_completion(self._there, backup_id)
         manifest_key = layout.manifest_key(self._server, backup_id)
         try:
             manifest = self._transfer.target.store.read(manifest_key)

@@ -22,6 +22,7 @@ from pgrecall.model.manifest import Completion
 from pgrecall.model.verifications import Verification
 from pgrecall.repository import layout
 from pgrecall.repository.catalog import Catalog
+from pgrecall.repository.dump_catalog import AnyCompletion, DumpCatalog
 from pgrecall.repository.identity import RepositoryIdentity, read_generation
 from pgrecall.repository.origins import accepted_ids
 from pgrecall.repository.retention_log import read_state
@@ -32,7 +33,7 @@ from pgrecall.system.clock import Clock
 from pgrecall.system.progress import Progress
 from pgrecall.system.throttle import Throttle
 from pgrecall.verify.backups import BackupProof, BackupVerifier
-from pgrecall.verify.plan import ALL, Depth, chosen_backups
+from pgrecall.verify.plan import ALL, Depth, chosen_backups, chosen_dumps
 from pgrecall.verify.progress import ProgressLog, resumable
 from pgrecall.verify.records import damaged_records
 from pgrecall.verify.wal import WalProof, WalVerifier
@@ -117,8 +118,10 @@ class VerifyRun:
         try:
             complete, damaged = self._catalog.survey()
             chosen = chosen_backups(complete, self._task.wanted)
+            dumps, broken = DumpCatalog(self._store, self._task.server).survey()
+            chosen_too = chosen_dumps(dumps, self._task.wanted)
             with self._recorded():
-                self._verify(chosen, damaged)
+                self._verify([*chosen, *chosen_too], [*damaged, *broken])
             referring = self._mark_others(complete)
         except StoreError as error:
             stopped, referring = error, {}
@@ -136,16 +139,19 @@ class VerifyRun:
 
     # --- phases ----------------------------------------------------------------------
 
-    def _verify(self, chosen: Sequence[Completion], damaged: Sequence[Finding]) -> None:
+    def _verify(self, chosen: Sequence[AnyCompletion], damaged: Sequence[Finding]) -> None:
         if self._task.wanted == ALL:
             self._take(damaged, _damaged_completions(self._task.server, damaged))
             self._verify_records()
         self._verify_backups(chosen)
         if self._task.is_partial:
             return
+        backups = [one for one in chosen if isinstance(one, Completion)]
+        if chosen and not backups and self._task.wanted != ALL:
+            return  # a dump, which needs no WAL
         self._progress.phase("WAL")
-        for number in self._generations(chosen):
-            self._verify_wal(number, chosen)
+        for number in self._generations(backups):
+            self._verify_wal(number, backups)
 
     def _verify_records(self) -> None:
         self._progress.phase("records")
@@ -156,7 +162,7 @@ class VerifyRun:
         self._records = proof.records
         self._take(proof.findings(), proof.damage)
 
-    def _verify_backups(self, chosen: Sequence[Completion]) -> None:
+    def _verify_backups(self, chosen: Sequence[AnyCompletion]) -> None:
         self._progress.phase("backups")
         left = [one for one in chosen if not self._log.is_proven(one.backup_id)]
         self._skipped = [one.backup_id for one in chosen if one not in left]
@@ -178,7 +184,7 @@ class VerifyRun:
                 raise
             self._take_backup(proof)
             harmful = [one for one in proof.damage if one.code != DIGESTS_DAMAGED]
-            if harmful or backup.backup_id in marked:
+            if isinstance(backup, Completion) and (harmful or backup.backup_id in marked):
                 self._mark(backup.backup_id, harmful)
 
     def _take_backup(self, proof: BackupProof) -> None:
@@ -289,7 +295,12 @@ class VerifyRun:
 
     def _mark_others(self, complete: Sequence[Completion]) -> dict[str, tuple[str, ...]]:
         """Mark every other backup that refers to a damaged pack; by key, who refers to it."""
-        packs = {one.key: one for one in self._damage if one.code.startswith("pack-")}
+        own = layout.backups_prefix(self._task.server)
+        packs = {
+            one.key: one
+            for one in self._damage
+            if one.code.startswith("pack-") and one.key.startswith(own)
+        }
         if not packs:
             return {}
         verified = {proof.backup_id for proof in self._backups if proof.is_done}

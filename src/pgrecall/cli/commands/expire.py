@@ -27,14 +27,16 @@ _trust_clock = click.option(
         Example("pgrecall expire b-20261122T201637Z-7k3q", "let just this one expire"),
     ),
 )
-@click.argument("backups", nargs=-1)
-@click.option("--undo", metavar="ID", help="Bring back a backup, or all that a run let expire.")
+@click.argument("backups", nargs=-1, metavar="[ID]...")
+@click.option(
+    "--undo", metavar="ID", help="Bring back a backup or dump, or all that a run let expire."
+)
 @_trust_clock
 @journalled("expire", given=("undo",))
 def command(
     invocation: Invocation, *, backups: tuple[str, ...], undo: str | None, trust_clock: bool
 ) -> None:
-    """Let expire what the retention policy does not keep, or just BACKUPS.
+    """Let expire what the retention policy does not keep, or just the backups and dumps named.
 
     What has expired is no longer listed nor chosen; until purge, after a grace, --undo
     brings it back. Never the last good backup, what is on hold or in use, or WAL that

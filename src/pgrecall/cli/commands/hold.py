@@ -27,7 +27,7 @@ from pgrecall.model.targets import parse_time
 @click.option("--until", metavar="TIME", help="When it ends; it must name its zone.")
 @journalled("hold add", given=("item", "reason", "until"))
 def add_command(invocation: Invocation, *, item: str, reason: str, until: str | None) -> None:
-    """Never let ITEM (the id of a backup) expire, until a time or a release."""
+    """Never let ITEM (the id of a backup or dump) expire, until a time or a release."""
     end = parse_time(until) if until is not None else None
     request = HoldRequest(item_id=item, reason=reason, until=end)
     invocation.emit(add_hold(invocation.context(), request), "hold/1")

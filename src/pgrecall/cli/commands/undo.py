@@ -1,9 +1,10 @@
-"""``undo``: take a restore back."""
+"""``undo``: take a restore back, or a load that has swapped databases."""
 
 from __future__ import annotations
 
 import click
 
+from pgrecall.app.loading_undo import swapping_run, undo_load
 from pgrecall.app.requests import UndoRequest
 from pgrecall.app.undoing import undo_restore
 from pgrecall.cli.frame import Example, framed_command
@@ -25,12 +26,18 @@ from pgrecall.cli.journalling import journalled
 @click.option("--discard", is_flag=True, help="Remove the restored copy. [default: set it aside]")
 @journalled("undo", given=("run",))
 def command(invocation: Invocation, *, run: str, target_dir: str, discard: bool) -> None:
-    """Bring back the data directory that a restore with --keep-old has replaced.
+    """Bring back what a restore with --keep-old, or a load with --swap, has replaced.
 
-    RUN is the run id that the restore printed. The server must be stopped. Also
-    finishes what a restore or an undo has left behind that was killed.
+    RUN is the run id that it printed. For a restore the server must be stopped; also finishes
+    what a restore or an undo has left behind that was killed. For a load it runs, and the two
+    databases change their names again.
     """
+    context = invocation.context()
+    swap = swapping_run(context, run)
+    if swap is not None:
+        invocation.emit(undo_load(context, swap), "undo-load/1")
+        return
     request = UndoRequest(
         run=run, target_dir=target_dir, discard=discard, dry_run=invocation.flag("dry_run")
     )
-    invocation.emit(undo_restore(invocation.context(), request), "undo/1")
+    invocation.emit(undo_restore(context, request), "undo/1")

@@ -39,7 +39,7 @@ def command(
     resume: bool,
     bytes_per_second: int | None,
 ) -> int:
-    """Prove that BACKUP (an id, or all) and the WAL that it needs are whole.
+    """Prove that BACKUP (the id of one, or of a dump, or all) and its WAL are whole.
 
     Completion records, manifests and packs, the stored bytes against their digests, that
     each backup's WAL is there up to where it is consistent and on to the newest. Ends

@@ -1,0 +1,23 @@
+"""Compressed streams of other programs, to be read: zstd and lz4 as their own tools write them."""
+
+from __future__ import annotations
+
+import sys
+from typing import IO
+
+import lz4.frame
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+
+def open_zstd(source: IO[bytes]) -> IO[bytes]:
+    """What a zstd stream holds, to be read."""
+    return zstd.ZstdFile(source)  # type: ignore[return-value]
+
+
+def open_lz4(source: IO[bytes]) -> IO[bytes]:
+    """What an lz4 frame holds, to be read."""
+    return lz4.frame.LZ4FrameFile(source)  # type: ignore[no-any-return]

@@ -1,0 +1,63 @@
+"""A new, empty instance that only this process uses, and that is gone afterwards."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from pgrecall.errors import PostgresError
+from pgrecall.postgres.instance import Instance, InstanceSettings
+from pgrecall.postgres.tools import find_program
+from pgrecall.settings import ServerSettings
+
+_PORT = 5432
+# Nothing of it outlives the process: it need not be durable, and it talks to nobody.
+_OVERRIDES = {
+    "listen_addresses": "",
+    "fsync": "off",
+    "full_page_writes": "off",
+    "synchronous_commit": "off",
+    "archive_mode": "off",
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+    "max_wal_size": "4GB",
+    "autovacuum": "off",
+}
+
+
+@contextmanager
+def throwaway_instance(
+    bin_directory: str, place: Path, environment: Mapping[str, str], *, superuser: str
+) -> Iterator[ServerSettings]:
+    """Make one below ``place`` (which others may not enter) and start it; how to connect to it.
+
+    It is stopped when the block is left, its files stay. Raises PostgresError, RecoveryError.
+    """
+    pgdata = place / "data"
+    finished = subprocess.run(
+        [
+            str(find_program(bin_directory, "initdb")), f"--pgdata={pgdata}",
+            f"--username={superuser}", "--auth=trust", "--encoding=UTF8", "--no-locale",
+            "--no-sync",
+        ],
+        stdin=subprocess.DEVNULL, capture_output=True, check=False,
+        env={**environment, "LC_ALL": "C"},
+    )  # fmt: skip
+    if finished.returncode != 0:
+        said = finished.stderr.decode(errors="replace").strip().splitlines()
+        raise PostgresError("initdb failed: " + "; ".join(said[-3:]))
+    settings = InstanceSettings(
+        bin_directory=bin_directory,
+        pgdata=str(pgdata),
+        port=_PORT,
+        socket_directory=str(place),
+        log_path=str(place / "server.log"),
+        user=superuser,
+        overrides=_OVERRIDES,
+    )
+    with Instance(settings) as instance:
+        instance.start(environment)
+        instance.wait(("open",))
+        yield instance.server

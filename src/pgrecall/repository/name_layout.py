@@ -1,0 +1,44 @@
+"""Where name maps lie in a repository: pure functions, as those of layout.py."""
+
+from __future__ import annotations
+
+from pgrecall.repository.layout import number_part, server_prefix
+
+
+def names_prefix(server: str, generation: int, timeline: int | None = None) -> str:
+    """Prefix of the records of name maps of a generation, or of one timeline."""
+    prefix = f"{server_prefix(server)}names/{number_part(generation)}/at/"
+    return prefix if timeline is None else f"{prefix}{timeline:08X}/"
+
+
+def name_record_key(server: str, generation: int, timeline: int, lsn: int, record_id: str) -> str:
+    """Key of the record of all name maps at one position."""
+    return f"{names_prefix(server, generation, timeline)}{lsn:016X}-{record_id}.json"
+
+
+def generation_of_name_record(server: str, key: str) -> int | None:
+    """The generation of a record of name maps, by its key; None for other keys."""
+    return _generation_of_names(server, key, "at/")
+
+
+def generation_of_name_map(server: str, key: str) -> int | None:
+    """The generation of a name map, by its key; None for other keys."""
+    return _generation_of_names(server, key, "maps/")
+
+
+def _generation_of_names(server: str, key: str, directory: str) -> int | None:
+    prefix = f"{server_prefix(server)}names/"
+    number, _, rest = key.removeprefix(prefix).partition("/")
+    if not key.startswith(prefix) or not rest.startswith(directory) or not number.isdigit():
+        return None
+    return int(number)
+
+
+def name_maps_prefix(server: str, generation: int) -> str:
+    """Prefix of the name maps of a generation."""
+    return f"{server_prefix(server)}names/{number_part(generation)}/maps/"
+
+
+def name_map_key(server: str, generation: int, name: str) -> str:
+    """Key of one database's name map; its ``name`` is that of its content (hex)."""
+    return f"{name_maps_prefix(server, generation)}{name}"
