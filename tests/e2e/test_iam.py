@@ -38,7 +38,7 @@ from tests.support.retention_scene import GRACE, SIZE, RetentionScene
 from tests.support.s3_fixtures import S3Settings
 
 #: Read, or copied, where there are any: a repository with keys, a copy that took over, a fork...
-SOMETIMES = {"keys", "owners", "branches", "enablements", "wal-index"}
+SOMETIMES = {"keys", "owners", "branches", "enablements", "wal-index", "dumps", "drills"}
 REFUSAL = Answer(403, content=b"<Error><Code>AccessDenied</Code><Message>No.</Message></Error>")
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "iam.md"
 _ACTIONS = {"GET": "s3:GetObject", "HEAD": "s3:GetObject", "PUT": "s3:PutObject",
