@@ -71,9 +71,13 @@ class DumpDrill:
         self._databases = manifest.root.databases
         self._files = DumpFiles(catalog, self.dump, manifest)
         server = context.server
-        major = self.dump.version_num // 10_000
+        of_server = self.dump.version_num // 10_000
+        # What a newer pg_dump wrote need not load into the version that it came from.
+        major = max(of_server, int(self.dump.tool.partition(".")[0]))
         self._binaries = find_bin_directory(
-            major, configured=server.bin_directory, data_directory=server.data_directory
+            major,
+            configured=server.bin_directory if major == of_server else "",
+            data_directory=server.data_directory,
         )
         self._programs: ClientTools = find_client_tools(
             major, configured=server.bin_directory, data_directory=server.data_directory

@@ -43,6 +43,7 @@ from pgrecall.app.recoverable_result import RecoverableResult
 from pgrecall.app.recovering import RecoveryResult, RecoveryStatus
 from pgrecall.app.repairing import RepairResult
 from pgrecall.app.repositories import RepositoriesResult
+from pgrecall.app.rescuing import RescueResult
 from pgrecall.app.restoring import RestoreResult
 from pgrecall.app.runs import RunDetails, RunList, RunsVerifyResult
 from pgrecall.app.status import StatusResult
@@ -135,6 +136,7 @@ SCHEMAS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "find/1": ("find", FindResult),
     "wal-index/1": ("wal index", WalIndexResult),
     "restore/1": ("restore", RestoreResult),
+    "rescue/1": ("rescue", RescueResult),
     "undo/1": ("undo", RestoreUndoResult),
     "undo-load/1": ("undo", LoadUndoResult),
     "recoverable/1": ("recoverable", RecoverableResult),

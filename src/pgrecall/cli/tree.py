@@ -90,6 +90,7 @@ COMMANDS: dict[str, LazyCommand | LazyGroup] = {
     "runs": LazyGroup("runs", table=_RUNS, help="Who ran what: list, show, and prove the records."),
     "wal": LazyGroup("wal", table=_WAL, help="Archive WAL and fetch it back."),
     "restore": LazyCommand("restore", "command", "Bring a server back to any moment."),
+    "rescue": LazyCommand("rescue", "command", "Bring tables back, beside the living ones."),
     "undo": LazyCommand("undo", "command", "Take a restore or a load back that kept the old data."),
     "recoverable": LazyCommand(
         "recoverable", "command", "Show every moment that can be reached, and the gaps."

@@ -233,11 +233,16 @@ class LoadRun:
             return []
         raise LoadError(
             f"{self._source.name} was not loaded into {self._plan.into!r}: {ended.last_words}",
-            hint=self._after_failure(),
+            hint=self._after_failure(ended.errors),
         )
 
-    def _after_failure(self) -> str:
+    def _after_failure(self, said: str) -> str:
         plan = self._plan
+        if "transaction_timeout" in said:
+            return (
+                "the tools are newer than the server, which does not know what they set: install"
+                " the client programs of its version, or go on after such errors with --report"
+            )
         if plan.creates or plan.swaps:
             return "the new database was dropped, nothing else was changed"
         if plan.choice.single_transaction:

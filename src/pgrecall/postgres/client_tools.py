@@ -39,9 +39,10 @@ def find_client_tools(
     """The tools of the server's own major version, or else of the next newer one.
 
     pg_dump refuses servers that are newer than itself; what a newer one writes may not load into
-    the version that it came from. Hence its own version first. Raises ToolMissingError.
+    the version that it came from. Hence its own version first. The directory ``configured`` may
+    hold the server's programs alone. Raises ToolMissingError.
     """
-    if configured:
+    if configured and os.access(os.path.join(configured, "pg_dump"), os.X_OK):
         directory = find_bin_directory(server_major, configured=configured, program="pg_dump")
         return _tools(directory, server_major, "the setting bin_directory")
     missing: ToolMissingError | None = None
