@@ -49,7 +49,7 @@ class RescueResult(msgspec.Struct, frozen=True, kw_only=True):
     plan: RestorePlan
     is_rescued: bool = False
     database: str = ""
-    schema: str = ""
+    new_schema: str = ""
     replayed_to: str = ""
     tables: tuple[RescuedTable, ...] = ()
     findings: tuple[Finding, ...] = ()
@@ -162,7 +162,7 @@ class _Rescue:
             plan=restored.plan,
             is_rescued=True,
             database=self._into,
-            schema=self._schema,
+            new_schema=self._schema,
             replayed_to=started.replayed_to,
             tables=tuple(
                 RescuedTable(was=was, now=f"{self._schema}.{name}", rows=rows.get(name, 0))
