@@ -119,6 +119,15 @@ class RescueRequest(msgspec.Struct, frozen=True, kw_only=True):
     dry_run: bool = False
 
 
+class ExportRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``export``. ``passphrase``: a reference (``env:NAME``, ``file:/path``) for gpg."""
+
+    item_id: str
+    to: str
+    passphrase: str = ""
+    plain_passwords: bool = False
+
+
 class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
     """``load``: ``source`` is the id of a dump, or a path. ``into``: the database to load into.
 

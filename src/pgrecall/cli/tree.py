@@ -77,6 +77,7 @@ COMMANDS: dict[str, LazyCommand | LazyGroup] = {
     "backup": LazyCommand("backup", "command", "Back a server up."),
     "dump": LazyCommand("dump", "command", "Dump databases with PostgreSQL's own tools."),
     "dumps": LazyGroup("dumps", table=_DUMPS, help="List dumps, or show one."),
+    "export": LazyCommand("export", "command", "A dump as plain files for PostgreSQL's tools."),
     "drill": LazyCommand("drill", "command", "Restore into a throwaway server, and prove it good."),
     "drills": LazyGroup("drills", table=_DRILLS, help="List drills, or show one."),
     "load": LazyCommand("load", "command", "Load a dump, or a file of pg_dump's."),
