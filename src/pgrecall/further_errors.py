@@ -50,3 +50,10 @@ class LoadError(PgrecallError):
 
     code = "load-failed"
     exit_status = 49
+
+
+class StandbyError(PgrecallError):
+    """A standby cannot be built on that primary, or was built and does not stream."""
+
+    code = "standby-failed"
+    exit_status = 56

@@ -45,6 +45,7 @@ from pgrecall.app.repairing import RepairResult
 from pgrecall.app.repositories import RepositoriesResult
 from pgrecall.app.restoring import RestoreResult
 from pgrecall.app.runs import RunDetails, RunList, RunsVerifyResult
+from pgrecall.app.standbys import StandbyBuildResult
 from pgrecall.app.status import StatusResult
 from pgrecall.app.switching import RestorePointResult, SwitchResult
 from pgrecall.app.undoing import RestoreUndoResult
@@ -135,6 +136,7 @@ SCHEMAS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "find/1": ("find", FindResult),
     "wal-index/1": ("wal index", WalIndexResult),
     "restore/1": ("restore", RestoreResult),
+    "standby-build/1": ("standby build", StandbyBuildResult),
     "undo/1": ("undo", RestoreUndoResult),
     "undo-load/1": ("undo", LoadUndoResult),
     "recoverable/1": ("recoverable", RecoverableResult),

@@ -103,7 +103,7 @@ def command(
     }
     request = RestoreRequest(
         target=target,
-        tablespace_map=_mapping(tablespace_map),
+        tablespace_map=mapping_of(tablespace_map),
         databases=tuple(databases),
         dry_run=invocation.flag("dry_run"),
         **values,  # type: ignore[arg-type]
@@ -138,7 +138,8 @@ def _target(options: dict[str, str | int | bool | None]) -> RecoveryTarget:
             return Latest()
 
 
-def _mapping(pairs: Sequence[str]) -> dict[str, str]:
+def mapping_of(pairs: Sequence[str]) -> dict[str, str]:
+    """What ``--tablespace-map`` says; raises UsageError."""
     mapping: dict[str, str] = {}
     for pair in pairs:
         old, equals, new = pair.partition("=")
