@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -121,3 +123,51 @@ def test_an_old_primary_is_not_followed(product: Product, tmp_path: Path) -> Non
     with pytest.raises(StandbyError, match="does not lead there"):
         build(product, tmp_path / "standby")
     assert not (tmp_path / "standby").exists()
+
+
+@pytest.mark.parametrize("point", ["standby.slot", "restore.configured"])
+def test_the_same_command_goes_on_after_a_kill(
+    product: Product, tmp_path: Path, point: str
+) -> None:
+    """Killed with the slot made, or with files half written: the slot is not made twice."""
+    target = tmp_path / "standby"
+    product.copies.append(target)
+    words = ("standby", "build", "--target-dir", str(target), "--primary", url(product.server))
+    words += ("--slot", "mine", "--yes")
+    killed = product.cli(*words, environment={"PGRECALL_FAULT_KILL": point})
+    assert killed.returncode == -signal.SIGKILL
+    assert product.server.sql("SELECT slot_name FROM pg_replication_slots") == [("mine",)]
+    again = product.cli(*words, "--json")
+    assert again.returncode == 0, again.stderr
+    result = json.loads(again.stdout)
+    assert result["made_slot"] == ""
+    assert result["streaming"]["application_name"] == "mine"
+    arrives(product, target, "later")
+
+
+def test_a_failover_and_the_old_primary_as_the_new_standby(
+    product: Product, tmp_path: Path
+) -> None:
+    """As docs/standbys.md says it: promote with --take-over, then build the old one by delta."""
+    target = tmp_path / "standby"
+    build(product, target, slot="replica")
+    arrives(product, target, "before")
+    old = product.server
+    old.stop("immediate")
+    product.promote(target, take_over=True)
+    product.stop(target)
+    new = PostgresServer(old.installation, target)
+    try:
+        new.start()
+        new.sql("CREATE TABLE after AS SELECT 2 AS two")
+        product.promote(target, take_over=True)
+        product.switch(new)
+        product.copies.append(old.pgdata)
+        result = build(product, old.pgdata, url(new), slot="old_one", delta=True)
+        assert result.made_slot == "old_one"
+        assert result.started is not None
+        rebuilt = product.connected(old.pgdata)
+        assert rebuilt.value("SELECT two FROM after") == 2
+        assert rebuilt.value("SELECT received_tli FROM pg_stat_wal_receiver") == 2
+    finally:
+        new.destroy()

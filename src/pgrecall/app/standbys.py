@@ -73,7 +73,8 @@ def build_standby(context: RunContext, request: StandbyBuildRequest) -> StandbyB
     """Restore into ``target_dir`` as a standby, start it, and wait until it streams.
 
     The primary is asked before anything is written; it changes only by the slot. After
-    a kill at any point the same call goes on. Raises StandbyError, SlotError, the errors of a
+    a kill while files are written the same call goes on; once started, the standby goes on by
+    itself. Raises StandbyError, SlotError, the errors of a
     restore, PostgresUnreachableError, PostgresRightsError, UsageError.
     """
     return _Build(context, request).run()
@@ -130,7 +131,6 @@ class _Build:
         )
         if not restored.run_id:
             return StandbyBuildResult(plan=self._plan_shown)
-        reached("standby restored")
         streaming = None
         if restored.started is not None:
             self._context.progress.phase("stream")
@@ -174,7 +174,7 @@ class _Build:
             with connect_upstream(self._parameters, "making the slot") as connection:
                 make_slot(connection, self._follow.slot)
             self._made_slot = self._follow.slot
-        reached("standby slot made")
+        reached("standby.slot")
         return True
 
     def _newest_timeline(self, timeline: int) -> int:
