@@ -102,6 +102,32 @@ class DrillRequest(msgspec.Struct, frozen=True, kw_only=True):
     dry_run: bool = False
 
 
+class RescueRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``rescue``: ``tables`` of ``database`` at ``target``; empty texts: found out.
+
+    ``into``: the living database, by default the same; ``schema``: the new one that they go to;
+    ``new_name``: for one table.
+    """
+
+    tables: tuple[str, ...]
+    target: RecoveryTarget
+    database: str = ""
+    into: str = ""
+    schema: str = ""
+    new_name: str = ""
+    no_owner: bool = False
+    dry_run: bool = False
+
+
+class ExportRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``export``. ``passphrase``: a reference (``env:NAME``, ``file:/path``) for gpg."""
+
+    item_id: str
+    to: str
+    passphrase: str = ""
+    plain_passwords: bool = False
+
+
 class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
     """``load``: ``source`` is the id of a dump, or a path. ``into``: the database to load into.
 

@@ -27,6 +27,7 @@ from pgrecall.app.enabling import EnableResult
 from pgrecall.app.enabling_undo import UndoResult
 from pgrecall.app.estimating import EstimateResult
 from pgrecall.app.expiring import ExpireResult, UndoExpiryResult
+from pgrecall.app.exporting import ExportDumpResult
 from pgrecall.app.fetching_ahead import AheadResult
 from pgrecall.app.finding import FindResult
 from pgrecall.app.holding import HoldList, HoldResult
@@ -43,6 +44,7 @@ from pgrecall.app.recoverable_result import RecoverableResult
 from pgrecall.app.recovering import RecoveryResult, RecoveryStatus
 from pgrecall.app.repairing import RepairResult
 from pgrecall.app.repositories import RepositoriesResult
+from pgrecall.app.rescuing import RescueResult
 from pgrecall.app.restoring import RestoreResult
 from pgrecall.app.runs import RunDetails, RunList, RunsVerifyResult
 from pgrecall.app.standbys import StandbyBuildResult
@@ -133,10 +135,12 @@ SCHEMAS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "estimate/1": ("estimate", EstimateResult),
     "hold/1": ("hold add", HoldResult),
     "holds/1": ("holds", HoldList),
+    "export-dump/1": ("export", ExportDumpResult),
     "find/1": ("find", FindResult),
     "wal-index/1": ("wal index", WalIndexResult),
     "restore/1": ("restore", RestoreResult),
     "standby-build/1": ("standby build", StandbyBuildResult),
+    "rescue/1": ("rescue", RescueResult),
     "undo/1": ("undo", RestoreUndoResult),
     "undo-load/1": ("undo", LoadUndoResult),
     "recoverable/1": ("recoverable", RecoverableResult),

@@ -80,6 +80,7 @@ COMMANDS: dict[str, LazyCommand | LazyGroup] = {
     "backup": LazyCommand("backup", "command", "Back a server up."),
     "dump": LazyCommand("dump", "command", "Dump databases with PostgreSQL's own tools."),
     "dumps": LazyGroup("dumps", table=_DUMPS, help="List dumps, or show one."),
+    "export": LazyCommand("export", "command", "A dump as plain files for PostgreSQL's tools."),
     "drill": LazyCommand("drill", "command", "Restore into a throwaway server, and prove it good."),
     "drills": LazyGroup("drills", table=_DRILLS, help="List drills, or show one."),
     "load": LazyCommand("load", "command", "Load a dump, or a file of pg_dump's."),
@@ -93,6 +94,7 @@ COMMANDS: dict[str, LazyCommand | LazyGroup] = {
     "runs": LazyGroup("runs", table=_RUNS, help="Who ran what: list, show, and prove the records."),
     "wal": LazyGroup("wal", table=_WAL, help="Archive WAL and fetch it back."),
     "restore": LazyCommand("restore", "command", "Bring a server back to any moment."),
+    "rescue": LazyCommand("rescue", "command", "Bring tables back, beside the living ones."),
     "undo": LazyCommand("undo", "command", "Take a restore or a load back that kept the old data."),
     "recoverable": LazyCommand(
         "recoverable", "command", "Show every moment that can be reached, and the gaps."

@@ -56,13 +56,14 @@ class DumpArguments(msgspec.Struct, frozen=True, kw_only=True):
     ) -> list[str]:
         """Arguments of pg_dump; its database stands in the environment.
 
-        ``directory``: where format directory goes, all others go to standard output.
+        ``snapshot``: an exported one, or empty. ``directory``: where format directory goes, all
+        others go to standard output.
         ``with_create``: have it say CREATE DATABASE, too.
         """
         arguments = [
             "--no-password",
             f"--format={_FORMATS[self.dump_format]}",
-            f"--snapshot={snapshot}",
+            *([f"--snapshot={snapshot}"] if snapshot else []),
             *self._compress(),
             *self._content(),
         ]

@@ -87,8 +87,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     at: datetime
 
 
-def table_proofs(connection: Connection) -> tuple[TableProof, ...]:
-    """Rows and hashes of every ordinary table of the connection's database.
+def table_proofs(connection: Connection, schema: str = "") -> tuple[TableProof, ...]:
+    """Rows and hashes of every ordinary table of the connection's database, or of one schema.
 
     What rows look like as text is fixed for it, so that two servers can be compared. Raises
     PostgresError, also where row security would hide rows from the role.
@@ -108,15 +108,17 @@ def table_proofs(connection: Connection) -> tuple[TableProof, ...]:
         " AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_' ORDER BY 1, 2"
     )
     proofs = []
-    for schema, name in tables:
+    for owner, name in tables:
+        if schema and owner != schema:
+            continue
         rows, total = connection.row(
             sql.SQL(
                 "SELECT pg_catalog.count(*), COALESCE(pg_catalog.sum("
                 "pg_catalog.hashtextextended(t::pg_catalog.text, 0)::pg_catalog.numeric), 0)"
                 "::pg_catalog.text FROM ONLY {}.{} AS t"
-            ).format(sql.Identifier(schema), sql.Identifier(name))
+            ).format(sql.Identifier(owner), sql.Identifier(name))
         )
-        proofs.append(TableProof(schema, name, int(rows), str(total)))
+        proofs.append(TableProof(owner, name, int(rows), str(total)))
     return tuple(proofs)
 
 

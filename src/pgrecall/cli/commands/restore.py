@@ -11,18 +11,8 @@ from pgrecall.app.restoring import run_restore
 from pgrecall.cli.frame import Example, framed_command
 from pgrecall.cli.invocation import Invocation
 from pgrecall.cli.journalling import journalled
+from pgrecall.cli.targets import target_of
 from pgrecall.errors import UsageError
-from pgrecall.model.lsn import Lsn
-from pgrecall.model.targets import (
-    Immediate,
-    Latest,
-    RecoveryTarget,
-    ToLsn,
-    ToName,
-    ToTime,
-    ToXid,
-    parse_time,
-)
 
 _HIGHEST_XID = (1 << 32) - 1
 _HIGHEST_TIMELINE = (1 << 32) - 1
@@ -95,7 +85,7 @@ def command(
         raise UsageError("--keep-old is empty", hint="name a directory beside the data directory")
     if options["allow_damaged"] and not options["backup_id"]:
         raise UsageError("--allow-damaged needs --backup ID", hint="name the damaged backup")
-    target = _target(options)
+    target = target_of(options)
     values = {
         name: value
         for name, value in options.items()
@@ -110,32 +100,6 @@ def command(
     )
     context = invocation.context({"restore.workers": workers})
     invocation.emit(run_restore(context, request), "restore/1")
-
-
-def _target(options: dict[str, str | int | bool | None]) -> RecoveryTarget:
-    names = ("to_time", "to_lsn", "to_xid", "to_name", "immediate")
-    given = [name for name in names if options[name] not in {None, False}]
-    shown = " and ".join("--" + name.replace("_", "-") for name in given)
-    if len(given) > 1:
-        raise UsageError(f"{shown} are different targets", hint="name one")
-    is_inclusive = not options["exclusive"]
-    chosen = given[0] if given else "latest"
-    if not is_inclusive and chosen not in {"to_time", "to_lsn", "to_xid"}:
-        raise UsageError("--exclusive needs --to-time, --to-lsn or --to-xid")
-    text = str(options.get(chosen))
-    match chosen:
-        case "to_time":
-            return ToTime(parse_time(text), is_inclusive)
-        case "to_lsn":
-            return ToLsn(Lsn.parse(text), is_inclusive)
-        case "to_xid":
-            return ToXid(int(text), is_inclusive)
-        case "to_name":
-            return ToName(text)
-        case "immediate":
-            return Immediate()
-        case _:
-            return Latest()
 
 
 def mapping_of(pairs: Sequence[str]) -> dict[str, str]:
