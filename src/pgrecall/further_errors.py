@@ -61,3 +61,10 @@ class KeyUnavailableError(StoreError):
     code = "key-unavailable"
     exit_status = 75
     retryable = True
+
+
+class StandbyError(PgrecallError):
+    """A standby cannot be built on that primary, or was built and does not stream."""
+
+    code = "standby-failed"
+    exit_status = 56

@@ -146,6 +146,17 @@ class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
     maintenance_bytes: int = 0
 
 
+class Following(msgspec.Struct, frozen=True, kw_only=True):
+    """What a restored standby is given to follow its primary; ``conninfo`` has no password.
+
+    ``listen_addresses`` empty: it listens at its socket only.
+    """
+
+    conninfo: str
+    slot: str = ""
+    listen_addresses: str = ""
+
+
 class RestoreRequest(msgspec.Struct, frozen=True, kw_only=True):
     """``restore``. ``tablespace_map`` maps old directories to new ones.
 
@@ -157,6 +168,7 @@ class RestoreRequest(msgspec.Struct, frozen=True, kw_only=True):
     there, only where it differs. ``databases``: only these; empty: all. ``drop_others``: the
     others are dropped after the start, and not only closed. ``switch_wal``: beside a live server,
     have it archive its newest WAL first when the target may be newer than the archive.
+    ``following``: with ``standby``, the primary that it streams from.
     """
 
     target: RecoveryTarget = Latest()
@@ -176,6 +188,28 @@ class RestoreRequest(msgspec.Struct, frozen=True, kw_only=True):
     databases: tuple[str, ...] = ()
     drop_others: bool = False
     switch_wal: bool = True
+    following: Following | None = None
+    dry_run: bool = False
+
+
+class StandbyBuildRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``standby build``. ``primary``: a URL of libpq without a password.
+
+    ``slot`` empty: none is used. ``wait_seconds``: how long it may take to stream, once started.
+    The rest is as in RestoreRequest.
+    """
+
+    primary: str
+    target_dir: str
+    slot: str = ""
+    listen_addresses: str = ""
+    backup_id: str = ""
+    tablespace_map: Mapping[str, str] = {}
+    port: int | None = None
+    delta: bool = False
+    keep_old: str = ""
+    start: bool = True
+    wait_seconds: float = 600.0
     dry_run: bool = False
 
 

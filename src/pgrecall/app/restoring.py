@@ -402,6 +402,10 @@ class _Preparation:
                 action=request.action,
             )
         )
+        if request.following is not None:
+            chosen["primary_conninfo"] = request.following.conninfo
+            chosen["primary_slot_name"] = request.following.slot
+            chosen["listen_addresses"] = request.following.listen_addresses
         if self.selection is not None:
             chosen.update(SETTINGS)
         if any(space.is_in_place for space in self.root.tablespaces) or any(

@@ -47,6 +47,7 @@ from pgrecall.app.repositories import RepositoriesResult
 from pgrecall.app.rescuing import RescueResult
 from pgrecall.app.restoring import RestoreResult
 from pgrecall.app.runs import RunDetails, RunList, RunsVerifyResult
+from pgrecall.app.standbys import StandbyBuildResult
 from pgrecall.app.status import StatusResult
 from pgrecall.app.switching import RestorePointResult, SwitchResult
 from pgrecall.app.undoing import RestoreUndoResult
@@ -138,6 +139,7 @@ SCHEMAS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "find/1": ("find", FindResult),
     "wal-index/1": ("wal index", WalIndexResult),
     "restore/1": ("restore", RestoreResult),
+    "standby-build/1": ("standby build", StandbyBuildResult),
     "rescue/1": ("rescue", RescueResult),
     "undo/1": ("undo", RestoreUndoResult),
     "undo-load/1": ("undo", LoadUndoResult),

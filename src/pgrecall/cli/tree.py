@@ -66,6 +66,9 @@ _RUNS = {
     "show": LazyCommand("runs", "show_command", "Show one run."),
     "verify": LazyCommand("runs", "verify_command", "Prove that no record is missing."),
 }
+_STANDBY = {
+    "build": LazyCommand("standby", "build_command", "Build or rebuild one, and see it stream."),
+}
 _SERVER = {
     "upgrade": LazyCommand("server", "upgrade_command", "Open a new generation."),
 }
@@ -106,6 +109,7 @@ COMMANDS: dict[str, LazyCommand | LazyGroup] = {
         "wal_switch", "restore_point_command", "Name this moment, and see it archived."
     ),
     "recovery": LazyGroup("recovery", table=_RECOVERY, help="Follow, resume, promote a recovery."),
+    "standby": LazyGroup("standby", table=_STANDBY, help="Build a standby from the repository."),
     "key": LazyGroup("key", table=_KEY, help="Keys of an encrypted repository."),
     "server": LazyGroup("server", table=_SERVER, help="Follow a server through pg_upgrade."),
     "agent": LazyCommand("agent", "command", "Run beside a server: archive, schedule, metrics."),

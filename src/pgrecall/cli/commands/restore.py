@@ -93,7 +93,7 @@ def command(
     }
     request = RestoreRequest(
         target=target,
-        tablespace_map=_mapping(tablespace_map),
+        tablespace_map=mapping_of(tablespace_map),
         databases=tuple(databases),
         dry_run=invocation.flag("dry_run"),
         **values,  # type: ignore[arg-type]
@@ -102,7 +102,8 @@ def command(
     invocation.emit(run_restore(context, request), "restore/1")
 
 
-def _mapping(pairs: Sequence[str]) -> dict[str, str]:
+def mapping_of(pairs: Sequence[str]) -> dict[str, str]:
+    """What ``--tablespace-map`` says; raises UsageError."""
     mapping: dict[str, str] = {}
     for pair in pairs:
         old, equals, new = pair.partition("=")
