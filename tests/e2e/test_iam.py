@@ -162,6 +162,11 @@ def test_each_role_needs_what_the_page_says(
     restored = carry_out(("restore", "--target-dir", str(target), "--start"))
     require_smallest("restore", without_leases(restored), "push")  # the server archives meanwhile
 
+    dumped = carry_out(("dump", "--yes"))
+    require_smallest("dump", without_leases(dumped), "push")
+    drilled = carry_out(("drill", "--at", "immediate", "--no-amcheck"))
+    require_smallest("drill", without_leases(drilled), "push")
+
     # Enforced by the service, too: an identity that may read and list, and nothing else.
     (product.secrets / "access").write_text(READER_ACCESS_KEY)
     (product.secrets / "secret").write_text(READER_SECRET_KEY)
