@@ -50,3 +50,14 @@ class LoadError(PgrecallError):
 
     code = "load-failed"
     exit_status = 49
+
+
+class KeyUnavailableError(StoreError):
+    """What opens the keys (a KMS, by its command) could not be asked: nothing is known of a key."""
+
+    # A StoreError: whoever waits for a store that is away waits for this, too, and nobody takes
+    # it for damage. 75 as in sysexits.h: a temporary failure.
+
+    code = "key-unavailable"
+    exit_status = 75
+    retryable = True

@@ -13,15 +13,18 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-from pgrecall.errors import StoreRefusedError
+from pgrecall.errors import StoreRefusedError, VerifyFailedError
 from pgrecall.model.catalog_items import WalSpan
 from pgrecall.model.policies import Policy
 from pgrecall.model.runs import RunRecord
+from pgrecall.repository import layout
+from pgrecall.repository.identity import create_repository
 from pgrecall.repository.journal import Journal
 from pgrecall.repository.leases import leased
 from pgrecall.repository.retention_log import append_any
 from pgrecall.store.opening import open_store
-from tests.e2e.test_s3 import S3Product, with_secret_files
+from pgrecall.system.clock import SystemClock
+from tests.e2e.test_s3 import S3Product, table, with_secret_files
 from tests.support.object_servers import (
     BUCKET,
     READER_ACCESS_KEY,
@@ -29,12 +32,14 @@ from tests.support.object_servers import (
     S3Server,
 )
 from tests.support.postgresql import ServerFactory
+from tests.support.product import SERVER
 from tests.support.recording_proxy import Answer, RecordingProxy, recording_proxy
 from tests.support.retention_scene import GRACE, SIZE, RetentionScene
 from tests.support.s3_fixtures import S3Settings
 
-#: Read where there are any: a repository with keys, a copy that took over, a fork.
-SOMETIMES = {"keys", "owners", "branches"}
+#: Read, or copied, where there are any: a repository with keys, a copy that took over, a fork...
+SOMETIMES = {"keys", "owners", "branches", "enablements", "wal-index", "dumps", "drills"}
+REFUSAL = Answer(403, content=b"<Error><Code>AccessDenied</Code><Message>No.</Message></Error>")
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "iam.md"
 _ACTIONS = {"GET": "s3:GetObject", "HEAD": "s3:GetObject", "PUT": "s3:PutObject",
             "DELETE": "s3:DeleteObject"}  # fmt: skip
@@ -93,11 +98,16 @@ def matches(one: Asked, rule: Asked) -> bool:
     return one.action == rule.action and fnmatchcase(one.resource, rule.resource)
 
 
-def require_smallest(role: str, seen: set[Asked], *besides: str) -> None:
-    """Everything seen is allowed, by the role or those ``besides``; all that it allows was seen."""
-    allowed = [rule for one in (role, *besides) for rule in policy(one)]
+def require_allowed(seen: set[Asked], *roles: str) -> None:
+    """Everything seen is allowed by one of the roles."""
+    allowed = [rule for one in roles for rule in policy(one)]
     refused = {one for one in seen if not any(matches(one, rule) for rule in allowed)}
     assert not refused, sorted(refused)
+
+
+def require_smallest(role: str, seen: set[Asked], *besides: str) -> None:
+    """Everything seen is allowed, by the role or those ``besides``; all that it allows was seen."""
+    require_allowed(seen, role, *besides)
     unused = {rule for rule in policy(role) if not any(matches(one, rule) for one in seen)}
     assert {rule.resource.rpartition("/")[0].rpartition("/")[2] for rule in unused} <= SOMETIMES
 
@@ -129,7 +139,6 @@ def test_each_role_needs_what_the_page_says(
     product: S3Product, proxy: RecordingProxy, tmp_path: Path
 ) -> None:
     prefix = product.repository.prefix
-    refusal = Answer(403, content=b"<Error><Code>AccessDenied</Code><Message>No.</Message></Error>")
 
     def carry_out(*commands: tuple[str, ...]) -> set[Asked]:
         proxy.requests.clear()
@@ -145,17 +154,13 @@ def test_each_role_needs_what_the_page_says(
     require_smallest("check", carry_out(("check", "--no-switch")), "status")
 
     # Neither backup nor restore needs to delete: what they try is refused, and they go on.
-    proxy.falsify = lambda request, body: refusal if request.startswith("DELETE") else body
+    proxy.falsify = lambda request, body: REFUSAL if request.startswith("DELETE") else body
     made = carry_out(("backup",), ("backup",))
-    tried = {one for one in made if one.action == "s3:DeleteObject"}
-    assert all("/leases/" in one.resource for one in tried)
-    require_smallest("backup", made - tried, "push")
+    require_smallest("backup", without_leases(made), "push")
     target = tmp_path / "restored"
     product.copies.append(target)
     restored = carry_out(("restore", "--target-dir", str(target), "--start"))
-    tried = {one for one in restored if one.action == "s3:DeleteObject"}
-    assert all("/leases/" in one.resource for one in tried)
-    require_smallest("restore", restored - tried, "push")  # the server archives meanwhile
+    require_smallest("restore", without_leases(restored), "push")  # the server archives meanwhile
 
     # Enforced by the service, too: an identity that may read and list, and nothing else.
     (product.secrets / "access").write_text(READER_ACCESS_KEY)
@@ -188,3 +193,61 @@ def test_purge_needs_what_the_page_says(
     )  # fmt: skip
     assert Journal(scene.store, "main").add(run, "r1", "h")
     require_smallest("purge", asked(proxy.requests, settings.prefix))
+
+
+def test_verify_copy_and_repair_need_what_the_page_says(
+    product: S3Product, s3_settings: S3Settings, proxy: RecordingProxy
+) -> None:
+    """Two repositories behind one proxy: what is asked of each is told by its prefix."""
+    main = product.repository
+    prefix = f"far{main.prefix[len('tests') :]}"
+    far = with_secret_files(
+        s3_settings(name="far", role="best-effort", prefix=prefix, endpoint=proxy.endpoint),
+        product.secrets,
+    )
+    store = open_store(far, {}, is_anchored=False)
+    create_repository(store, SystemClock().now())
+    backup = product.backup()
+    product.switch()
+    text = product.config.read_text(encoding="utf-8")
+    product.config.write_text(text + table(far), encoding="utf-8")
+
+    def carry_out(*words: str, status: int = 0) -> tuple[set[Asked], set[Asked]]:
+        """What is asked of either repository."""
+        proxy.requests.clear()
+        done = product.cli(*words)
+        assert done.returncode == status, (words, done.stdout, done.stderr)
+        of_main, of_far = (
+            asked([one for one in proxy.requests if prefix in unquote(one)], prefix)
+            for prefix in (main.prefix, far.prefix)
+        )
+        return of_main, of_far
+
+    # As in backups, only leases are tried to be deleted, and that it is refused stops nobody.
+    proxy.falsify = lambda request, body: REFUSAL if request.startswith("DELETE") else body
+    of_main, of_far = carry_out("copy", "--from", main.name, "--to", "far")
+    require_smallest("copy from", without_leases(of_main), "push")
+    _, again = carry_out("copy", "--from", main.name, "--to", "far")  # the first run's record
+    require_smallest("copy to", without_leases(of_far | again))
+    key = layout.pack_key(SERVER, backup.backup_id, 0)
+    pack = store.read(key)
+    proxy.falsify = lambda request, body: body
+    store.delete(key)
+    store.put(key, [pack[:100], bytes([pack[100] ^ 1]), pack[101:]])
+    proxy.falsify = lambda request, body: REFUSAL if request.startswith("DELETE") else body
+    _, of_far = carry_out("verify", "--repository", "far", status=VerifyFailedError.exit_status)
+    require_smallest("verify", without_leases(of_far))
+
+    proxy.falsify = lambda request, body: body
+    of_main, of_far = carry_out("repair", "--repository", "far", "--yes")
+    assert store.read(key) == pack
+    require_allowed(of_main, "status", "push")  # the server archives meanwhile
+    require_smallest("repair", of_far)
+
+
+def without_leases(seen: set[Asked]) -> set[Asked]:
+    """Without what was tried of leases, and refused; nothing else may have been."""
+    tried = {one for one in seen if one.action == "s3:DeleteObject"}
+    assert tried
+    assert all("/leases/" in one.resource for one in tried)
+    return seen - tried

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
+from pgrecall.app import opened
+from pgrecall.app.estimating import run_estimate
+from pgrecall.app.repositories import run_repositories
+from pgrecall.app.requests import RestoreRequest
+from pgrecall.app.restoring import run_restore
 from pgrecall.errors import BackupNotFoundError, RepositoryError
 from pgrecall.further_errors import RunsBrokenError
 from pgrecall.repository import layout
 from pgrecall.repository.identity import open_repository
 from pgrecall.repository.opening import open_store
 from pgrecall.repository.origins import accepted_ids
+from pgrecall.settings import RepositorySettings
+from pgrecall.store.base import Store
+from pgrecall.store.faulty import FaultyStore
 from tests.support.encryption import secret_file
 from tests.support.postgresql import ServerFactory
 from tests.support.product import SERVER, Product
@@ -148,6 +157,52 @@ def test_an_encrypted_repository_holds_the_same_and_is_healed(
     assert (again.backups, again.wal_files, again.records) == ((), 0, 0)
 
 
+@pytest.mark.parametrize("into", ["safe", "two"])
+def test_a_kill_between_maps_and_records_of_names_is_made_good(
+    filled: Filled, several: Repositories, tmp_path: Path, into: str
+) -> None:
+    """Into an encrypted repository, and out of one: the two call each map by another name."""
+    passphrase = secret_file(tmp_path, "correct horse battery staple")
+    several.add("safe", path=str(tmp_path / "safe"), encryption="passphrase",
+                passphrase=f"file:{passphrase}")  # fmt: skip
+    source = "one"
+    if into == "two":
+        assert several.copy(target="safe").result == "ok"
+        source = "safe"
+    names = f"servers/{SERVER}/names"
+
+    def found(root: Path, below: str) -> int:
+        paths = (root / names / "0001" / below).rglob("[!.]*")
+        return sum(path.is_file() for path in paths)
+
+    mapped = found(filled.root, "maps")
+    assert mapped > 2
+    assert found(filled.root, "at")
+    # In the middle of the maps, behind them, and when some of the records are there.
+    for point, maps in (
+        ("copy.record:2", 1),
+        ("copy.name-maps", mapped),
+        ("copy.record:2", mapped),
+    ):
+        killed = subprocess.run(
+            several.command("copy", "--from", source, "--to", into),
+            env={**several.environment, "PGRECALL_FAULT_KILL": point},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert killed.returncode == -9, killed.stderr
+        assert maps <= found(tmp_path / into, "maps") <= mapped
+        assert found(tmp_path / into, "at") == 0 or point == "copy.record:2"
+    assert several.copy(source=source, target=into).result == "ok"
+    assert several.verify(into, depth="full").findings == ()
+    assert found(tmp_path / into, "maps") == mapped
+    if into == "two":
+        there = objects_of(several.root("two"), below=names)
+        visible = {key: data for key, data in there.items() if "/." not in key}
+        assert visible == objects_of(filled.root, below=names)
+    again = several.copy(source=source, target=into)
+    assert (again.backups, again.wal_files, again.records) == ((), 0, 0)
+
+
 def test_a_map_in_the_place_of_another_is_found(several: Repositories) -> None:
     assert several.copy().result == "ok"
     one, other = sorted(several.root("two").glob(f"servers/{SERVER}/names/0001/maps/*"))[:2]
@@ -193,6 +248,43 @@ def test_what_has_expired_there_is_not_brought_back(filled: Filled, several: Rep
     assert (again.backups, again.wal_files) == ((), 0)
     (found,) = several.copy(filled.first.backup_id).findings
     assert "has expired in repository 'two'" in found.message
+
+
+def test_each_completion_record_is_read_once(
+    filled: Filled, several: Repositories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command that plans over hundreds of backups asks the store for each of them once."""
+    assert several.copy().result == "ok"
+    stores: list[FaultyStore] = []
+
+    def recording(settings: RepositorySettings, environment: Mapping[str, str]) -> Store:
+        stores.append(FaultyStore(open_store(settings, environment)))
+        return stores[-1]
+
+    monkeypatch.setattr(opened, "open_store", recording)
+    named = RestoreRequest(
+        target_dir=str(tmp_path / "target"), backup_id=filled.first.backup_id, dry_run=True
+    )
+    newest = RestoreRequest(target_dir=str(tmp_path / "target"), dry_run=True)
+    for act, repositories in (
+        (several.copy, 2),
+        (lambda: several.verify("two"), 1),
+        (lambda: several.repair("two"), 1),
+        (lambda: run_restore(several.context("two", dry_run=True), newest), 1),
+        (lambda: run_restore(several.context("two", dry_run=True), named), 1),
+        (lambda: run_repositories(several.context()), 2),
+        (lambda: run_estimate(several.context("two")), 1),
+    ):
+        stores.clear()
+        act()
+        read = Counter(
+            (store.name, key)
+            for store in stores
+            for method, key in store.calls
+            if method == "read" and key.endswith("/complete.json")
+        )
+        assert set(read.values()) == {1}, read
+        assert len(read) == 2 * repositories, read
 
 
 @pytest.mark.parametrize("point", KILL_POINTS)

@@ -104,7 +104,8 @@ def test_every_database_comes_back_the_same(scene: BackupScene, dump_id: str) ->
     server.sql("ALTER DATABASE shop RENAME TO shop_then")
     scene.run("load", dump_id, "--into", "shop", "--create", "--yes")
     assert told(server, "shop") == before
-    scene.run("load", dump_id, "--database", STRANGE, "--into", f"{STRANGE}2", "--create", "--yes")
+    words = ("--into", f"{STRANGE}2", "--create", "--jobs", "2", "--yes")
+    scene.run("load", dump_id, "--database", STRANGE, *words)
     assert server.value("SELECT one FROM here", database=f"{STRANGE}2") == 1
     server.sql(f'DROP DATABASE {QUOTED[:-1]}2"')
     server.sql("DROP DATABASE shop")

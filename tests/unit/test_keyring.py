@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from pgrecall.repository.opening import open_store
 from pgrecall.repository.wrapping import open_wrapping
 from pgrecall.settings import RepositorySettings, ServerSettings, Settings
 from pgrecall.store.base import Store
+from pgrecall.store.encrypted import EncryptedStore
 from pgrecall.store.opening import open_store as open_plain_store
 from pgrecall.system.progress import NoProgress
 from tests.support.encryption import secret_file
@@ -127,7 +129,7 @@ def command(directory: Path, name: str = "one") -> dict[str, Any]:
     path.write_text(
         f'#!/bin/sh\necho "$* $PGRECALL_KEY_ID" >> {path}.log\n'
         f"if [ $1 = wrap ]; then printf {name}:; exec base64 -w0; fi\n"
-        f'read -r text; [ "${{text%%:*}}" = {name} ] || exit 3\n'
+        f'read -r text; [ "${{text%%:*}}" = {name} ] || exit 77\n'
         'printf %s "${text#*:}" | base64 -d\n'
     )
     path.chmod(0o700)
@@ -224,35 +226,6 @@ def test_recipients_can_change(tmp_path: Path) -> None:
     assert place.rewrap() == 1
     place.configure(**colleague)
     assert place.store.read(OBJECT) == OBJECT.encode()
-
-
-def test_a_command_never_sees_a_key_among_its_arguments(tmp_path: Path) -> None:
-    place = Place(tmp_path, **command(tmp_path))
-    key_id = place.put()
-    log = (tmp_path / "kms-one.log").read_text()
-    assert set(log.splitlines()) == {f"wrap {key_id}", f"unwrap {key_id}"}
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("exit 3", "status 3: it said nothing"),
-        ("echo AccessDenied >&2; exit 1", "AccessDenied"),
-        ("cat >&2; exit 1", "repeats what it was given"),
-        ("echo short", "6 bytes, not|has 32 bytes|another"),
-        ("cat", "no wrapped key"),
-        ("sleep 60", "did not end"),
-    ],
-)
-def test_commands_that_fail(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, told: str
-) -> None:
-    monkeypatch.setattr("pgrecall.repository.wrapping_command.TIMEOUT_SECONDS", 2.0)
-    monkeypatch.setattr(os, "urandom", lambda count: b"k" * count)
-    words = ("/bin/sh", "-c", text)
-    with pytest.raises(KeyRefusedError, match=told) as caught:
-        Place(tmp_path, encryption="command", wrap_command=words, unwrap_command=words)
-    assert b"k" * 32 not in str(caught.value).encode()
 
 
 def test_the_export_opens_the_repository_and_gives_it_a_new_secret(place: Place) -> None:
@@ -412,6 +385,54 @@ def test_a_process_takes_up_keys_of_others(tmp_path: Path) -> None:
     assert keys.find(third) is not None  # an object names it
     assert keys.current().key_id == third
     assert keys.find("k-20200101T000000Z-n0ne") is None
+
+
+def test_what_another_host_stored_under_a_new_key_is_read_at_once(place: Place) -> None:
+    """An agent looks for keys once a minute, and whenever an object names one that it lacks."""
+    now = [0.0]
+    keys = RepositoryKeys(
+        "main", place.plain, open_wrapping(place.settings, {}), clock=lambda: now[0]
+    )
+    agent = EncryptedStore(place.plain, keys)
+    assert agent.put("servers/main/first", [b"first"])
+    names = [f"servers/main/{number}" for number in range(3)]
+    for name in names:
+        second = place.rotate()
+        assert place.put(name) == second
+    assert agent.read(names[0]) == names[0].encode()
+    assert agent.read(names[1], 2, 5) == names[1].encode()[2:7]
+    with agent.reader(names[2]) as reader:
+        assert bytes(reader.read(0, reader.size)) == names[2].encode()
+    assert now == [0.0]
+    # What it stores meanwhile under the key of before, others read.
+    assert agent.put("servers/main/last", [b"last"])
+    assert place.store.read("servers/main/last") == b"last"
+
+
+def test_a_key_that_was_wrapped_anew_meanwhile_is_looked_up_again(place: Place) -> None:
+    """Its envelope of then is gone: that is no damage of what is encrypted with it."""
+    place.rotate()
+    place.put()
+    keys = place.keys()
+    assert len(keys.numbers()) == 2  # listed; only the first is opened
+    keys.root()
+    assert place.rewrap() == 2
+    assert place.rewrap(revoke_old=True) == 0
+    assert EncryptedStore(place.plain, keys).read(OBJECT) == OBJECT.encode()
+    # Nor where not even the first is open.
+    keys = place.keys()
+    keys.numbers()
+    assert place.rewrap() == 2
+    assert place.rewrap(revoke_old=True) == 0
+    assert EncryptedStore(place.plain, keys).read(OBJECT) == OBJECT.encode()
+
+
+def test_a_key_that_is_open_is_not_waited_for(place: Place) -> None:
+    """A KMS that does not answer for a new key holds up nobody who needs it not."""
+    keys = place.keys()
+    first = keys.current().key_id
+    with ThreadPoolExecutor(1) as pool, keys._lock:  # as whoever asks the KMS holds it
+        assert pool.submit(keys.find, first).result(timeout=10) is not None
 
 
 # --- commands ----------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from pgrecall.repository import layout, name_layout
 from pgrecall.repository.leases import Lease, leased, new_lease, read_leases
 from pgrecall.repository.retention_log import append_any, read_state
 from pgrecall.retention.fates import ExpiryPlan
+from pgrecall.retention.purge_plan import KeptItem
 from pgrecall.store.faulty import Fault, FaultyStore
 from tests.support.retention_scene import GRACE, PACK_BYTES, SIZE, RetentionScene
 
@@ -116,13 +117,19 @@ def test_packs_that_a_kept_backup_refers_to_stay_until_it_goes(scene: RetentionS
     purge, _ = scene.purge()
     assert purge.items[0].kept_objects == 1
     assert scene.objects_of(full) == ["pack-0002"]
+    # What that holds is told, by the purge and by every later one.
+    again, _ = scene.purge()
+    assert not again.changes
+    held = KeptItem(item_id=full, objects=1, stored_bytes=PACK_BYTES, needed_by=1)
+    for plan in (purge, again):
+        assert (plan.kept, plan.kept_bytes) == ((held,), PACK_BYTES)
     assert scene.listed() == [child, last]
     assert scene.catalog.unfinished() == []
     scene.require_sealed()
     scene.expire(ONE)
     scene.wait(GRACE)
     scene.purge()
-    scene.purge()
+    assert scene.purge()[0].kept == ()
     assert scene.objects_of(full) == scene.objects_of(child) == []
     assert scene.listed() == [last]
 

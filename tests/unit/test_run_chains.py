@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pgrecall.errors import StoreError
+from pgrecall.errors import StoreError, StoreFullError
 from pgrecall.model.runs import RunRecord
 from pgrecall.repository import layout
 from pgrecall.repository.chain_proof import ChainProof, Signed, copied_heads, prove_chains
@@ -22,7 +22,8 @@ from pgrecall.repository.documents import sealed
 from pgrecall.repository.journal import Journal
 from pgrecall.repository.run_chains import RunChains, decode_run
 from pgrecall.settings import RepositorySettings
-from pgrecall.store.faulty import Fault, FaultyStore
+from pgrecall.store.base import Buffer
+from pgrecall.store.faulty import Fault, FaultyStore, Kind
 from pgrecall.store.local import LocalStore
 from pgrecall.store.memory import MemoryStore
 from pgrecall.store.opening import open_store
@@ -241,6 +242,78 @@ def test_a_write_that_is_lost_leaves_no_gap(kind: str, at: int) -> None:
     assert all(one.severity == "warn" for one in prove(inner).findings)
     assert journal.add(record(2), OWN, "db1")
     assert prove(inner).findings == ()
+
+
+class Interposed(FaultyStore):
+    """A store in which something else happens just before the first put."""
+
+    def __init__(self, inner: MemoryStore, first: Callable[[], object]) -> None:
+        super().__init__(inner)
+        self._first = [first]
+
+    def put(self, key: str, parts: Sequence[Buffer]) -> bool:
+        if self._first:
+            self._first.pop()()
+        return super().put(key, parts)
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+def test_what_failed_while_others_wrote_is_filed_by_them(lost: int) -> None:
+    """Its record is in the chain only, and no longer the last: nobody may take that for removal."""
+    inner = MemoryStore()
+    assert Journal(inner, SERVER).add(record(0), OWN, "db1")
+
+    def fail() -> None:
+        for number in range(1, lost + 1):
+            chains = RunChains(inner, SERVER, OWN)
+            chains.append(record(number, "bb"), "db1", chains.end("db1"))
+
+    store = Interposed(inner, fail)
+    assert Journal(store, SERVER).add(record(5), OWN, "db1")
+    proof = prove(inner)
+    assert (proof.findings, proof.records) == ((), lost + 2)
+    assert Journal(inner, SERVER).get(record(1, "bb").run_id) is not None
+
+
+def test_all_that_was_not_filed_is_filed_by_the_next_run() -> None:
+    """Two that failed, one behind the other, each before it could file anything."""
+    inner = MemoryStore()
+    chains = RunChains(inner, SERVER, OWN)
+    assert Journal(inner, SERVER).add(record(0), OWN, "db1")
+    for number in (1, 2):
+        chains.append(record(number), "db1", chains.end("db1"))
+    assert said(prove(inner)) == [("warn", "run-unlisted", record(n).run_id) for n in (1, 2)]
+    # Killed while it filed: what is older is there first, so that nothing is skipped later.
+    faulty = FaultyStore(inner, [Fault("before", method="put", at=2)])
+    with pytest.raises(StoreError):
+        Journal(faulty, SERVER).add(record(3), OWN, "db1")
+    assert Journal(inner, SERVER).get(record(1).run_id) is not None
+    assert Journal(inner, SERVER).add(record(4), OWN, "db1")
+    proof = prove(inner)
+    assert (proof.findings, proof.records) == ((), 4)
+
+
+@pytest.mark.parametrize("at", range(1, 8))
+@pytest.mark.parametrize("kind", ["before", "after", "torn"])
+def test_an_outage_or_a_full_store_at_each_call(kind: Kind, at: int) -> None:
+    """From that call on nothing works, then it does: one chain, and no run looks like tampering."""
+    inner = MemoryStore()
+    assert Journal(inner, SERVER).add(record(0), OWN, "db1")
+    fault = Fault(kind, at=at, is_lasting=True, error=lambda: StoreFullError("no space"))
+    faulty = FaultyStore(inner, [fault])
+    with pytest.raises(StoreFullError):
+        Journal(faulty, SERVER).add(record(1), OWN, "db1")
+    assert fault.reached.is_set()
+    assert Journal(inner, SERVER).add(record(2), OWN, "db1")
+    found = said(prove(inner))
+    is_torn = kind == "torn" and faulty.calls[-1][0] == "put"
+    assert bool(found) == is_torn, found
+    if is_torn:  # by a store that may not do that; which record it was is told, and only that
+        (torn,) = {subject for _, _, subject in found}
+        assert torn in {"db1/2", run_key(1)}
+        assert {code for _, code, _ in found} == {"run-altered"}
+    records, _ = Journal(inner, SERVER).runs(NOW)
+    assert [one.run_id for one in records][-1] == record(2).run_id
 
 
 def test_threads_make_one_chain() -> None:

@@ -11,12 +11,15 @@ from pgrecall.app.status_rules import (
     AgentSight,
     Loss,
     agent_findings,
+    drill_findings,
     ill_components,
     loss_now,
     run_findings,
     target_findings,
     targets_of,
 )
+from pgrecall.model.drills import DrillRecord
+from pgrecall.model.findings import Severity
 from pgrecall.model.policies import PROFILES, Policy
 from pgrecall.model.runs import RunRecord, Trigger
 from pgrecall.settings import TargetSettings
@@ -135,3 +138,25 @@ def test_an_agent_that_says_nothing_is_seen_whichever_way_the_clock_jumped(
     assert ill_components(said, NOW) == (
         (("process", "it has said nothing for 90 s"),) if is_silent else ()
     )
+
+
+def drilled(age: timedelta, result: Severity = "ok") -> DrillRecord:
+    return DrillRecord(
+        drill_id="t-20261122T201637Z-7k3q", run_id="r", server="main", host="h", item_id="b",
+        target="latest", started_at=NOW - age, ended_at=NOW - age, result=result,
+    )  # fmt: skip
+
+
+def test_a_drill_that_failed_or_is_too_old_is_told() -> None:
+    wants = TargetSettings(drill_age_seconds=86_400.0)
+    day = timedelta(days=1)
+    assert drill_findings(TargetSettings(), None, NOW) == []
+    assert drill_findings(wants, drilled(day / 2), NOW) == []
+    found = {
+        "never": drill_findings(wants, None, NOW),
+        "old": drill_findings(wants, drilled(2 * day), NOW),
+        "failed": drill_findings(TargetSettings(), drilled(day / 2, "fail"), NOW),
+    }
+    assert {name: [one.code for one in some] for name, some in found.items()} == {
+        "never": ["drill-old"], "old": ["drill-old"], "failed": ["drill-failed"],
+    }  # fmt: skip

@@ -41,6 +41,7 @@ from pgrecall.repository.identity import (
     require_owner,
     require_writer,
 )
+from pgrecall.repository.retention_log import read_state
 from pgrecall.repository.run_chains import RunChains
 from pgrecall.repository.wal_archive import WalArchive
 from pgrecall.store.remains import remove_abandoned_files
@@ -187,4 +188,12 @@ def _base(
         return None, BaseChoice(None, f"the newest backup cannot be read: {error.message}")
     if not base.has_digests:
         return None, BaseChoice(None, f"{backup_id} keeps no digests to compare with")
+    state = read_state(opened.store, context.server.name)
+    packs, afresh_bytes = base.store_afresh({*state.expired, *state.purging})
+    if packs:
+        said = (
+            f"; stores afresh up to {afresh_bytes} bytes, all that is needed of {packs} packs of"
+            " expired backups"
+        )
+        return base, BaseChoice(choice.base, choice.reason + said)
     return base, choice

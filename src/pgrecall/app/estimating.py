@@ -22,6 +22,8 @@ from pgrecall.repository.wal_listing import WalListing, list_wal
 from pgrecall.retention.estimate import Measured, PolicyEstimate, estimate
 from pgrecall.system.clock import SystemClock
 
+# How often backups are made, and how large they are, the newest ones say.
+_LOOKED_AT_BACKUPS = 60
 _LOOKED_BACK_SECONDS = 7 * 86_400.0
 _RESTORES_SINCE = timedelta(days=365)
 _DAY = 86_400.0
@@ -51,7 +53,7 @@ def run_estimate(context: RunContext) -> EstimateResult:
     """
     opened = main_repository(context)
     name = context.server.name
-    backups = opened.catalog(name).complete()
+    backups = opened.catalog(name).newest(lambda found: len(found) >= _LOOKED_AT_BACKUPS)
     if not backups:
         raise BackupNotFoundError(
             f"there is no backup of server {name!r} to measure", hint="take one: pgrecall backup"

@@ -115,6 +115,7 @@ class RescueRequest(msgspec.Struct, frozen=True, kw_only=True):
     into: str = ""
     schema: str = ""
     new_name: str = ""
+    timeline: int | None = None
     no_owner: bool = False
     dry_run: bool = False
 

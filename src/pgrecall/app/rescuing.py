@@ -118,6 +118,7 @@ class _Rescue:
         """The copy: beside production, just the database that is needed."""
         return RestoreRequest(
             target=self._request.target,
+            timeline=self._request.timeline,
             target_dir=str(place / "data"),
             start=True,
             databases=(self._database,),

@@ -454,7 +454,8 @@ def _backups(
         )
     number = latest.number
     if backup_id:
-        number = opened.catalog(server).get(backup_id).generation
+        named = next((one for one in complete if one.backup_id == backup_id), None)
+        number = (named or opened.catalog(server).get(backup_id)).generation  # which says why not
     chosen = [backup for backup in complete if backup.generation == number]
     if not chosen:
         raise BackupNotFoundError(

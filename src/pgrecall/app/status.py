@@ -23,6 +23,7 @@ from pgrecall.app.status_rules import (
     AgentSight,
     Loss,
     agent_findings,
+    drill_findings,
     failed_count,
     ill_components,
     loss_now,
@@ -44,6 +45,7 @@ from pgrecall.model.runs import RunRecord
 from pgrecall.model.wal_files import segment_name
 from pgrecall.postgres.actions import ArchiverFacts, archiver_facts
 from pgrecall.postgres.connection import connect
+from pgrecall.repository.drill_log import DrillLog
 from pgrecall.repository.identity import latest_generation
 from pgrecall.repository.journal import Journal
 from pgrecall.repository.wal_archive import WalArchive
@@ -187,6 +189,8 @@ class _Look:
         measured = [run for run in everything if run.rto_seconds is not None]
         rto = measured[-1].rto_seconds if measured else None
         self._findings += target_findings(targets, loss, rto, backup, self._now)
+        drilled = DrillLog(opened.store, name).newest()
+        self._findings += drill_findings(targets, drilled, self._now)
         self._findings += run_findings(runs)
         age = (self._now - backup.stopped_at).total_seconds() if backup is not None else None
         return msgspec.structs.replace(

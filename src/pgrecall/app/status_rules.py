@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from pgrecall.agent.process import AgentSnapshot
+from pgrecall.model.drills import DrillRecord
 from pgrecall.model.findings import Finding
 from pgrecall.model.manifest import Completion
 from pgrecall.model.policies import Policy
@@ -106,7 +107,7 @@ def target_findings(
             _warn(
                 "rto-not-measured",
                 f"the RTO should be {targets.rto_seconds:g} s, and nobody measured it of late",
-                "restore into another directory with --start: its time is measured",
+                "pgrecall drill measures it, and a restore with --start",
             )
         )
     elif rto_seconds is not None and 0 < targets.rto_seconds < rto_seconds:
@@ -130,6 +131,32 @@ def target_findings(
                 )
             )
     return found
+
+
+def drill_findings(
+    targets: TargetSettings, drilled: DrillRecord | None, now: datetime
+) -> list[Finding]:
+    """A drill that failed or is too old; ``drilled`` is the newest one, None: there was none."""
+    if drilled is not None and drilled.result == "fail":
+        return [
+            _fail(
+                "drill-failed",
+                f"the last drill failed: {drilled.message or 'see its findings'}",
+                f"pgrecall drills show {drilled.drill_id}",
+                drilled.drill_id,
+            )
+        ]
+    if not targets.drill_age_seconds:
+        return []
+    wanted = timedelta(seconds=round(targets.drill_age_seconds))
+    if drilled is None:
+        said = f"no restore was ever drilled, and one should be no older than {wanted}"
+    elif (now - drilled.ended_at).total_seconds() > targets.drill_age_seconds:
+        age = timedelta(seconds=round((now - drilled.ended_at).total_seconds()))
+        said = f"the last good drill is {age} old and should be no older than {wanted}"
+    else:
+        return []
+    return [_fail("drill-old", said, "pgrecall drill --at random; [schedule] drill does it")]
 
 
 def run_findings(runs: Sequence[RunRecord]) -> list[Finding]:

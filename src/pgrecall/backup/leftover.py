@@ -1,4 +1,4 @@
-"""What a backup that was never completed has stored: the next one refers to it, and does not store
+"""What backups that were never completed have stored: the next one refers to it, and does not store
 it again.
 
 Nothing is believed: the bytes of a leftover frame are read, checked against their digest,
@@ -64,13 +64,12 @@ class _Contents(NamedTuple):
 
 
 class Leftover:
-    """The packs of one unfinished backup, and which bytes of which files they hold.
+    """The packs of unfinished backups, and which bytes of which files they hold.
 
     ``packs``: as a manifest lists them. 40 bytes for each MiB, or small file, that they hold.
     """
 
-    def __init__(self, store: Store, backup_id: str) -> None:
-        self.backup_id = backup_id
+    def __init__(self, store: Store) -> None:
         self.packs: list[PackEntry] = []
         self._store = store
         self._keys: list[str] = []
@@ -80,14 +79,15 @@ class Leftover:
         self._lock = threading.Lock()
         self._spoilt: set[int] = set()
 
-    def read(self, keys: list[str], workers: int) -> None:
+    def read(self, unfinished: Unfinished, workers: int) -> None:
         """Read what the packs hold, several side by side; those that cannot be read are left out.
 
         Done before the server begins the backup: for each pack the store is asked two times.
+        Where two hold the same place of a file, it is looked for in the one that comes first.
         """
         parts = [self._slices]
         with ThreadPoolExecutor(workers, thread_name_prefix="leftover") as pool:
-            for contents in pool.map(self._read, keys):
+            for contents in pool.map(self._read, *zip(*unfinished.packs, strict=True)):
                 if contents is None:
                     continue
                 slices = contents.slices
@@ -117,8 +117,11 @@ class Leftover:
         # By file and offset: files of 1 TiB and more are not looked for.
         self._places = self._slices["file"].astype(np.int64) << 40 | self._slices["offset"]
         log.info(
-            "going on from an unfinished backup",
-            extra={"unfinished": self.backup_id, "packs": len(self.packs)},
+            "going on from unfinished backups",
+            extra={
+                "unfinished": sorted({pack.owner for pack in self.packs}),
+                "packs": len(self.packs),
+            },
         )
 
     def reader(self) -> LeftoverReader:
@@ -153,8 +156,8 @@ class Leftover:
             reader.close()
             raise
 
-    def _read(self, key: str) -> _Contents | None:
-        """What a pack holds; None when it cannot be used."""
+    def _read(self, owner: str, key: str) -> _Contents | None:
+        """What a pack of ``owner`` holds; None when it cannot be used."""
         try:
             pack = self._open(key)
         except (CorruptObjectError, ObjectMissingError, StoreError) as error:
@@ -168,9 +171,7 @@ class Leftover:
                 for one in frame.slices:
                     rows.append((one.path, one.file_offset, one.length, 0, number, start))
                     start += one.length
-            entry = PackEntry(
-                pack.header.number, pack.stored_bytes, pack.footer_digest, self.backup_id
-            )
+            entry = PackEntry(pack.header.number, pack.stored_bytes, pack.footer_digest, owner)
         finally:
             pack.close()
         return _Contents(key, entry, paths, np.array(rows, _SLICE))
@@ -228,27 +229,33 @@ def large_packs(sizes: Iterable[int]) -> int:
 
 
 class Unfinished(NamedTuple):
-    """A backup that was never completed, and the keys of its packs."""
+    """Backups that were never completed, newest first: of each pack the backup's id and the key."""
 
-    backup_id: str
-    keys: list[str]
+    packs: list[tuple[str, str]]
+
+    @property
+    def backup_ids(self) -> list[str]:
+        """Whose packs these are, newest first."""
+        return list(dict.fromkeys(backup_id for backup_id, _ in self.packs))
 
 
 def find_unfinished(catalog: Catalog) -> Unfinished | None:
-    """The newest backup that was begun after the newest complete one, and left enough.
+    """The backups that were begun after the newest complete one, and left enough each.
 
-    It may still run, on another host: that does no harm, see above. Raises StoreError.
+    All of them: one that went on from another has stored what that lacked. One may still run,
+    on another host: that does no harm, see above. Raises StoreError.
     """
+    found = []
     for backup_id in catalog.begun_since_complete():
         prefix = layout.pack_prefix(catalog.server, backup_id)
         packs = list(catalog.store.list(prefix))
         if large_packs(info.size for info in packs) >= RESUMED_PACKS:
-            return Unfinished(backup_id, [info.key for info in packs])
-    return None
+            found += [(backup_id, info.key) for info in packs]
+    return Unfinished(found) if found else None
 
 
 def read_leftover(store: Store, unfinished: Unfinished, workers: int) -> Leftover:
-    """What it left, read by so many threads; packs that are gone by now are left out."""
-    leftover = Leftover(store, unfinished.backup_id)
-    leftover.read(unfinished.keys, workers)
+    """What they left, read by so many threads; packs that are gone by now are left out."""
+    leftover = Leftover(store)
+    leftover.read(unfinished, workers)
     return leftover

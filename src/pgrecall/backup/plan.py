@@ -81,7 +81,7 @@ def plan_backup(
 ) -> BackupPlan:
     """The plan for a server with these facts; ``control`` is PGDATA's pg_control as read here.
 
-    None for a stream: what the server sends is its own. ``unfinished``: a backup that this one
+    None for a stream: what the server sends is its own. ``unfinished``: backups that this one
     goes on from.
 
     Raises UnsupportedServerError, PostgresRightsError, IdentityError or
@@ -105,8 +105,8 @@ def plan_backup(
         )
     if unfinished is not None:
         reasons.append(
-            f"goes on from {unfinished.backup_id}, which was interrupted: what its"
-            f" {len(unfinished.keys)} packs hold and the server has still is not stored again"
+            f"goes on from {' and '.join(unfinished.backup_ids)}, interrupted: what"
+            f" {len(unfinished.packs)} packs hold and the server has still is not stored again"
         )
     if wishes.with_wal:
         reasons.append("with WAL: the backup holds the WAL that it needs to become consistent")

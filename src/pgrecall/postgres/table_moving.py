@@ -10,7 +10,7 @@ from pgrecall.postgres.connection import Connection
 
 _TABLES = (
     "SELECT c.oid::pg_catalog.int8, n.nspname::pg_catalog.text, c.relname::pg_catalog.text,"
-    " c.relkind::pg_catalog.text, c.relispartition"
+    " c.relkind::pg_catalog.text"
     " FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace"
     " WHERE c.relkind IN ('r', 'p', 'm') AND c.relpersistence <> 't'"
     " AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'"
@@ -35,7 +35,7 @@ def find_tables(connection: Connection, names: tuple[str, ...]) -> list[FoundTab
     A partitioned table comes with its partitions. Raises UsageError that names what is missing or
     ambiguous, and what there is.
     """
-    all_tables = [FoundTable(*row[:4]) for row in connection.rows(_TABLES + " ORDER BY 2, 3")]
+    all_tables = [FoundTable(*row) for row in connection.rows(_TABLES + " ORDER BY 2, 3")]
     found: dict[int, FoundTable] = {}
     for name in names:
         matches = [one for one in all_tables if name in (one.name, str(one))]

@@ -239,9 +239,10 @@ class _Proof:
                     "a pgrecall that knows no chains may have written it, on another host",
                 )  # fmt: skip
         for place, links in self._links.items():
+            listed = max((one.sequence for one in links.values() if one.run_id in seen), default=0)
             for link in links.values():
                 if link.run_id and not link.damage and link.run_id not in seen:
-                    self._unlisted(place, link)
+                    self._unlisted(place, link, is_last=link.sequence > listed)
         return unchained
 
     def _read_filed(self, info: ObjectInfo) -> _Filed | None:
@@ -274,12 +275,12 @@ class _Proof:
                 f" {link.run_id}",
             )  # fmt: skip
 
-    def _unlisted(self, place: Place, link: Link) -> None:
+    def _unlisted(self, place: Place, link: Link, *, is_last: bool) -> None:
         if self._store.head(layout.run_key(self._server, link.run_id)) is not None:
             return  # filed since, or named as damaged there
         what = f"is record {link.sequence} of {place[1]!r}, and is not under its month"
-        if link.sequence == max(self._links[place]):
-            hint = "its process was killed just then: the next run of this writer files it"
+        if is_last:
+            hint = "its process was killed, or the store failed, just then: the next run files it"
             self._add(UNLISTED, link.run_id, what, hint, severity="warn")
         else:
             self._add(MISSING, link.run_id, what, severity=self._severity(place))

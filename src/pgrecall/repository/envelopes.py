@@ -119,7 +119,8 @@ def read_envelope(store: Store, key_id: str, number: int) -> Envelope:
 def open_envelope(envelope: Envelope, wrapping: Wrapping) -> DataKey:
     """The key in an envelope.
 
-    Raises Unopened when the secret is another, or the envelope was changed.
+    Raises Unopened when the secret is another, or the envelope was changed, and
+    KeyUnavailableError.
     """
     if wrapping.method not in (envelope.method, "exported"):
         raise Unopened(f"it is wrapped by {envelope.method}")

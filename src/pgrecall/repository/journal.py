@@ -15,13 +15,15 @@ from pgrecall.model.findings import Finding
 from pgrecall.model.ids import RUN, check_id, created_at
 from pgrecall.model.runs import RunRecord
 from pgrecall.repository import layout
-from pgrecall.repository.run_chains import RunChains, decode_run
+from pgrecall.repository.run_chains import ChainEnd, RunChains, decode_run
 from pgrecall.store.base import Store
 from pgrecall.system.faults import reached
 
 _READERS = 8
 # A run is filed under the month in which it began: it may have begun before what is asked for.
 _LONGEST_RUN = timedelta(days=7)
+# So many runs in a row that could not be filed are filed later; a run must come to its end.
+_MOST_UNFILED = 100
 
 
 class Journal:
@@ -38,27 +40,40 @@ class Journal:
         False: this run has one already, which stays. Seven calls of the store when nobody
         else writes at the same moment; the journal is not listed. First it goes into the
         chain, then under its month, where it is looked up: who is killed between the two
-        leaves that to the next run of the writer. Raises StoreError, RepositoryError.
+        leaves that to whoever writes behind it. Nobody files a record before all those
+        before it, so that none stays behind. Raises StoreError, RepositoryError.
         """
         key = layout.run_key(self.server, check_id(record.run_id, RUN))
         chains = RunChains(self.store, self.server, repository_id)
         end = chains.end(writer)
-        if end.data is not None:
-            self._file_last(end.data, chains.key(writer, end.sequence))
+        self._file_rest(chains, writer, end)
         if self.store.head(key) is not None:
             return False
-        data = chains.append(record, writer, end)
+        own = chains.append(record, writer, end)
         reached("runs.chained")
-        return self.store.put(key, [data]) or self.store.read(key) == data
+        if own.sequence > end.sequence + 1:  # others came before it, and may have failed since
+            self._file_rest(chains, writer, chains.at(writer, own.sequence - 1))
+        assert own.data is not None
+        return self.store.put(key, [own.data]) or self.store.read(key) == own.data
 
-    def _file_last(self, data: bytes, chain_key: str) -> None:
-        """The last record of a chain, under its month, if that was not done."""
-        try:
-            last = decode_run(chain_key, data)
-            key = layout.run_key(self.server, check_id(last.run_id, RUN))
-        except (RepositoryError, UsageError):
-            return  # damaged: `runs verify` names it, and this run is to be written down
-        if self.store.head(key) is None:
+    def _file_rest(self, chains: RunChains, writer: str, end: ChainEnd) -> None:
+        """File what of a chain up to ``end`` is not under its month, back to what is: usually all.
+
+        What is damaged or missing ends it: `runs verify` names that, and this run is to be
+        written down.
+        """
+        waiting: list[tuple[str, bytes]] = []
+        while end.data is not None and len(waiting) < _MOST_UNFILED:
+            try:
+                last = decode_run(chains.key(writer, end.sequence), end.data)
+                key = layout.run_key(self.server, check_id(last.run_id, RUN))
+            except (RepositoryError, UsageError):
+                break
+            if self.store.head(key) is not None:
+                break
+            waiting.append((key, end.data))
+            end = chains.at(writer, end.sequence - 1)
+        for key, data in reversed(waiting):
             self.store.put(key, [data])
 
     def get(self, run_id: str) -> RunRecord | None:

@@ -78,7 +78,7 @@ def rewrap(keys: RepositoryKeys, key_id: str, wrapping: Wrapping, now: datetime)
 
 
 def opens(wrapping: Wrapping, envelope: Envelope) -> bool:
-    """Whether the secret opens this envelope."""
+    """Whether the secret opens this envelope; raises KeyUnavailableError."""
     try:
         open_envelope(envelope, wrapping)
     except Unopened:

@@ -23,6 +23,7 @@ from pgrecall.errors import (
     RepositoryError,
     UsageError,
 )
+from pgrecall.further_errors import KeyUnavailableError
 from pgrecall.model.ids import DATA_KEY, check_id
 from pgrecall.repository.envelopes import (
     Envelope,
@@ -76,7 +77,10 @@ class RepositoryKeys:
         return self._read_identity().repository_id
 
     def current(self) -> DataKey:
-        """The key for new objects; raises KeyRefusedError, CorruptObjectError, StoreError."""
+        """The key for new objects.
+
+        Raises KeyRefusedError, CorruptObjectError, StoreError (of which KeyUnavailableError).
+        """
         with self._lock:
             return self._open(self.current_id())
 
@@ -92,20 +96,21 @@ class RepositoryKeys:
 
     def find(self, key_id: str) -> DataKey | None:
         """The key of that id, None when the repository has none that counts; raises as current."""
+        # Not behind the lock: who holds it may wait for a KMS, for another key.
+        found = self._opened.get(key_id)
+        if found is not None:
+            return found
         with self._lock:
-            found = self._opened.get(key_id)
-            if found is not None:
-                return found
             try:
                 check_id(key_id, DATA_KEY)
             except UsageError:
                 return None
             if key_id == self._root().key_id:
                 return self._open(key_id)  # never absent: without it nothing can be told
-            if key_id not in self._numbers:
-                self._list()
-            if key_id not in self._numbers or not self.envelopes(key_id):
-                return None
+            if not self._has(key_id):
+                self._list()  # added, or wrapped anew, since it was listed
+                if not self._has(key_id):
+                    return None
             return self._open(key_id)
 
     def root(self) -> DataKey:
@@ -202,12 +207,25 @@ class RepositoryKeys:
         except CorruptObjectError:
             return False
 
+    def _has(self, key_id: str) -> bool:
+        return key_id in self._numbers and bool(self.envelopes(key_id))
+
     def _open(self, key_id: str) -> DataKey:
         found = self._opened.get(key_id)
         if found is not None:
             return found
         if self._listed_at is None:
             self._list()
+        try:
+            return self._open_listed(key_id)
+        except (RepositoryError, KeyUnavailableError):
+            known = self._numbers.get(key_id)
+            self._list()
+            if self._numbers.get(key_id) == known:
+                raise
+        return self._open_listed(key_id)  # it was wrapped anew since it was listed
+
+    def _open_listed(self, key_id: str) -> DataKey:
         envelopes = self.envelopes(key_id)
         if not envelopes:
             raise RepositoryError(
@@ -215,16 +233,23 @@ class RepositoryKeys:
                 hint="bring keys/ back from another copy of the repository",
             )
         reasons = []
+        outage: KeyUnavailableError | None = None
         for envelope in envelopes:
             try:
                 found = self._opened[key_id] = open_envelope(envelope, self.wrapping)
-            except Unopened as error:
+            except (Unopened, KeyUnavailableError) as error:
                 reasons.append(f"envelope {envelope.number}: {error}")
+                outage = error if isinstance(error, KeyUnavailableError) else outage
                 continue
             return found
+        secret = f"{self.wrapping.shown} of repository {self.name}"
+        about = f"the key {key_id} in {self.store.name} ({'; '.join(reasons)})"
+        if outage is not None:
+            raise KeyUnavailableError(
+                f"{secret} could not be asked to open {about}", hint=outage.hint
+            ) from outage
         raise KeyRefusedError(
-            f"{self.wrapping.shown} of repository {self.name} does not open the key {key_id} in "
-            f"{self.store.name} ({'; '.join(reasons)})",
+            f"{secret} does not open {about}",
             hint="configure the secret with which it was wrapped last; when it is lost, the "
             "output of key export opens the repository (docs/encryption.md)",
         )

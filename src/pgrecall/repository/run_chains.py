@@ -16,7 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from pgrecall.codec.digests import stored_digest
-from pgrecall.errors import CorruptObjectError, RepositoryError
+from pgrecall.errors import CorruptObjectError, ObjectMissingError, RepositoryError
 from pgrecall.model.runs import RUN_FORMAT, ChainHead, RunRecord
 from pgrecall.repository import layout
 from pgrecall.repository.documents import sealed, unsealed
@@ -94,10 +94,17 @@ class RunChains:
                 return ChainEnd(max(numbers), self._bytes(writer, max(numbers)))
         return ChainEnd(0, None)
 
-    def append(self, record: RunRecord, writer: str, end: ChainEnd) -> bytes:
+    def at(self, writer: str, sequence: int) -> ChainEnd:
+        """One record of a writer; no data where it is missing or damaged. Raises StoreError."""
+        try:
+            return ChainEnd(sequence, self._bytes(writer, sequence) if sequence else None)
+        except ObjectMissingError:
+            return ChainEnd(sequence, None)
+
+    def append(self, record: RunRecord, writer: str, end: ChainEnd) -> ChainEnd:
         """Write a record behind ``end``, or behind what others wrote meanwhile.
 
-        Durable when it returns the bytes that were stored. Raises StoreError, and
+        Durable when it returns where the record lies, and its bytes. Raises StoreError, and
         RepositoryError when others take each number before it.
         """
         for _ in range(_MAXIMUM_TRIES):
@@ -112,10 +119,10 @@ class RunChains:
                 )
             )
             if self.store.put(self.key(writer, sequence), [data]):
-                return data
+                return ChainEnd(sequence, data)
             taken = self._bytes(writer, sequence)
             if taken == data:
-                return data  # by an earlier try of ours, whose answer was lost
+                return ChainEnd(sequence, data)  # by an earlier try of ours, whose answer was lost
             end = ChainEnd(sequence, taken)
         raise RepositoryError(
             f"no number of the chain of {writer!r} in {self.store.name} could be taken",

@@ -59,8 +59,8 @@ class Wrapping(Protocol):
     def unwrap(self, fields: Fields, context: KeyContext) -> bytes:
         """The key of which ``wrap`` made these fields.
 
-        Raises Unopened when the secret does not open it, the fields are damaged, or the
-        command that is to open it fails.
+        Raises Unopened when the secret does not open it, or the fields are damaged, and
+        KeyUnavailableError when that cannot be told now.
         """
         ...
 

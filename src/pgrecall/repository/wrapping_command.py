@@ -7,10 +7,13 @@ import subprocess
 from collections.abc import Mapping, Sequence
 
 from pgrecall.errors import KeyMissingError, KeyRefusedError, SettingsError
+from pgrecall.further_errors import KeyUnavailableError
 from pgrecall.repository.wrapping import Fields, KeyContext, Unopened
 from pgrecall.settings.sections import RepositorySettings
 
 TIMEOUT_SECONDS = 60.0
+REFUSED_STATUS = 77
+"""EX_NOPERM of sysexits.h: this key is not to be had with these rights. All else may pass."""
 _LARGEST_WRAPPED = 64 << 10
 _MOST_COMPLAINT = 300
 
@@ -19,7 +22,8 @@ class CommandWrapping:
     """Runs ``wrap`` and ``unwrap`` (argument lists, no shell): bytes in, bytes out.
 
     The commands see PGRECALL_REPOSITORY_ID and PGRECALL_KEY_ID in their environment,
-    for the encryption context of a KMS.
+    for the encryption context of a KMS. One that ends with REFUSED_STATUS refuses; whatever
+    else goes wrong is an outage.
     """
 
     method = "command"
@@ -58,8 +62,7 @@ class CommandWrapping:
         try:
             return self._run(self._unwrap, wrapped, context)
         except KeyRefusedError as error:
-            # Another secret's envelope, or a KMS that is away: both end with some status.
-            raise Unopened(error.message) from error
+            raise Unopened(error.message) from error  # another secret's envelope
 
     def _run(self, words: Sequence[str], given: bytes, context: KeyContext) -> bytes:
         environment = {
@@ -77,13 +80,16 @@ class CommandWrapping:
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            raise KeyRefusedError(
+            raise KeyUnavailableError(
                 f"{words[0]} did not end within {TIMEOUT_SECONDS:.0f} seconds", hint=_HINT
             ) from error
         except OSError as error:
-            raise KeyRefusedError(f"cannot run {words[0]}: {error.strerror}", hint=_HINT) from error
+            raise KeyUnavailableError(
+                f"cannot run {words[0]}: {error.strerror}", hint=_HINT
+            ) from error
         if ended.returncode:
-            raise KeyRefusedError(
+            kind = KeyRefusedError if ended.returncode == REFUSED_STATUS else KeyUnavailableError
+            raise kind(
                 f"{words[0]} ended with status {ended.returncode}: "
                 f"{_complaint(ended.stderr, given) or 'it said nothing'}",
                 hint=_HINT,
@@ -106,4 +112,7 @@ def _complaint(stderr: bytes, given: bytes) -> str:
     return "(it repeats what it was given)" if any(shape in text for shape in shapes) else text
 
 
-_HINT = "run the command by hand, as the user that runs pgrecall, and see what it says"
+_HINT = (
+    "run the command by hand, as the user that runs pgrecall, and see what it says; one that "
+    f"refuses must end with {REFUSED_STATUS} (docs/encryption.md)"
+)

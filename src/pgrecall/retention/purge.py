@@ -9,6 +9,7 @@ and the rest goes on.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -30,6 +31,7 @@ from pgrecall.repository.wal_listing import keys_in, moment_of
 from pgrecall.retention.gathering import Gathered, gather
 from pgrecall.retention.purge_plan import (
     Candidate,
+    KeptItem,
     PurgeItem,
     PurgePlan,
     WaitingItem,
@@ -66,11 +68,12 @@ class Purged(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Doomed(msgspec.Struct, frozen=True):
-    """One item's objects in the stages of their deletion."""
+    """One item's objects in the stages of their deletion; what ``needed_by`` others need of it."""
 
     candidate: Candidate
     stages: list[list[ObjectInfo]]
-    kept: int
+    kept: list[ObjectInfo]
+    needed_by: int
 
 
 class PurgeRun:
@@ -133,11 +136,21 @@ class PurgeRun:
                 what=one.candidate.what,
                 objects=sum(len(stage) for stage in one.stages),
                 stored_bytes=sum(info.size for stage in one.stages for info in stage),
-                kept_objects=one.kept,
+                kept_objects=len(one.kept),
                 why=one.candidate.why,
             )
             for one in doomed
             if one.stages
+        )
+        kept = tuple(
+            KeptItem(
+                item_id=one.candidate.item_id,
+                objects=len(one.kept),
+                stored_bytes=sum(info.size for info in one.kept),
+                needed_by=one.needed_by,
+            )
+            for one in doomed
+            if one.kept
         )
         spans = purgeable_spans(gathered, now=now, grace=task.grace)
         wal = self._wal_keys(gathered)
@@ -153,6 +166,8 @@ class PurgeRun:
             wal_bytes=wal_bytes,
             stale_leases=len(stale),
             won_bytes=sum(item.stored_bytes for item in items) + wal_bytes,
+            kept_bytes=sum(one.stored_bytes for one in kept),
+            kept=kept,
             spans=tuple(span for span in spans if not span.is_purged),
             findings=tuple(
                 Finding(
@@ -194,7 +209,7 @@ class PurgeRun:
             return []
         referrers = [backup for item_id, backup in gathered.backups.items() if item_id not in going]
         needed = needed_of(Catalog(self._store, self._task.server), going, referrers)
-        referred = {owner for backup in referrers for owner in backup.references}
+        referred = Counter(owner for backup in referrers for owner in backup.references)
         is_blocked = bool(self._blocking(gathered))
         doomed = []
         for one in found:
@@ -204,7 +219,7 @@ class PurgeRun:
             objects = list(self._store.list(prefix))
             wanted = needed.get(one.item_id, {}) if one.item_id in referred else None
             stages, kept = deletions(objects, wanted)
-            doomed.append(_Doomed(one, stages, kept))
+            doomed.append(_Doomed(one, stages, kept, referred[one.item_id]))
         return doomed
 
     def _wal_keys(self, gathered: Gathered) -> list[tuple[str, int]]:

@@ -34,6 +34,18 @@ class PurgeItem(msgspec.Struct, frozen=True, kw_only=True):
     why: str
 
 
+class KeptItem(msgspec.Struct, frozen=True, kw_only=True):
+    """Packs and digests of an item that is gone, or goes: others need them. Whole objects stay.
+
+    ``needed_by``: how many backups that stay refer to it; with the last of them it goes.
+    """
+
+    item_id: str
+    objects: int
+    stored_bytes: int
+    needed_by: int
+
+
 class WaitingItem(msgspec.Struct, frozen=True, kw_only=True):
     """What is not purged yet, and why."""
 
@@ -42,7 +54,10 @@ class WaitingItem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PurgePlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``purge`` does. ``purged_before_at``: what expired before that goes."""
+    """What ``purge`` does. ``purged_before_at``: what expired before that goes.
+
+    ``kept``: what stays of purged items, these and earlier ones; ``kept_bytes``: all of it.
+    """
 
     server: str
     repository: str
@@ -53,6 +68,8 @@ class PurgePlan(msgspec.Struct, frozen=True, kw_only=True):
     wal_bytes: int
     stale_leases: int
     won_bytes: int
+    kept_bytes: int = 0
+    kept: tuple[KeptItem, ...] = ()
     spans: tuple[WalSpan, ...] = ()
     findings: tuple[Finding, ...] = ()
 
@@ -154,8 +171,8 @@ def purgeable_spans(gathered: Gathered, *, now: datetime, grace: timedelta) -> l
 
 def deletions(
     objects: Sequence[ObjectInfo], needed: Mapping[str, int] | None
-) -> tuple[list[list[ObjectInfo]], int]:
-    """Objects of an item in stages, to be deleted one stage after the other; and how many stay.
+) -> tuple[list[list[ObjectInfo]], list[ObjectInfo]]:
+    """Objects of an item in stages, to be deleted one stage after the other; and those that stay.
 
     The completion record goes first: from then on nobody takes what is left for a backup.
     ``needed``: keys that others need; None: nobody refers to this item. What is of no kind
@@ -165,11 +182,11 @@ def deletions(
         layout.COMPLETE: [], layout.PACK: [], _DIGESTS: [], "": [], layout.MANIFEST_PART: [],
         layout.MANIFEST: [],
     }  # fmt: skip
-    kept = 0
+    kept = []
     for info in objects:
         kind = _kind_of(info.key)
         if needed is not None and (info.key in needed or not kind):
-            kept += 1
+            kept.append(info)
         else:
             stages[kind].append(info)
     return [stage for stage in stages.values() if stage], kept

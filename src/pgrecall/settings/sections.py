@@ -417,6 +417,12 @@ class TargetSettings(Section):
         bounds=(0, 3660 * _DAY),
         doc="How old the last good backup may be. 0: no target.",
     )
+    drill_age_seconds: float = setting(
+        default=0.0,
+        unit="seconds",
+        bounds=(0, 3660 * _DAY),
+        doc="How old the last good restore drill may be. 0: no target.",
+    )
 
 
 class RestoreSettings(Section):

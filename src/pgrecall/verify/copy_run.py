@@ -268,10 +268,10 @@ class CopyRun:
         self._progress.phase("records")
         server = self._task.server
         # One after the other: a record whose map is not there would hide it from the next copy.
-        maps, records = (
-            self._each(each(self._source, self._target, server), self._copy_record)
-            for each in (name_maps_to_copy, records_to_copy)
-        )
+        source, target = self._source, self._target
+        maps = self._each(name_maps_to_copy(source, target, server), self._copy_record)
+        reached("copy.name-maps")
+        records = self._each(records_to_copy(source, target, server), self._copy_record)
         self._progress.phase("WAL")
         self._progress.start(self._wal_bytes)
         wal = self._each(self._missing_wal(), self._copy_wal)

@@ -13,6 +13,7 @@ from pgrecall.cli.targets import target_of
 from pgrecall.errors import UsageError
 
 _HIGHEST_XID = (1 << 32) - 1
+_HIGHEST_TIMELINE = (1 << 32) - 1
 
 
 @framed_command(
@@ -38,6 +39,7 @@ _HIGHEST_XID = (1 << 32) - 1
 @click.option("--to-name", metavar="NAME", help="Stop at this restore point.")
 @click.option("--immediate", is_flag=True, help="Stop where the newest backup is consistent.")
 @click.option("--exclusive", is_flag=True, help="Stop just before the target.")
+@click.option("--timeline", type=click.IntRange(1, _HIGHEST_TIMELINE), help="[default: planned]")
 @click.option("--database", default="", help="Where the tables were. [default: of the settings]")
 @click.option("--into", default="", metavar="DATABASE", help="Where they go. [default: the same]")
 @click.option("--schema", default="", help="The new schema for them. [default: rescued_...]")
@@ -51,6 +53,7 @@ def command(
     tables: tuple[str, ...],
     no_owner: bool,
     directory: str | None,
+    timeline: int | None,
     **options: object,
 ) -> None:
     """Bring TABLES back as they were at a moment, and load them beside the living ones.
@@ -74,6 +77,7 @@ def command(
         into=str(options["into"]),
         schema=str(options["schema"]),
         new_name=str(options["new_name"]),
+        timeline=timeline,
         no_owner=no_owner,
         dry_run=invocation.flag("dry_run"),
     )
