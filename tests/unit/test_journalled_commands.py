@@ -15,7 +15,16 @@ EXEMPT = {
     "wal status": "looks; a probe that it makes is WAL like any other",
 }
 #: Changes nothing by --dry-run's meaning, and hands out keys, or decides what is kept.
-RECORDED = {"check", "verify", "key check", "key export", "hold add", "hold release", "wal receive"}
+RECORDED = {
+    "capture",
+    "check",
+    "verify",
+    "key check",
+    "key export",
+    "hold add",
+    "hold release",
+    "wal receive",
+}
 
 
 def commands(group: LazyGroup, words: tuple[str, ...] = ()) -> Iterator[tuple[str, FramedCommand]]:

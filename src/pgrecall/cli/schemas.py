@@ -14,6 +14,7 @@ import msgspec
 from pgrecall.app.agent import AgentResult
 from pgrecall.app.backing_up import BackupResult
 from pgrecall.app.branching import AllowBranchResult
+from pgrecall.app.capturing import CaptureDetails, CaptureList, CaptureResult
 from pgrecall.app.catalog import BackupDetails, BackupList
 from pgrecall.app.checking import CheckResult
 from pgrecall.app.client_install import ClientResult
@@ -106,6 +107,9 @@ SCHEMAS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "backup/1": ("backup", BackupResult),
     "backups-list/1": ("backups list", BackupList),
     "backups-show/1": ("backups show", BackupDetails),
+    "capture/1": ("capture", CaptureResult),
+    "captures-list/1": ("captures list", CaptureList),
+    "captures-show/1": ("captures show", CaptureDetails),
     "dump/1": ("dump", DumpResult),
     "load/1": ("load", LoadResult),
     "load-globals/1": ("load --globals", LoadGlobalsResult),

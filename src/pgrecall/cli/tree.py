@@ -25,6 +25,10 @@ _DUMPS = {
     "list": LazyCommand("dumps", "list_command", "List the complete dumps of a server."),
     "show": LazyCommand("dumps", "show_command", "Show one dump, or its table of contents."),
 }
+_CAPTURES = {
+    "list": LazyCommand("capture", "list_command", "List the captures of a server."),
+    "show": LazyCommand("capture", "show_command", "Show one capture."),
+}
 _DRILLS = {
     "list": LazyCommand("drills", "list_command", "List the drills of a server."),
     "show": LazyCommand("drills", "show_command", "Show one drill: the evidence."),
@@ -80,6 +84,8 @@ COMMANDS: dict[str, LazyCommand | LazyGroup] = {
     "backup": LazyCommand("backup", "command", "Back a server up."),
     "dump": LazyCommand("dump", "command", "Dump databases with PostgreSQL's own tools."),
     "dumps": LazyGroup("dumps", table=_DUMPS, help="List dumps, or show one."),
+    "capture": LazyCommand("capture", "command", "Keep configuration and metadata of a server."),
+    "captures": LazyGroup("captures", table=_CAPTURES, help="List captures, or show one."),
     "export": LazyCommand("export", "command", "A dump as plain files for PostgreSQL's tools."),
     "drill": LazyCommand("drill", "command", "Restore into a throwaway server, and prove it good."),
     "drills": LazyGroup("drills", table=_DRILLS, help="List drills, or show one."),

@@ -1,4 +1,4 @@
-"""Identities of backups, dumps and runs: kind, UTC time, random tail; they sort by time."""
+"""Identities of backups, dumps, captures, runs: kind, UTC time, random tail; they sort by time."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ RUN = "r"
 RESTORE = "x"
 NAMES = "n"
 CHANGE = "c"
+CAPTURE = "m"
 DATA_KEY = "k"
 LEASE = "l"
 

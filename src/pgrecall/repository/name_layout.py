@@ -1,4 +1,4 @@
-"""Where name maps lie in a repository: pure functions, as those of layout.py."""
+"""Where name maps and captures lie in a repository: pure functions, as those of layout.py."""
 
 from __future__ import annotations
 
@@ -42,3 +42,13 @@ def name_maps_prefix(server: str, generation: int) -> str:
 def name_map_key(server: str, generation: int, name: str) -> str:
     """Key of one database's name map; its ``name`` is that of its content (hex)."""
     return f"{name_maps_prefix(server, generation)}{name}"
+
+
+def captures_prefix(server: str) -> str:
+    """Prefix of the captures of a server."""
+    return f"{server_prefix(server)}captures/"
+
+
+def capture_key(server: str, capture_id: str) -> str:
+    """Key of a capture."""
+    return f"{captures_prefix(server)}{capture_id}.json"

@@ -13,7 +13,7 @@ from pgrecall.model.findings import Finding
 from pgrecall.repository import layout, name_layout
 from pgrecall.repository.identity import Generation, generation_numbers, read_generation
 from pgrecall.repository.records import Record, decode_record
-from pgrecall.store.base import ObjectInfo, Store
+from pgrecall.store.base import SUITE_NONE, ObjectInfo, Store
 from pgrecall.verify.copy_plan import RecordToCopy, missing
 from pgrecall.verify.map_names import maps_to_copy
 from pgrecall.verify.records import check_record_of
@@ -70,6 +70,9 @@ def _plain_records(source: Store, target: Store, server: str) -> Iterator[Object
         f"{prefix}{name}"
         for name in ("generations/", *NUMBERED, "wal-index/", "chains/", "runs/", "drills/")
     ]
+    # Captures in an encrypted repository hold what a plain one must not get.
+    if source.suite == SUITE_NONE or target.suite != SUITE_NONE:
+        chosen.append(name_layout.captures_prefix(server))
     chosen += [layout.gaps_prefix(server, number) for number in generation_numbers(source, server)]
     for one in chosen:
         yield from missing(source.list(one), target.list(one))

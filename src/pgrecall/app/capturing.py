@@ -1,0 +1,146 @@
+"""``capture``, ``captures list`` and ``captures show``: configuration and metadata of a moment."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+
+from pgrecall import __version__
+from pgrecall.app.context import RunContext
+from pgrecall.app.opened import main_repository
+from pgrecall.errors import CorruptObjectError
+from pgrecall.model.captures import CaptureRecord
+from pgrecall.model.findings import Finding, worst
+from pgrecall.model.ids import CAPTURE, new_id
+from pgrecall.model.runs import RunFacts
+from pgrecall.postgres.capturing import capture_facts, volatile_facts
+from pgrecall.postgres.connection import connect
+from pgrecall.repository.capture_log import CaptureLog
+from pgrecall.repository.identity import require_generation
+from pgrecall.store.base import SUITE_NONE
+from pgrecall.system.clock import SystemClock
+
+
+class CaptureResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``capture`` prints. ``is_new`` False: nothing changed since ``capture_id``."""
+
+    server: str
+    repository: str
+    capture_id: str
+    is_new: bool
+    captured_at: datetime
+    findings: tuple[Finding, ...] = ()
+
+    def run_facts(self) -> RunFacts:
+        """What the journal keeps of it."""
+        return RunFacts(outcome=worst(list(self.findings)))
+
+
+class CaptureLine(msgspec.Struct, frozen=True):
+    """One line of the list."""
+
+    capture_id: str
+    captured_at: datetime
+    version_num: int
+    files: int
+    settings: int
+    roles: int
+    databases: int
+
+
+class CaptureList(msgspec.Struct, frozen=True):
+    """The captures of a server, oldest first."""
+
+    server: str
+    repository: str
+    captures: tuple[CaptureLine, ...]
+    findings: tuple[Finding, ...] = ()
+
+
+class CaptureDetails(msgspec.Struct, frozen=True):
+    """One capture."""
+
+    capture: CaptureRecord
+
+
+def run_capture(context: RunContext) -> CaptureResult:
+    """Capture the chosen server into its main repository, once for what has not changed.
+
+    Raises PostgresError and its kinds, StoreError, RepositoryError, IdentityError.
+    """
+    server, opened = context.server, main_repository(context)
+    with connect(
+        server,
+        application_name="pgrecall capture",
+        purpose="capture",
+        environment=context.environment,
+    ) as connection:
+        signed = connection.value("SELECT system_identifier FROM pg_catalog.pg_control_system()")
+        system_identifier = signed & 0xFFFFFFFFFFFFFFFF
+        require_generation(
+            opened.store, server.name, system_identifier, f"the server {server.name!r}"
+        )
+        facts = capture_facts(connection, with_secrets=opened.store.suite != SUITE_NONE)
+        volatile = volatile_facts(connection)
+    log = CaptureLog(opened.store, server.name)
+    newest, damaged = _newest(log)
+    is_new = newest is None or newest.facts != facts
+    if newest is None or is_new:
+        now = SystemClock().now()
+        newest = CaptureRecord(
+            capture_id=new_id(CAPTURE, now),
+            server=server.name,
+            captured_at=now,
+            facts=facts,
+            volatile=volatile,
+            tool_version=__version__,
+        )
+        log.add(newest)
+    return CaptureResult(
+        server=server.name,
+        repository=opened.settings.name,
+        capture_id=newest.capture_id,
+        is_new=is_new,
+        captured_at=newest.captured_at,
+        findings=(*facts.findings, *damaged),
+    )
+
+
+def list_captures(context: RunContext) -> CaptureList:
+    """The captures of the chosen server, from its main repository."""
+    opened = main_repository(context)
+    records, findings = CaptureLog(opened.store, context.server.name).all()
+    return CaptureList(
+        server=context.server.name,
+        repository=opened.settings.name,
+        captures=tuple(_line(record) for record in records),
+        findings=tuple(findings),
+    )
+
+
+def show_capture(context: RunContext, capture_id: str) -> CaptureDetails:
+    """One capture; raises UsageError when there is none."""
+    log = CaptureLog(main_repository(context).store, context.server.name)
+    return CaptureDetails(log.get(capture_id))
+
+
+def _newest(log: CaptureLog) -> tuple[CaptureRecord | None, list[Finding]]:
+    """The newest capture; a damaged one is a finding, and the next capture is stored anew."""
+    try:
+        return log.newest(), []
+    except CorruptObjectError as error:
+        return None, [Finding("warn", error.code, error.message, "", error.hint)]
+
+
+def _line(record: CaptureRecord) -> CaptureLine:
+    facts = record.facts
+    return CaptureLine(
+        capture_id=record.capture_id,
+        captured_at=record.captured_at,
+        version_num=facts.version_num,
+        files=len(facts.files),
+        settings=len(facts.settings),
+        roles=len(facts.roles),
+        databases=len(facts.databases),
+    )
