@@ -282,3 +282,24 @@ def test_a_database_that_refuses_connections(scene: BackupScene) -> None:
         scene, "dump", "closed", status=PostgresRightsError.exit_status
     )
     server.sql("DROP DATABASE closed")
+
+
+def test_tablespace_and_template(scene: BackupScene) -> None:
+    """They come back with the database, unless --no-tablespaces; a failure drops a template too."""
+    server = scene.server
+    (scene.directory / "spare").mkdir()
+    server.sql(f"CREATE TABLESPACE spare LOCATION '{scene.directory / 'spare'}'")
+    server.sql("CREATE DATABASE placed TABLESPACE spare IS_TEMPLATE true")
+    dump_id = dumped(scene, "placed")["backup_id"]
+    about = (
+        "SELECT spcname, datistemplate FROM pg_database d JOIN pg_tablespace t"
+        " ON t.oid = d.dattablespace WHERE datname = 'again'"
+    )
+    for words, tablespace in (([], "spare"), (["--no-tablespaces"], "pg_default")):
+        scene.run("load", dump_id, "--into", "again", "--create", "--yes", *words)
+        assert server.sql(about) == [(tablespace, True)]
+        server.sql("ALTER DATABASE again IS_TEMPLATE false")
+        server.sql("DROP DATABASE again")
+    server.sql("ALTER DATABASE placed IS_TEMPLATE false")
+    server.sql("DROP DATABASE placed")
+    server.sql("DROP TABLESPACE spare")

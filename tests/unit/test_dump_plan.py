@@ -39,6 +39,7 @@ def facts(*databases: DatabaseFacts, can_read_passwords: bool = True) -> DumpFac
         role="dumper",
         bootstrap_role="postgres",
         can_read_passwords=can_read_passwords,
+        free_connections=90,
         databases=(database("template0", allows_connections=False), *databases),
     )
 

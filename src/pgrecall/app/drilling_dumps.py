@@ -173,7 +173,8 @@ class DumpDrill:
         )
         source = RepositorySource(self._files, database.path, dump.dump_format, database.name)
         plan = plan_load(wishes, facts, present)
-        self._findings += LoadRun(plan, source, tools, database.properties).run().findings
+        properties = msgspec.structs.replace(database.properties, tablespace="")
+        self._findings += LoadRun(plan, source, tools, properties).run().findings
 
     def _compare(self, copy: ServerSettings, database: DumpedDatabase) -> None:
         with _connect(copy, database.name) as connection:

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 _KIBIBYTE = 1024
 _MOST_ERRORS = 20
 _ERROR = re.compile(
-    r"^(?:pg_restore: (?:error|warning): |psql:[^ ]*: (?:ERROR|FATAL): |ERROR: )(.*)"
+    r"^(?:pg_restore: (?:error|warning): |psql:[^ ]*: (?:ERROR|FATAL): +|ERROR: +)(.*)"
 )
 _IGNORED = re.compile(r"errors ignored on restore: (\d+)")
 # Types of entries in an archive's table of contents that belong to large objects.
@@ -127,9 +127,13 @@ class LoadRun:
 
     def _create(self) -> None:
         properties = self._properties
-        owner = properties.owner if properties and not self._plan.choice.no_owner else ""
+        choice = self._plan.choice
+        owner = properties.owner if properties and not choice.no_owner else ""
+        tablespace = properties.tablespace if properties and not choice.no_tablespaces else ""
         with self._maintenance() as connection:
-            create_database(connection, self._plan.into, properties, owner=owner)
+            create_database(
+                connection, self._plan.into, properties, owner=owner, tablespace=tablespace
+            )
 
     def _load(self) -> Ended:
         plan, variables = self._plan, self._variables()

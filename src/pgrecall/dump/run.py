@@ -54,6 +54,8 @@ log = logging.getLogger(__name__)
 _WATCH_SECONDS = 1.0
 _SESSIONS = 50
 """So many databases have their snapshots at the same time; of more they follow in turns."""
+# The tools need sessions, too, and so does everybody else.
+_SHARE_OF_SESSIONS = 2
 # pg_dumpall connects to these instead of making them; they are there on every server.
 _ALWAYS_THERE = ("postgres", "template1")
 
@@ -144,7 +146,7 @@ class DumpRun:
                     self._globals(writer)
                     writer.end()
                     self._take(writer)
-            for batch in _batches(plan.databases):
+            for batch in self._batches():
                 databases += self._dump_databases(batch)
         reached("dump.dumped")
         packs = self._factory.finish()
@@ -237,7 +239,7 @@ class DumpRun:
         with self._writer() as writer:
             writer.begin(CLUSTER)
             self._globals(writer)
-            for batch in _batches(self._plan.databases):
+            for batch in self._batches():
                 with self._sessions(batch) as sessions:
                     for session, snapshot in sessions:
                         name = session.database
@@ -277,6 +279,14 @@ class DumpRun:
             taken = [(one, one.export(is_in_recovery=is_standby)) for one in sessions]
             reached("dump.snapshots")
             yield taken
+
+    def _batches(self) -> Iterator[tuple[PlannedDatabase, ...]]:
+        """The databases in so large parts as the server has sessions for."""
+        databases = self._plan.databases
+        free = self._task.facts.free_connections // _SHARE_OF_SESSIONS
+        size = max(1, min(_SESSIONS, free))
+        for start in range(0, len(databases), size):
+            yield databases[start : start + size]
 
     def _supervise(
         self, futures: list[Future[DumpedDatabase]], sessions: list[DatabaseSession]
@@ -409,11 +419,6 @@ def free_bytes(directory: str) -> int:
     """Of the file system of a directory, for this user; raises OSError."""
     about = os.statvfs(directory)
     return about.f_bavail * about.f_frsize
-
-
-def _batches(databases: tuple[PlannedDatabase, ...]) -> Iterator[tuple[PlannedDatabase, ...]]:
-    for start in range(0, len(databases), _SESSIONS):
-        yield databases[start : start + _SESSIONS]
 
 
 def _failure(program: str, database: str, ended: Ended) -> DumpError | PostgresRightsError:

@@ -85,6 +85,7 @@ class DatabaseProperties(msgspec.Struct, frozen=True, kw_only=True):
     connection_limit: int = -1
     is_template: bool = False
     comment: str = ""
+    tablespace: str = ""
     acl: tuple[str, ...] = ()
     settings: tuple[tuple[str, str, str], ...] = ()
     roles: tuple[str, ...] = ()

@@ -79,7 +79,8 @@ def connection_variables(
         "PGAPPNAME": "pgrecall",
         "PGCLIENTENCODING": "UTF8",
         "PGCONNECT_TIMEOUT": "10",
-        "LC_MESSAGES": "C",
+        # Their errors are read.
+        "LC_ALL": "C",
     }
     password = resolve_secret(server.password, environment)
     for key, given in (("PGHOST", server.host), ("PGUSER", server.user), ("PGPASSWORD", password)):

@@ -32,7 +32,8 @@ class DatabaseFacts(msgspec.Struct, frozen=True, kw_only=True):
 class DumpFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What a dump is planned from. ``can_read_passwords``: of pg_authid.
 
-    ``bootstrap_role``: the superuser that initdb made, BOOTSTRAP_SUPERUSERID in PostgreSQL.
+    ``free_connections``: so many more sessions would be admitted. ``bootstrap_role``: the
+    superuser that initdb made, BOOTSTRAP_SUPERUSERID in PostgreSQL.
     """
 
     version_num: int
@@ -41,6 +42,7 @@ class DumpFacts(msgspec.Struct, frozen=True, kw_only=True):
     role: str
     bootstrap_role: str
     can_read_passwords: bool
+    free_connections: int
     databases: tuple[DatabaseFacts, ...]
 
     @property
@@ -65,6 +67,12 @@ def dump_facts(connection: Connection) -> DumpFacts:
         ),
         can_read_passwords=connection.value(
             "SELECT pg_catalog.has_table_privilege('pg_catalog.pg_authid', 'SELECT')"
+        ),
+        free_connections=connection.value(
+            "SELECT pg_catalog.current_setting('max_connections')::pg_catalog.int4"
+            " - pg_catalog.current_setting('superuser_reserved_connections')::pg_catalog.int4"
+            " - (SELECT pg_catalog.count(*)::pg_catalog.int4 FROM pg_catalog.pg_stat_activity"
+            " WHERE backend_type = 'client backend')"
         ),
         databases=tuple(
             DatabaseFacts(
@@ -164,8 +172,10 @@ class DatabaseSession:
             f" {provider}, {locale}::pg_catalog.text, {rules}::pg_catalog.text,"
             " d.datconnlimit, d.datistemplate,"
             " pg_catalog.shobj_description(d.oid, 'pg_database'),"
-            " d.datacl::pg_catalog.text[]"
-            " FROM pg_catalog.pg_database AS d WHERE d.datname = pg_catalog.current_database()"
+            " d.datacl::pg_catalog.text[], t.spcname::pg_catalog.text"
+            " FROM pg_catalog.pg_database AS d"
+            " JOIN pg_catalog.pg_tablespace AS t ON t.oid = d.dattablespace"
+            " WHERE d.datname = pg_catalog.current_database()"
         )
         return DatabaseProperties(
             owner=row[0],
@@ -179,6 +189,7 @@ class DatabaseSession:
             is_template=row[8],
             comment=row[9] or "",
             acl=tuple(row[10] or ()),
+            tablespace=row[11],
             settings=self._settings(),
             roles=self._roles(),
         )

@@ -11,6 +11,7 @@ from pgrecall.model.dumps import DatabaseProperties
 from pgrecall.postgres.connection import Connection
 
 _ACL = re.compile(r'^(?:"((?:[^"]|"")*)"|([^="]*))=([A-Za-z*]*)/')
+_DEFAULT_TABLESPACE = "pg_default"
 _RIGHTS = {"C": "CREATE", "T": "TEMPORARY", "c": "CONNECT"}
 # What every database grants to everybody before anybody says otherwise.
 _PUBLIC_DEFAULT = frozenset("Tc")
@@ -73,14 +74,24 @@ def target_content(connection: Connection) -> TargetContent:
 
 
 def create_database(
-    connection: Connection, name: str, properties: DatabaseProperties | None, *, owner: str = ""
+    connection: Connection,
+    name: str,
+    properties: DatabaseProperties | None,
+    *,
+    owner: str = "",
+    tablespace: str = "",
 ) -> None:
-    """Make an empty database, with the encoding and locale of ``properties`` if there are any."""
+    """Make an empty database, with the encoding and locale of ``properties`` if there are any.
+
+    ``owner`` and ``tablespace`` empty: the server's defaults. Raises PostgresError.
+    """
     parts: list[sql.Composable] = [
         sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name))
     ]
     if owner:
         parts.append(sql.SQL("OWNER {}").format(sql.Identifier(owner)))
+    if tablespace and tablespace != _DEFAULT_TABLESPACE:
+        parts.append(sql.SQL("TABLESPACE {}").format(sql.Identifier(tablespace)))
     if properties is not None:
         given = [
             ("ENCODING", properties.encoding),
@@ -116,6 +127,8 @@ def dress_database(
                 database, sql.Literal(properties.connection_limit)
             )
         )
+    if properties.is_template:
+        connection.rows(sql.SQL("ALTER DATABASE {} IS_TEMPLATE true").format(database))
     for role, setting, value in properties.settings:
         if not role:
             head = sql.SQL("ALTER DATABASE {}").format(database)
@@ -158,7 +171,12 @@ def swap_databases(connection: Connection, name: str, new: str, kept: str) -> No
 
 def remove_database(connection: Connection, name: str) -> None:
     """Drop it if it is there, whoever is in it."""
-    connection.rows(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+    there = "SELECT pg_catalog.count(*) > 0 FROM pg_catalog.pg_database WHERE datname = %s"
+    if not connection.value(there, (name,)):
+        return
+    database = sql.Identifier(name)
+    connection.rows(sql.SQL("ALTER DATABASE {} IS_TEMPLATE false").format(database))
+    connection.rows(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(database))
 
 
 def analyze(connection: Connection) -> None:
