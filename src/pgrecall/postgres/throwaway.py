@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +37,23 @@ def throwaway_instance(
 
     It is stopped when the block is left, its files stay. Raises PostgresError, RecoveryError.
     """
+    # A path of its own: that of a socket may have some hundred bytes only.
+    sockets = tempfile.mkdtemp(prefix="pgrecall-socket-")
+    try:
+        with _started(bin_directory, place, environment, superuser, sockets) as server:
+            yield server
+    finally:
+        shutil.rmtree(sockets, ignore_errors=True)
+
+
+@contextmanager
+def _started(
+    bin_directory: str,
+    place: Path,
+    environment: Mapping[str, str],
+    superuser: str,
+    sockets: str,
+) -> Iterator[ServerSettings]:
     pgdata = place / "data"
     finished = subprocess.run(
         [
@@ -52,7 +71,7 @@ def throwaway_instance(
         bin_directory=bin_directory,
         pgdata=str(pgdata),
         port=_PORT,
-        socket_directory=str(place),
+        socket_directory=sockets,
         log_path=str(place / "server.log"),
         user=superuser,
         overrides=_OVERRIDES,

@@ -88,9 +88,13 @@ class LocalStore:
         name = f".{stem[:_TEMPORARY_STEM_LENGTH]}.{os.getpid()}-{os.urandom(6).hex()}"
         try:
             temporary, descriptor = self._create(directory, name + TEMPORARY_SUFFIX)
+            return LocalWriter(path, temporary, descriptor)
         except OSError as error:
             raise write_failure(error, path) from error
-        return LocalWriter(path, temporary, descriptor)
+        except BaseException:  # a signal that ends the run, which nobody else would clean up after
+            with contextlib.suppress(OSError):
+                os.unlink(f"{directory}/{name}{TEMPORARY_SUFFIX}")
+            raise
 
     def read(self, key: str, start: int = 0, length: int | None = None) -> bytes:
         with self.reader(key) as reader:

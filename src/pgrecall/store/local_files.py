@@ -87,12 +87,14 @@ class LocalWriter:
         if self._descriptor < 0:
             return
         descriptor, self._descriptor = self._descriptor, -1
-        # What is dropped may fail to be written; after a commit fdatasync has had its say.
-        with contextlib.suppress(OSError):
-            os.close(descriptor)
-        # Left behind, it is invisible and found by leftovers(): no reason to fail.
-        with contextlib.suppress(OSError):
-            os.unlink(self._temporary)
+        try:
+            # What is dropped may fail to be written; after a commit fdatasync has had its say.
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        finally:  # also when a signal ends the run right here
+            # Left behind, it is invisible and found by leftovers(): no reason to fail.
+            with contextlib.suppress(OSError):
+                os.unlink(self._temporary)
 
     def __enter__(self) -> Self:
         return self
