@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import subprocess
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from pgrecall.errors import PostgresRightsError, UsageError
 from pgrecall.further_errors import DumpNotFoundError, LoadError
 from pgrecall.repository.dump_catalog import DumpCatalog
 from tests.support.backup_scene import BackupScene, shared_scene
-from tests.support.postgresql import Installation, PostgresServer, Templates
+from tests.support.dumped_text import text_of_database
+from tests.support.postgresql import Installation, Templates
 
 STRANGE = 'Größe "x" y\'z=1/ü\n'
 QUOTED = '"' + STRANGE.replace('"', '""') + '"'
@@ -85,25 +86,14 @@ def error_of(scene: BackupScene, *words: str, status: int) -> str:
     return str(document["error"]["message"]) + " | " + str(document["error"]["hint"])
 
 
-def told(server: PostgresServer, database: str) -> str:
-    """What PostgreSQL's own pg_dump says of a database, with what makes it."""
-    made = subprocess.run(
-        [server.installation.program("pg_dump"), "--create", "--restrict-key=x"],
-        env={"PGHOST": server.host, "PGPORT": str(server.port), "PGUSER": "postgres",
-             "PGDATABASE": database},
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    return made.stdout
-
-
 def test_every_database_comes_back_the_same(scene: BackupScene, dump_id: str) -> None:
     server = scene.server
-    before = told(server, "shop")
+    before = text_of_database(server, "shop")
     assert "odd, name" in before
     assert "WITH GRANT OPTION" in before
     server.sql("ALTER DATABASE shop RENAME TO shop_then")
     scene.run("load", dump_id, "--into", "shop", "--create", "--yes")
-    assert told(server, "shop") == before
+    assert text_of_database(server, "shop") == before
     words = ("--into", f"{STRANGE}2", "--create", "--jobs", "2", "--yes")
     scene.run("load", dump_id, "--database", STRANGE, *words)
     assert server.value("SELECT one FROM here", database=f"{STRANGE}2") == 1
@@ -303,3 +293,37 @@ def test_tablespace_and_template(scene: BackupScene) -> None:
     server.sql("ALTER DATABASE placed IS_TEMPLATE false")
     server.sql("DROP DATABASE placed")
     server.sql("DROP TABLESPACE spare")
+
+
+@pytest.mark.parametrize("point", ["load.created", "load.loaded", "load.swap", "load.renamed"])
+def test_a_swap_that_is_killed(scene: BackupScene, dump_id: str, point: str) -> None:
+    """The database is there under its name, with what it had; the same command works then."""
+    server = scene.server
+    words = ("load", dump_id, "--into", "empty", "--database", "shop", "--swap", "--yes")
+    process = scene.start(*words, kill=point)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    server.wait_until(
+        lambda: server.value(
+            "SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name LIKE 'pgrecall%'"
+        ),
+        "nothing of it is left on the server",
+    )
+    tables = "SELECT count(*) FROM pg_class WHERE relname = 'orders'"
+    assert server.value(tables, database="empty") == 0
+    scene.run(*words)
+    assert server.value(tables, database="empty") == 1
+    for (name,) in server.sql("SELECT datname FROM pg_database WHERE datname ~ '^empty'"):
+        server.sql(f'DROP DATABASE "{name}"')
+    server.sql("CREATE DATABASE empty")
+
+
+def test_the_database_that_pgrecall_connects_to_is_swapped(scene: BackupScene) -> None:
+    server = scene.server
+    dump_id = dumped(scene, "postgres")["backup_id"]
+    server.sql("CREATE TABLE since (i int)")
+    with server.connect("postgres"):  # a client that stays is ended
+        scene.run("load", dump_id, "--into", "postgres", "--swap", "--yes")
+    assert server.value("SELECT to_regclass('since')::text") is None
+    (kept,) = server.sql("SELECT datname FROM pg_database WHERE datname ~ '^postgres_before'")
+    server.sql(f'DROP DATABASE "{kept[0]}"')

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 from tests.support.backup_scene import BackupScene
-from tests.support.postgresql import Installation, PostgresServer, ServerFactory
+from tests.support.dumped_text import text_of_database
+from tests.support.postgresql import Installation, ServerFactory
 
 FILL = """
 CREATE ROLE clerk;
@@ -27,17 +27,6 @@ ALTER TABLE sales.orders OWNER TO clerk;
 SELECT lo_from_bytea(70000, 'large');
 COMMENT ON LARGE OBJECT 70000 IS 'one';
 """
-
-
-def told(server: PostgresServer, database: str) -> str:
-    """What pg_dump says of a database, without the key that newer ones make anew each time."""
-    made = subprocess.run(
-        [server.installation.program("pg_dump"), "--create"],
-        env={"PGHOST": server.host, "PGPORT": str(server.port), "PGUSER": "postgres",
-             "PGDATABASE": database},
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    return "\n".join(line for line in made.stdout.splitlines() if "restrict " not in line)
 
 
 def run(scene: BackupScene, *words: str) -> dict[str, Any]:
@@ -63,10 +52,10 @@ def test_dump_load_and_drill(
         assert drilled["result"] == "ok", drilled["findings"]
         assert drilled["version_num"] // 10_000 > installation.major
         return
-    before = told(server, "shop")
+    before = text_of_database(server, "shop")
     assert made["plan"]["tool"].startswith(f"pg_dump {installation.major}.")
     run(scene, "load", dump_id, "--into", "shop", "--swap")
-    assert told(server, "shop") == before
+    assert text_of_database(server, "shop") == before
     for dump_format in ("plain", "directory", "tar"):
         again = run(scene, "dump", "shop", "--format", dump_format)["dump"]["backup_id"]
         run(scene, "load", again, "--into", f"from_{dump_format}", "--create")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.backup_scene import BackupScene
+from tests.support.dumped_text import text_of_server
 from tests.support.postgresql import PostgresServer, ServerFactory
 
 STRANGE = 'it\'s "odd" $HOME/ü'
@@ -20,16 +21,6 @@ CREATE ROLE clerk LOGIN PASSWORD 'secret'
 CREATE DATABASE shop OWNER clerk
 CREATE DATABASE "it's ""odd"" $HOME/ü"
 """
-
-
-def everything(server: PostgresServer) -> str:
-    """What pg_dumpall says of a server, without the keys that it makes anew each time."""
-    made = subprocess.run(
-        [server.installation.program("pg_dumpall")],
-        env={"PGHOST": server.host, "PGPORT": str(server.port), "PGUSER": "postgres"},
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    return "\n".join(line for line in made.stdout.splitlines() if "restrict " not in line)
 
 
 @pytest.fixture
@@ -72,7 +63,7 @@ def test_it_comes_back_by_its_own_book(
         assert fresh.value("SELECT count(*) FROM t", database="shop") == 500
     else:
         by_the_book(target, fresh)
-        assert everything(fresh) == everything(scene.server)
+        assert text_of_server(fresh) == text_of_server(scene.server)
     manifest = (target / "backup-manifest.yaml").read_text()
     assert f"backup_id: {dump_id}" in manifest
     # A byte that is wrong is noticed before anything is loaded.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pgrecall.repository.name_layout import capture_key
+from pgrecall.repository.name_layout import captures_prefix
 from pgrecall.store.base import SUITE_AES, SUITE_NONE
 from pgrecall.store.memory import MemoryStore
 from pgrecall.verify import copy_records
@@ -25,7 +25,7 @@ def test_captures_go_where_secrets_may_go(
     source, target = MemoryStore("source"), MemoryStore("target")
     monkeypatch.setattr(source, "suite", source_suite)
     monkeypatch.setattr(target, "suite", target_suite)
-    key = capture_key("main", "m-20261122T201637Z-7k3q")
+    key = captures_prefix("main") + "m-20261122T201637Z-7k3q.json"
     source.put(key, [b"{}"])
     found = [info.key for info in copy_records._plain_records(source, target, "main")]
     assert found == ([key] if is_copied else [])

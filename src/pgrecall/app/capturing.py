@@ -16,6 +16,7 @@ from pgrecall.model.ids import CAPTURE, new_id
 from pgrecall.model.runs import RunFacts
 from pgrecall.postgres.capturing import capture_facts, volatile_facts
 from pgrecall.postgres.connection import connect
+from pgrecall.postgres.facts import system_identifier
 from pgrecall.repository.capture_log import CaptureLog
 from pgrecall.repository.identity import require_generation
 from pgrecall.store.base import SUITE_NONE
@@ -76,11 +77,8 @@ def run_capture(context: RunContext) -> CaptureResult:
         purpose="capture",
         environment=context.environment,
     ) as connection:
-        signed = connection.value("SELECT system_identifier FROM pg_catalog.pg_control_system()")
-        system_identifier = signed & 0xFFFFFFFFFFFFFFFF
-        require_generation(
-            opened.store, server.name, system_identifier, f"the server {server.name!r}"
-        )
+        identifier = system_identifier(connection)
+        require_generation(opened.store, server.name, identifier, f"the server {server.name!r}")
         facts = capture_facts(connection, with_secrets=opened.store.suite != SUITE_NONE)
         volatile = volatile_facts(connection)
     log = CaptureLog(opened.store, server.name)

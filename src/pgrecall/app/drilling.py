@@ -74,7 +74,7 @@ def drill_dump(context: RunContext, request: DrillRequest) -> DumpDrillResult:
     settings, server = context.settings.drill, context.server
     directory = settings.directory or tempfile.gettempdir()
     checks = find_checks(settings.checks, server.database)
-    findings = [_abandoned(path) for path in remove_abandoned(directory)]
+    findings = remove_abandoned(directory)
     dump_drill = DumpDrill(context, main_repository(context), request.backup_id)
     plan = dump_drill.plan(directory)
     if not context.approve(plan):
@@ -101,7 +101,7 @@ def run_drill(context: RunContext, request: DrillRequest) -> DrillResult:
     settings, server = context.settings.drill, context.server
     directory = settings.directory or tempfile.gettempdir()
     checks = find_checks(settings.checks, server.database)
-    findings = [_abandoned(path) for path in remove_abandoned(directory)]
+    findings = remove_abandoned(directory)
     target = _target(context, settings.at)
     drill = _Drill(context, request, target, checks)
     with drill_place(directory) as place:
@@ -298,12 +298,3 @@ def random_moment(context: RunContext) -> datetime:
         place -= length
     begin, length = spans[-1]
     return (begin + timedelta(seconds=length)).astimezone(UTC)
-
-
-def _abandoned(path: str) -> Finding:
-    return Finding(
-        severity="warn",
-        code="drill-abandoned",
-        subject=path,
-        message="a drill that was killed had left it; it was removed",
-    )

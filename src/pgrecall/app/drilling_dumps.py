@@ -71,9 +71,9 @@ class DumpDrill:
         self._databases = manifest.root.databases
         self._files = DumpFiles(catalog, self.dump, manifest)
         server = context.server
-        of_server = self.dump.version_num // 10_000
+        of_server = self.dump.server_major
         # What a newer pg_dump wrote need not load into the version that it came from.
-        major = max(of_server, int(self.dump.tool.partition(".")[0]))
+        major = max(of_server, self.dump.tool_major)
         self._binaries = find_bin_directory(
             major,
             configured=server.bin_directory if major == of_server else "",

@@ -164,8 +164,7 @@ def dump_contents(context: RunContext, dump_id: str, database: str) -> DumpConte
             f"dump {dump_id} is a script: it has no table of contents",
             hint="dumps of format custom, directory and tar have one",
         )
-    major = dump.version_num // 10_000
-    programs = find_client_tools(max(major, _major_of(dump)))
+    programs = find_client_tools(max(dump.server_major, dump.tool_major))
     files = DumpFiles(catalog, dump, manifest)
     with files.spooled(
         chosen.path, context.settings.dump.spool_directory, only_contents=True
@@ -194,7 +193,3 @@ def database_of(
         f"dump {dump.backup_id} has no database {name!r}",
         hint="it has " + (", ".join(one.name for one in databases) or "none"),
     )
-
-
-def _major_of(dump: DumpCompletion) -> int:
-    return int(dump.tool.partition(".")[0])

@@ -15,7 +15,7 @@ from pgrecall.dump.arguments import parse_compression
 from pgrecall.dump.plan import DumpPlan, DumpWishes, plan_dump
 from pgrecall.dump.run import DumpRun, DumpTask, DumpTools, free_bytes
 from pgrecall.errors import SettingsError
-from pgrecall.model.dumps import DumpCompletion
+from pgrecall.model.dumps import DumpCompletion, DumpFormat
 from pgrecall.model.findings import Finding, worst
 from pgrecall.model.runs import RunFacts
 from pgrecall.postgres.client_tools import find_client_tools
@@ -95,7 +95,8 @@ def spool_directory(settings: DumpSettings) -> str:
 
 def _wishes(context: RunContext, request: DumpRequest, *, is_encrypted: bool) -> DumpWishes:
     chosen = context.settings.dump
-    dump_format = request.dump_format or ("plain" if request.scope != "databases" else None)
+    usual = chosen.format if request.scope == "databases" else "plain"
+    dump_format = msgspec.convert(request.dump_format or usual, DumpFormat)
     directory = spool_directory(chosen)
     try:
         free = free_bytes(directory)
@@ -109,7 +110,7 @@ def _wishes(context: RunContext, request: DumpRequest, *, is_encrypted: bool) ->
         repository="",
         scope=request.scope,
         databases=request.databases,
-        dump_format=dump_format or chosen.format,  # type: ignore[arg-type]
+        dump_format=dump_format,
         content=request.content,
         jobs=chosen.jobs,
         compression=chosen.compression,

@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC
 from pathlib import Path
 
@@ -163,17 +163,19 @@ class _Export:
         name = self._name(path)
         target = self._directory / name
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        digest = hashlib.sha256()
+        pieces: Iterable[bytes | memoryview] = files.stream(path)
+        if self._encrypts(path):
+            pieces = [self._encrypted(b"".join(pieces))]
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as stream:
-            if self._encrypts(path):
-                stream.write(self._encrypted(b"".join(files.stream(path))))
-            else:
-                for raw in files.stream(path):
-                    stream.write(raw)
-                    self._context.progress.advance(len(raw))
+            for piece in pieces:
+                stream.write(piece)
+                digest.update(piece)
+                self._context.progress.advance(len(piece))
             stream.flush()
             os.fsync(stream.fileno())
-        return f"{_sha256(target)}  {name}\n"
+        return f"{digest.hexdigest()}  {name}\n"
 
     # --- names ---------------------------------------------------------------------------
 
@@ -189,7 +191,6 @@ class _Export:
 
     def _manifest(self) -> str:
         dump = self._dump
-        components = ["dumps"]
         lines = [
             "backup:",
             f"  timestamp: {dump.snapshot_at.astimezone(UTC):%Y%m%d-%H%M%S}",
@@ -197,7 +198,7 @@ class _Export:
             f"  pod: {msgspec.json.encode(dump.server).decode()}",
             f"  type: {'cluster' if dump.scope == 'cluster' else 'dump'}",
             "  components:",
-            *(f"    - {one}" for one in components),
+            "    - dumps",
             f"  postgresql_version: {dump.version_num // 10_000}.{dump.version_num % 10_000}",
             f"  backup_size: {dump.totals.raw_bytes}",
             "  databases:",
@@ -284,8 +285,3 @@ class _Export:
             said = finished.stderr.decode(errors="replace").strip().splitlines()
             raise ToolMissingError("gpg failed: " + "; ".join(said[-3:]))
         return finished.stdout
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

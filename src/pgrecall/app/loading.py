@@ -86,9 +86,8 @@ def run_load(context: RunContext, request: LoadRequest) -> LoadResult:
     if request.into in facts.databases:
         with _connect(context, request.into) as connection:
             present = target_content(connection)
-    from_major = chosen.dump.version_num // 10_000 if chosen.dump is not None else 0
     programs = find_client_tools(
-        max(facts.version_num // 10_000, _tool_major(chosen.dump), from_major),
+        max(facts.version_num // 10_000, chosen.dump.tool_major if chosen.dump is not None else 0),
         configured=server.bin_directory,
         data_directory=server.data_directory,
     )
@@ -221,10 +220,6 @@ def _wishes(
         properties=chosen.properties,
         from_version=chosen.dump.version_num if chosen.dump is not None else 0,
     )
-
-
-def _tool_major(dump: DumpCompletion | None) -> int:
-    return int(dump.tool.partition(".")[0]) if dump is not None else 0
 
 
 def _connect(context: RunContext, database: str) -> Connection:

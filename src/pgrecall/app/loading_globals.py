@@ -124,7 +124,7 @@ def apply_globals(script: bytes, programs: ClientTools, variables: dict[str, str
     ended = ToolRuns().run(
         [programs.program("psql"), "--no-psqlrc", "--quiet", "--no-password", "--file=-"],
         variables,
-        write=lambda stream: _write(stream.write, script),
+        write=lambda stream: stream.write(script),
     )
     if ended.status not in (0, 3):
         raise LoadError(f"psql failed on the globals: {ended.last_words}")
@@ -138,13 +138,6 @@ def apply_globals(script: bytes, programs: ClientTools, variables: dict[str, str
 def without_tablespaces(script: bytes) -> bytes:
     """A script of globals that makes and touches no tablespace: their directories are others'."""
     return _TABLESPACES.sub(b"", script)
-
-
-def _write(write: object, script: bytes) -> None:
-    assert callable(write)
-    view = memoryview(script)
-    while view:
-        view = view[write(view) :]
 
 
 def _unquoted(name: bytes) -> str:

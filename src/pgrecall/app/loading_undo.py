@@ -14,7 +14,7 @@ from pgrecall.model.findings import Finding
 from pgrecall.model.ids import RUN, kind_of
 from pgrecall.model.runs import RunFacts, RunRecord
 from pgrecall.postgres.connection import connect
-from pgrecall.postgres.load_target import swap_databases, target_facts
+from pgrecall.postgres.load_target import maintenance_database, swap_databases, target_facts
 from pgrecall.repository.journal import Journal
 
 
@@ -63,8 +63,9 @@ def undo_load(context: RunContext, record: RunRecord) -> LoadUndoResult:
         kept_name=kept,
         loaded_goes_to=f"{database.encode()[:40].decode(errors='ignore')}_undone_{tail}",
     )
+    usual = context.server.database
     with connect(
-        context.server,
+        context.server.replace(database=maintenance_database(usual, database)),
         application_name="pgrecall undo",
         purpose="undo",
         environment=context.environment,

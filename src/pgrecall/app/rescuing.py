@@ -71,12 +71,12 @@ def run_rescue(context: RunContext, request: RescueRequest) -> RescueResult:
     rescue = _Rescue(context, request)
     directory = context.settings.drill.directory or tempfile.gettempdir()
     rescue.require_target()
-    remove_abandoned(directory)
+    abandoned = remove_abandoned(directory)
     with drill_place(directory) as place:
         restored = run_restore(context, rescue.restore_request(place))
         if restored.started is None:
             return RescueResult(plan=restored.plan)
-        result = rescue.carry_out(restored, place)
+        result = rescue.carry_out(restored, place, abandoned)
     context.progress.done()
     return result
 
@@ -125,7 +125,9 @@ class _Rescue:
             dry_run=self._request.dry_run,
         )
 
-    def carry_out(self, restored: RestoreResult, place: Path) -> RescueResult:
+    def carry_out(
+        self, restored: RestoreResult, place: Path, abandoned: list[Finding]
+    ) -> RescueResult:
         """Move, dump, load, compare."""
         context, started = self._context, restored.started
         assert started is not None
@@ -169,7 +171,7 @@ class _Rescue:
                 RescuedTable(was=was, now=f"{self._schema}.{name}", rows=rows.get(name, 0))
                 for was, name in names.items()
             ),
-            findings=(*restored.findings, *(_without(key) for key in dropped)),
+            findings=(*abandoned, *restored.findings, *(_without(key) for key in dropped)),
             next_steps=(
                 f"look at them in the schema {self._schema} of {self._into}, and copy what is"
                 " missing; when they are no longer needed, drop that schema with CASCADE",
@@ -184,12 +186,8 @@ class _Rescue:
             compression=NONE,
         )
         variables = connection_variables(copy, self._context.environment, database=self._database)
-        with file.open("xb") as target:
-            ended = self._runs.run(
-                [programs.program("pg_dump"), *arguments.of_database("")],
-                variables,
-                read=lambda stream: _copy(stream.read, target.write),
-            )
+        words = [programs.program("pg_dump"), *arguments.of_database(""), f"--file={file}"]
+        ended = self._runs.run(words, variables)
         if ended.status != 0:
             raise LoadError(
                 f"pg_dump failed on the copy: {ended.last_words}",
@@ -226,13 +224,6 @@ class _Rescue:
 def _pattern(name: str) -> str:
     """A pattern of pg_dump that is exactly this name."""
     return '"' + name.replace('"', '""') + '"'
-
-
-def _copy(read: object, write: object) -> None:
-    assert callable(read)
-    assert callable(write)
-    while data := read(1 << 20):
-        write(data)
 
 
 def _without(key: str) -> Finding:

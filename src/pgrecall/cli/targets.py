@@ -1,4 +1,4 @@
-"""The options that name a recovery target, of restore and rescue."""
+"""The options that name a recovery target, of restore, rescue and recoverable."""
 
 from __future__ import annotations
 
@@ -19,27 +19,47 @@ from pgrecall.model.targets import (
 
 
 def target_of(options: Mapping[str, object]) -> RecoveryTarget:
-    """The target that options name; raises UsageError when they name several."""
-    names = ("to_time", "to_lsn", "to_xid", "to_name", "immediate")
-    given = [name for name in names if options[name] not in {None, False}]
-    shown = " and ".join("--" + name.replace("_", "-") for name in given)
+    """The target that --to-time and its likes name; raises UsageError when they name several."""
+    kinds = {"to_time": "time", "to_lsn": "lsn", "to_xid": "xid", "to_name": "name"}
+    return chosen_target(options, kinds | {"immediate": "immediate"}, "targets")
+
+
+def chosen_target(
+    options: Mapping[str, object], kinds: Mapping[str, str], word: str
+) -> RecoveryTarget:
+    """The target that one of the options ``kinds`` names; Latest when none was given.
+
+    ``kinds``: of each option what it names; ``word`` for all of them, in messages. Raises
+    UsageError when several were given, or ``exclusive`` with one that has no before.
+    """
+    given = [name for name in kinds if options[name] not in {None, False}]
     if len(given) > 1:
-        raise UsageError(f"{shown} are different targets", hint="name one")
+        shown = " and ".join(map(_option, given))
+        raise UsageError(f"{shown} are different {word}", hint="name one")
+    chosen = given[0] if given else ""
+    kind = kinds.get(chosen, "")
     is_inclusive = not options["exclusive"]
-    chosen = given[0] if given else "latest"
-    if not is_inclusive and chosen not in {"to_time", "to_lsn", "to_xid"}:
-        raise UsageError("--exclusive needs --to-time, --to-lsn or --to-xid")
+    if not is_inclusive and kind not in _WITH_BEFORE:
+        *others, last = (_option(name) for name in kinds if kinds[name] in _WITH_BEFORE)
+        raise UsageError(f"--exclusive needs {', '.join(others)} or {last}")
     text = str(options.get(chosen))
-    match chosen:
-        case "to_time":
+    match kind:
+        case "time":
             return ToTime(parse_time(text), is_inclusive)
-        case "to_lsn":
+        case "lsn":
             return ToLsn(Lsn.parse(text), is_inclusive)
-        case "to_xid":
+        case "xid":
             return ToXid(int(text), is_inclusive)
-        case "to_name":
+        case "name":
             return ToName(text)
         case "immediate":
             return Immediate()
         case _:
             return Latest()
+
+
+_WITH_BEFORE = frozenset({"time", "lsn", "xid"})
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")

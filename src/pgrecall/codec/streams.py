@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import IO
+from typing import IO, cast
 
 import lz4.frame
 
@@ -15,9 +15,9 @@ else:
 
 def open_zstd(source: IO[bytes]) -> IO[bytes]:
     """What a zstd stream holds, to be read."""
-    return zstd.ZstdFile(source)  # type: ignore[return-value]
+    return cast(IO[bytes], zstd.ZstdFile(source))
 
 
 def open_lz4(source: IO[bytes]) -> IO[bytes]:
     """What an lz4 frame holds, to be read."""
-    return lz4.frame.LZ4FrameFile(source)  # type: ignore[no-any-return]
+    return cast(IO[bytes], lz4.frame.LZ4FrameFile(source))

@@ -7,7 +7,6 @@ finds both, by the process that the directory names, and removes them.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import signal
@@ -18,11 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pgrecall.errors import PostgresError, SettingsError
+from pgrecall.model.findings import Finding
 from pgrecall.postgres.instance import running_postmaster
 from pgrecall.system.held_signals import signals_held
 from pgrecall.system.processes import is_running, wait_until_gone
-
-log = logging.getLogger(__name__)
 
 _PREFIX = "pgrecall-drill-"
 _OWNER = "owner.json"
@@ -51,15 +49,21 @@ def drill_place(directory: str) -> Iterator[Path]:
         remove_place(place)
 
 
-def remove_abandoned(directory: str) -> list[str]:
-    """Stop and remove what killed drills of this user and host have left; returns their paths."""
+def remove_abandoned(directory: str) -> list[Finding]:
+    """Stop and remove what killed drills of this user and host have left; a finding for each."""
     removed = []
     for place in sorted(Path(directory).glob(_PREFIX + "*")):
         if not _is_abandoned(place):
             continue
-        log.warning("a drill that was killed has left %s: it is removed", place)
         remove_place(place)
-        removed.append(str(place))
+        removed.append(
+            Finding(
+                severity="warn",
+                code="drill-abandoned",
+                subject=str(place),
+                message="a drill or rescue that was killed had left it; it was removed",
+            )
+        )
     return removed
 
 

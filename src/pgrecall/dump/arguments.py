@@ -11,7 +11,7 @@ from pgrecall.errors import UsageError
 from pgrecall.model.dumps import DumpContent, DumpFormat
 
 _FORMATS: dict[DumpFormat, str] = {"plain": "p", "custom": "c", "directory": "d", "tar": "t"}
-_METHODS_BY_NAME_SINCE = 16
+METHODS_BY_NAME_SINCE = 16
 _LARGE_OBJECTS_SINCE = 16
 _NEEDS_LOCK_MILLISECONDS = 1000
 
@@ -92,7 +92,7 @@ class DumpArguments(msgspec.Struct, frozen=True, kw_only=True):
             return []  # it knows no compression, not even none
         if method == "none":
             return ["--compress=0"]
-        if self.tool_major >= _METHODS_BY_NAME_SINCE:
+        if self.tool_major >= METHODS_BY_NAME_SINCE:
             return [f"--compress={self.compression}"]
         # Before there were methods there was gzip.
         return [f"--compress={6 if level is None else level}"]

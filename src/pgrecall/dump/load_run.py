@@ -25,6 +25,7 @@ from pgrecall.postgres.load_target import (
     analyze,
     create_database,
     dress_database,
+    maintenance_database,
     remove_database,
     swap_databases,
     target_content,
@@ -178,7 +179,8 @@ class LoadRun:
 
     @contextmanager
     def _maintenance(self) -> Iterator[Connection]:
-        with self._tools.connect(self._tools.server.database) as connection:
+        usual = self._tools.server.database
+        with self._tools.connect(maintenance_database(usual, self._plan.database)) as connection:
             yield connection
 
     def _variables(self) -> dict[str, str]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import msgspec
 
-from pgrecall.dump.arguments import NONE, Compression
+from pgrecall.dump.arguments import METHODS_BY_NAME_SINCE, NONE, Compression
 from pgrecall.errors import PostgresRightsError, UsageError
 from pgrecall.model.dumps import DumpContent, DumpFormat, Scope
 from pgrecall.model.findings import Finding
 from pgrecall.postgres.client_tools import ClientTools
 from pgrecall.postgres.dump_session import DatabaseFacts, DumpFacts
 
-_METHODS_BY_NAME_SINCE = 16
 _TEMPLATE0 = "template0"
 
 
@@ -242,7 +241,7 @@ def _tool_compression(wishes: DumpWishes, tools: ClientTools) -> Compression:
     asked = wishes.tool_compression
     if asked is not None:
         is_named = asked.method in ("lz4", "zstd")
-        if is_named and tools.major < _METHODS_BY_NAME_SINCE:
+        if is_named and tools.major < METHODS_BY_NAME_SINCE:
             raise UsageError(
                 f"pg_dump {tools.version} knows gzip only, and not {asked.method}",
                 hint="leave --compress out: what is stored is compressed with zstd anyway",

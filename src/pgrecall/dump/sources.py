@@ -10,13 +10,17 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import IO, Literal, Protocol, cast
+from typing import IO, TYPE_CHECKING, Literal, Protocol, cast
 
 from pgrecall.codec.streams import open_lz4, open_zstd
 from pgrecall.dump.reading import DumpFiles
+from pgrecall.dump.tool_run import Feed
 from pgrecall.errors import UsageError
 from pgrecall.further_errors import LoadError
 from pgrecall.model.dumps import DumpFormat
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 SourceFormat = Literal["plain", "custom", "directory", "tar"]
 
@@ -33,7 +37,7 @@ class LoadSource(Protocol):
     name: str
     source_format: SourceFormat
 
-    def feed(self, stream: IO[bytes]) -> None:
+    def feed(self, stream: Feed) -> None:
         """Write all of it to a pipe; not of format directory."""
         ...
 
@@ -51,7 +55,7 @@ class RepositorySource:
         self._files = files
         self._path = path
 
-    def feed(self, stream: IO[bytes]) -> None:
+    def feed(self, stream: Feed) -> None:
         """Write all of it to a pipe."""
         pieces: Iterator[bytes | memoryview] = self._files.stream(self._path)
         compressed = Path(self._path).suffix
@@ -79,7 +83,7 @@ class PathSource:
         self._compressed = ""
         self.source_format = self._find_format()
 
-    def feed(self, stream: IO[bytes]) -> None:
+    def feed(self, stream: Feed) -> None:
         """Write all of it to a pipe."""
         with self._open() as source:
             shutil.copyfileobj(source, stream, _PIECE)
@@ -161,14 +165,15 @@ class _Pieces(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        target = memoryview(buffer).cast("B")
         while not self._rest:
             piece = next(self._pieces, None)
             if piece is None:
                 return 0
             self._rest = memoryview(piece)
-        count = min(len(buffer), len(self._rest))
-        buffer[:count] = self._rest[:count]
+        count = min(len(target), len(self._rest))
+        target[:count] = self._rest[:count]
         self._rest = self._rest[count:]
         return count
 

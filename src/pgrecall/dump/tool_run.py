@@ -27,6 +27,20 @@ class Ended(NamedTuple):
         return "\n".join(self.errors.strip().splitlines()[-5:])
 
 
+class Feed:
+    """The standard input of a tool."""
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        self._pipe = pipe
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Write all of it: a pipe itself may take less than it is given."""
+        view = memoryview(data)
+        while view:
+            view = view[self._pipe.write(view) :]
+        return len(data)
+
+
 class ToolRuns:
     """The tools that a run has started: all are ended when it fails. For any thread."""
 
@@ -41,7 +55,7 @@ class ToolRuns:
         variables: Mapping[str, str],
         *,
         read: Callable[[IO[bytes]], None] | None = None,
-        write: Callable[[IO[bytes]], None] | None = None,
+        write: Callable[[Feed], object] | None = None,
     ) -> Ended:
         """Start it, hand its standard output to ``read`` (or feed its input by ``write``), wait.
 
@@ -127,9 +141,9 @@ class _Errors:
             del self._kept[:-_LONGEST_STDERR]
 
 
-def _feed(stream: IO[bytes], write: Callable[[IO[bytes]], None]) -> None:
+def _feed(stream: IO[bytes], write: Callable[[Feed], object]) -> None:
     try:
-        write(stream)
+        write(Feed(stream))
         stream.close()
     except BrokenPipeError:
         return  # it has ended before it read all: its status says why

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import stat
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Self, cast
 
 from pgrecall.codec.crc import crc32c
 from pgrecall.model.manifest import FileEntry, Run
@@ -36,9 +37,10 @@ class FileWriter:
         self._path, self._filled, self._size, self._crc, self._runs = path, 0, 0, 0, []
 
     def take(self, stream: IO[bytes]) -> None:
-        """Everything that comes until the stream's end; its reads may be short."""
+        """Everything that comes until the (unbuffered) stream's end; its reads may be short."""
+        raw = cast(io.RawIOBase, stream)
         while True:
-            got = stream.readinto(self._buffer[self._filled :])  # type: ignore[attr-defined]
+            got = raw.readinto(self._buffer[self._filled :])
             if not got:
                 return
             self._filled += got

@@ -175,6 +175,16 @@ class DumpCompletion(msgspec.Struct, frozen=True, kw_only=True):
     tool_version: str = ""
     run_heads: tuple[ChainHead, ...] = ()
 
+    @property
+    def server_major(self) -> int:
+        """Major version of the server that was dumped."""
+        return self.version_num // 10_000
+
+    @property
+    def tool_major(self) -> int:
+        """Major version of pg_dump; an older pg_restore cannot read what it wrote."""
+        return int(self.tool.partition(".")[0])
+
 
 class LoadChoice(msgspec.Struct, frozen=True, kw_only=True):
     """Which part of a dump is loaded, and how; patterns and names as of pg_restore."""

@@ -16,6 +16,7 @@ from psycopg import sql
 
 from pgrecall.model.dumps import DatabaseProperties, TableProof, TableSize
 from pgrecall.postgres.connection import Connection, connect
+from pgrecall.postgres.facts import system_identifier
 from pgrecall.settings import ServerSettings
 
 
@@ -53,12 +54,11 @@ class DumpFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 def dump_facts(connection: Connection) -> DumpFacts:
     """Ask the server; raises PostgresError and its kinds."""
-    signed: int = connection.value("SELECT system_identifier FROM pg_catalog.pg_control_system()")
     may_connect = "pg_catalog.has_database_privilege(oid, 'CONNECT')"
     return DumpFacts(
         version_num=connection.version_num,
         is_in_recovery=connection.value("SELECT pg_catalog.pg_is_in_recovery()"),
-        system_identifier=signed & 0xFFFFFFFFFFFFFFFF,
+        system_identifier=system_identifier(connection),
         role=str(connection.value("SELECT current_user::pg_catalog.text")),
         bootstrap_role=str(
             connection.value(
@@ -166,7 +166,7 @@ class DatabaseSession:
         locale = "d.datlocale" if major >= 17 else "d.daticulocale" if major >= 15 else "NULL"
         rules = "d.daticurules" if major >= 16 else "NULL"
         row = self._connection.row(
-            "SELECT pg_catalog.pg_get_userbyid(d.datdba)::pg_catalog.text,"  # noqa: S608
+            "SELECT pg_catalog.pg_get_userbyid(d.datdba)::pg_catalog.text,"  # noqa: S608 (constants)
             " pg_catalog.pg_encoding_to_char(d.encoding)::pg_catalog.text,"
             " d.datcollate::pg_catalog.text, d.datctype::pg_catalog.text,"
             f" {provider}, {locale}::pg_catalog.text, {rules}::pg_catalog.text,"

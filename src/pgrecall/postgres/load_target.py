@@ -7,11 +7,15 @@ import re
 import msgspec
 from psycopg import sql
 
+from pgrecall.errors import PostgresError, PostgresUnreachableError
 from pgrecall.model.dumps import DatabaseProperties
 from pgrecall.postgres.connection import Connection
+from pgrecall.system.faults import reached
 
 _ACL = re.compile(r'^(?:"((?:[^"]|"")*)"|([^="]*))=([A-Za-z*]*)/')
 _DEFAULT_TABLESPACE = "pg_default"
+# Clients that connect again at once may come in between.
+_SWAP_TRIES = 5
 _RIGHTS = {"C": "CREATE", "T": "TEMPORARY", "c": "CONNECT"}
 # What every database grants to everybody before anybody says otherwise.
 _PUBLIC_DEFAULT = frozenset("Tc")
@@ -141,32 +145,39 @@ def dress_database(
         _grant(connection, database, properties)
 
 
-def rename_database(connection: Connection, name: str, new_name: str) -> None:
-    """Rename; sessions in it are ended first, and none comes in meanwhile."""
-    _close(connection, name)
-    try:
-        connection.rows(
-            sql.SQL("ALTER DATABASE {} RENAME TO {}").format(
-                sql.Identifier(name), sql.Identifier(new_name)
-            )
-        )
-    except BaseException:
-        _allow(connection, name)
-        raise
-    _allow(connection, new_name)
+def maintenance_database(usual: str, database: str) -> str:
+    """Where to connect to rename or drop a database: not to itself."""
+    return "template1" if usual == database else usual
 
 
 def swap_databases(connection: Connection, name: str, new: str, kept: str) -> None:
-    """``name`` becomes ``kept``, and ``new`` becomes ``name``. Sessions in both are ended.
+    """``name`` becomes ``kept``, and ``new`` becomes ``name``: in one transaction, so that there is
+    a database ``name`` at every moment. Sessions in both are ended.
 
-    When the second step fails the first is taken back. Raises PostgresError.
+    RENAME locks a database against new sessions, and fails when one came in before that: then
+    these are ended, too. Raises PostgresError: nothing was changed.
     """
-    rename_database(connection, name, kept)
-    try:
-        rename_database(connection, new, name)
-    except BaseException:
-        rename_database(connection, kept, name)
-        raise
+    renames = [(name, kept), (new, name)]
+    for left in reversed(range(_SWAP_TRIES)):
+        _end_sessions(connection, [name, new])
+        connection.rows("BEGIN")
+        try:
+            for old_name, new_name in renames:
+                connection.rows(
+                    sql.SQL("ALTER DATABASE {} RENAME TO {}").format(
+                        sql.Identifier(old_name), sql.Identifier(new_name)
+                    )
+                )
+            reached("load.renamed")
+            connection.rows("COMMIT")
+        except PostgresUnreachableError:
+            raise
+        except PostgresError:
+            connection.rows("ROLLBACK")
+            if not left:
+                raise
+        else:
+            return
 
 
 def remove_database(connection: Connection, name: str) -> None:
@@ -184,23 +195,13 @@ def analyze(connection: Connection) -> None:
     connection.rows("ANALYZE")
 
 
-def _close(connection: Connection, name: str) -> None:
+def _end_sessions(connection: Connection, databases: list[str]) -> None:
+    patience = ", 10000" if connection.major >= 14 else ""
     connection.rows(
-        sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(sql.Identifier(name))
-    )
-    connection.rows(
-        "SELECT pg_catalog.pg_terminate_backend(pid, 10000) FROM pg_catalog.pg_stat_activity"
-        " WHERE datname = %s AND pid <> pg_catalog.pg_backend_pid()"
-        if connection.major >= 14
-        else "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity"
-        " WHERE datname = %s AND pid <> pg_catalog.pg_backend_pid()",
-        (name,),
-    )
-
-
-def _allow(connection: Connection, name: str) -> None:
-    connection.rows(
-        sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(sql.Identifier(name))
+        f"SELECT pg_catalog.pg_terminate_backend(pid{patience})"  # noqa: S608 (constants)
+        " FROM pg_catalog.pg_stat_activity"
+        " WHERE datname = ANY (%s) AND pid <> pg_catalog.pg_backend_pid()",
+        (databases,),
     )
 
 

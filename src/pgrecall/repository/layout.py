@@ -294,11 +294,6 @@ def drills_prefix(server: str) -> str:
     return f"{server_prefix(server)}drills/"
 
 
-def drill_key(server: str, drill_id: str) -> str:
-    """Key of the record of a drill."""
-    return f"{drills_prefix(server)}{drill_id}.json"
-
-
 # --- the journal of runs ----------------------------------------------------------
 
 

@@ -67,6 +67,7 @@ def wait_streaming(
                     f"the standby does not stream after {wait_seconds:g} s: {seen}",
                     hint="it runs, and goes on trying; its log says why it does not",
                 )
+            # Two servers: neither tells anybody when it begins to stream.
             time.sleep(_POLL_SECONDS)
 
 

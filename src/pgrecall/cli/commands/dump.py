@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+import msgspec
 
 from pgrecall.app.dumping import run_dump
 from pgrecall.app.requests import DumpRequest
@@ -10,7 +11,7 @@ from pgrecall.cli.frame import Example, framed_command
 from pgrecall.cli.invocation import Invocation
 from pgrecall.cli.journalling import journalled
 from pgrecall.errors import CopyFailedError, UsageError
-from pgrecall.model.dumps import DumpContent, LargeObjects, Scope
+from pgrecall.model.dumps import LargeObjects, Scope
 from pgrecall.settings.dumps import DumpSettings
 
 _FIELDS = DumpSettings.fields
@@ -122,14 +123,17 @@ def _request(databases: tuple[str, ...], options: dict[str, object]) -> DumpRequ
         "schema_only", "data_only", "tables", "exclude_tables", "schemas", "exclude_schemas",
         "exclude_table_data",
     )  # fmt: skip
-    content = DumpContent(**{name: options[name] for name in names}, large_objects=large)  # type: ignore[arg-type]
-    return DumpRequest(
-        databases=databases,
-        scope=scope,
-        dump_format=options["dump_format"] or "",  # type: ignore[arg-type]
-        content=content,
-        with_globals=not options["no_globals"],
-        with_proofs=bool(options["proofs"]),
-        passwords=options["passwords"],  # type: ignore[arg-type]
-        tool_compression=str(options["tool_compression"] or ""),
+    content = {name: options[name] for name in names} | {"large_objects": large}
+    return msgspec.convert(
+        {
+            "databases": databases,
+            "scope": scope,
+            "dump_format": options["dump_format"] or "",
+            "content": content,
+            "with_globals": not options["no_globals"],
+            "with_proofs": options["proofs"],
+            "passwords": options["passwords"],
+            "tool_compression": options["tool_compression"],
+        },
+        DumpRequest,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+import msgspec
 
 from pgrecall.app.loading import run_load
 from pgrecall.app.loading_globals import load_globals
@@ -98,17 +99,18 @@ def command(
     if options["creates"] and options["swaps"]:
         raise UsageError("--create and --swap exclude each other", hint="give one of them")
     names = [name for name in LoadChoice.__struct_fields__ if name != "goes_on"]
-    choice = LoadChoice(**{name: options[name] for name in names}, goes_on=not stops)  # type: ignore[arg-type]
-    request = LoadRequest(
-        source=source,
-        database=database,
-        into=into,
-        choice=choice,
-        jobs=int(str(options["jobs"])),
-        creates=bool(options["creates"]),
-        swaps=bool(options["swaps"]),
-        analyzes=bool(options["analyzes"]),
-        maintenance_bytes=int(str(options["maintenance_memory_bytes"])),
+    choice = {name: options.pop(name) for name in names} | {"goes_on": not stops}
+    maintenance_bytes = options.pop("maintenance_memory_bytes")
+    request = msgspec.convert(
+        {
+            "source": source,
+            "database": database,
+            "into": into,
+            "choice": choice,
+            "maintenance_bytes": maintenance_bytes,
+            **options,
+        },
+        LoadRequest,
     )
     loaded = run_load(context, request)
     invocation.emit(loaded, "load/1")

@@ -9,17 +9,9 @@ from pgrecall.app.requests import RecoverableRequest
 from pgrecall.cli.frame import Example, framed_command
 from pgrecall.cli.invocation import Invocation
 from pgrecall.cli.range_picture import show_recoverable
+from pgrecall.cli.targets import chosen_target
 from pgrecall.errors import TargetUnreachableError, UsageError
-from pgrecall.model.lsn import Lsn
-from pgrecall.model.targets import (
-    Latest,
-    RecoveryTarget,
-    ToLsn,
-    ToName,
-    ToTime,
-    ToXid,
-    parse_time,
-)
+from pgrecall.model.targets import Latest
 
 _HIGHEST_XID = (1 << 32) - 1
 _HIGHEST_TIMELINE = (1 << 32) - 1
@@ -52,7 +44,8 @@ def command(
     and why, as restore would plan it. Ends with 51 when the answer is no, or when
     nothing can be reached at all.
     """
-    target = _target(options)
+    kinds = {"at": "time", "at_lsn": "lsn", "at_xid": "xid", "at_name": "name"}
+    target = chosen_target(options, kinds, "moments")
     if timeline is not None and isinstance(target, Latest):
         raise UsageError("--timeline needs a moment to ask for", hint="add --at TIME or its like")
     request = RecoverableRequest(target=target, timeline=timeline)
@@ -63,26 +56,3 @@ def command(
         show_recoverable(result)
     is_good = result.newest_at is not None if result.answer is None else result.answer.is_reachable
     return 0 if is_good else TargetUnreachableError.exit_status
-
-
-def _target(options: dict[str, str | int | bool | None]) -> RecoveryTarget:
-    given = [name for name in ("at", "at_lsn", "at_xid", "at_name") if options[name] is not None]
-    if len(given) > 1:
-        shown = " and ".join("--" + name.replace("_", "-") for name in given)
-        raise UsageError(f"{shown} are different moments", hint="name one")
-    chosen = given[0] if given else ""
-    is_inclusive = not options["exclusive"]
-    if not is_inclusive and chosen not in {"at", "at_lsn", "at_xid"}:
-        raise UsageError("--exclusive needs --at, --at-lsn or --at-xid")
-    text = str(options.get(chosen))
-    match chosen:
-        case "at":
-            return ToTime(parse_time(text), is_inclusive)
-        case "at_lsn":
-            return ToLsn(Lsn.parse(text), is_inclusive)
-        case "at_xid":
-            return ToXid(int(text), is_inclusive)
-        case "at_name":
-            return ToName(text)
-        case _:
-            return Latest()
