@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pgrecall.codec import compression
 from pgrecall.codec.compression import (
     CODEC_LZ4,
     CODEC_NONE,
@@ -20,6 +22,13 @@ from pgrecall.codec.compression import (
     zstd,
 )
 from pgrecall.errors import CorruptObjectError, UsageError
+
+
+@pytest.fixture(params=[0, 1 << 40], ids=["many", "few"], autouse=True)
+def by_both_libraries(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests decompress as a thread does after much, and as one that has just begun."""
+    monkeypatch.setattr(compression, "_LOADING_PAYS_BYTES", request.param)
+
 
 CODECS = [("zstd", 1), ("zstd", 2), ("zstd", 3), ("zstd", -5), ("lz4", 0), ("lz4", 9), ("none", 0)]
 
@@ -62,6 +71,28 @@ def test_a_frame_that_gives_more_or_less_is_refused(codec: str) -> None:
         decompress(CODEC_NUMBERS[codec], bomb, 1 << 20)
     with pytest.raises(CorruptObjectError):
         decompress(CODEC_NUMBERS[codec], make_compressor(codec, 1)(b"x" * 1000), 1001)
+
+
+def test_a_frame_that_does_not_say_its_size_gives_no_more_than_was_promised() -> None:
+    silent = zstd.ZstdCompressor(options={zstd.CompressionParameter.content_size_flag: 0})
+    frame = silent.compress(bytes(1 << 20), zstd.ZstdCompressor.FLUSH_FRAME)
+    assert decompress(CODEC_ZSTD, frame, 1 << 20) == bytes(1 << 20)
+    for wrong in (0, 1, (1 << 20) - 1, (1 << 20) + 1):
+        with pytest.raises(CorruptObjectError):
+            decompress(CODEC_ZSTD, frame, wrong)
+
+
+def test_a_thread_changes_the_library_after_two_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    segment = make_compressor("zstd", 1)(bytes(16 << 20))
+    with ThreadPoolExecutor(1) as thread:  # its own count begins with nothing
+        loaded = [thread.submit(_library_after, segment).result() for _ in range(3)]
+    assert loaded == [False, False, True]
+
+
+def _library_after(segment: bytes) -> bool:
+    assert decompress(CODEC_ZSTD, segment, 16 << 20) == bytes(16 << 20)
+    return compression._decoding.library is not None
 
 
 def test_a_frame_that_is_cut_or_followed_is_refused() -> None:
