@@ -37,9 +37,11 @@ class RunLog:
         self._records = bytearray()
         self._open: list[int] | None = None
         self._pieces: list[tuple[int, int]] = []
+        # Behind the open run: in its file, and in its pack.
         self._file_end = 0
+        self._place = (0, 0, 0)
 
-    def add(self, file: int, file_offset: int, length: int, *, place: tuple[int, int, int]) -> None:
+    def add(self, file: int, file_offset: int, length: int, place: tuple[int, int, int]) -> None:
         """Note ``length`` bytes of a file, in the order in which they went into packs.
 
         ``place`` is (pack, frame, offset within the raw frame). Bytes of the same file

@@ -197,9 +197,9 @@ class CopyWorker:
                 pages.append(np.arange(page, page - (-length // page_bytes), dtype=np.int64))
             begins += length
         if shares is not None:
-            for offset, (begin, end) in shares.chosen(waiting, np.concatenate(pages), bad):
-                self._move(start + begin, end - begin)
-                self._keep(file.number, offset, end - begin)
+            self._keep_shares(
+                file.number, start, shares.chosen(waiting, np.concatenate(pages), bad)
+            )
         self.result.bytes += piece.waiting_bytes
         piece.waiting.clear()
         piece.waiting_bytes = 0
@@ -345,6 +345,26 @@ class CopyWorker:
             self._used += end - start
             self.result.new_bytes += end - start
 
+    def _keep_shares(self, index: int, start: int, chosen: list[tuple[int, Range]]) -> None:
+        """Move and keep what was chosen of the bytes from ``start`` on.
+
+        Many single pages: without a leftover, none of them costs a call.
+        """
+        if self._leftover is not None:
+            for offset, (begin, end) in chosen:
+                self._move(start + begin, end - begin)
+                self._keep(index, offset, end - begin)
+            return
+        buffer, used = self._buffer, self._used
+        for offset, (begin, end) in chosen:
+            length = end - begin
+            if start + begin != used:
+                buffer[used : used + length] = buffer[start + begin : start + end]
+            self._slices.append(Kept(index, offset, length))
+            used += length
+        self.result.new_bytes += used - self._used
+        self._used = used
+
     def _check(self, file: OpenFile, data: memoryview, offset: int) -> list[int]:
         """Check the pages in ``data``; the numbers of those that stay bad, from its beginning."""
         first = first_block(file.path, self._source.relation_blocks)
@@ -374,12 +394,12 @@ class CopyWorker:
         if own:
             slices = [(paths.path(one.file), one.offset, one.length) for one in own]
             pack, frame = self._sink.add(self._buffer[: self._used], slices)
+        add = self.result.runs.add
         for index, offset, length, left in self._slices:
             if left is not None:
-                found = (LEFTOVER_PACK | left[0], *left[1:])
-                self.result.runs.add(index, offset, length, place=found)
+                add(index, offset, length, (LEFTOVER_PACK | left[0], *left[1:]))
             else:
-                self.result.runs.add(index, offset, length, place=(pack, frame, place))
+                add(index, offset, length, (pack, frame, place))
                 place += length
         self._used = 0
         self._slices.clear()
