@@ -76,8 +76,10 @@ class PageShares:
         wanted[bad] = True
         whole = len(data) // self._page_bytes
         words = np.frombuffer(data[: whole * self._page_bytes], np.uint32)
-        heads = words.reshape(whole, self._page_bytes // 4)[:, :2].astype(np.uint64)
-        wanted[:whole] |= (heads[:, 0] << np.uint64(32) | heads[:, 1]) >= self._start_lsn
+        words = words.reshape(whole, self._page_bytes // 4)
+        high, low = words[:, 0], words[:, 1]
+        start_high, start_low = self._start_lsn >> 32, self._start_lsn & 0xFFFFFFFF
+        wanted[:whole] |= (high > start_high) | ((high == start_high) & (low >= start_low))
         found = np.flatnonzero(wanted)
         # A new range begins where a page does not follow the one before it, here and in the file.
         follows = (np.diff(found) == 1) & (np.diff(pages[found]) == 1)

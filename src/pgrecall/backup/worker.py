@@ -1,6 +1,6 @@
 """One worker of the copy: read, check pages, compress, digest, append to its own pack.
 
-Each worker owns a buffer of one frame, a compressor and an open pack, so that
+Each worker owns a buffer of three frames, a compressor and an open pack, so that
 nothing is locked for a byte. Everything heavy releases the GIL.
 """
 
@@ -33,6 +33,9 @@ from pgrecall.repository.packs import FRAME_BYTES
 
 # Of the buffer, so much must be free before more of a file is read behind what it holds.
 _LEAST_ROOM = FRAME_BYTES // 2
+# Beside a frame, the buffer holds so much that was read and not looked at: the more blocks are
+# looked at together, the less Python there is for each.
+_WAITING_BYTES = 2 << 20
 # Bounds what is held of bytes that need not be stored, and so never fill the buffer.
 _MOST_SLICES = 4096
 
@@ -44,7 +47,7 @@ class CopyWorker:
         self.result = WorkerResult(DigestSink(digests), source.page_bytes)
         self._source = source
         self._sink = sink
-        self._buffer = memoryview(mmap.mmap(-1, FRAME_BYTES))
+        self._buffer = memoryview(mmap.mmap(-1, FRAME_BYTES + _WAITING_BYTES))
         self._used = 0
         self._slices: list[Kept] = []
         self._leftover = source.leftover.reader() if source.leftover is not None else None
@@ -164,11 +167,11 @@ class CopyWorker:
         self.result.digests.add(length, records, crc, is_same=is_same)
 
     def _room_behind(self, piece: ChangedPiece) -> int:
-        """As _room, behind what waits: several changed blocks are looked at together."""
-        room = FRAME_BYTES - self._used - piece.waiting_bytes
-        if room < BLOCK_BYTES or not piece.waiting:
+        """As _room, behind what waits; where there is none, what waits is looked at."""
+        room = len(self._buffer) - self._used - piece.waiting_bytes
+        if room < BLOCK_BYTES:
             self._take_waiting(piece)
-            return self._room()
+            room = len(self._buffer) - self._used
         return room - room % BLOCK_BYTES
 
     def _take_waiting(self, piece: ChangedPiece) -> None:
@@ -178,8 +181,9 @@ class CopyWorker:
         assert self._base is not None
         file, shares = piece.file, piece.shares
         waiting = self._buffer[self._used : self._used + piece.waiting_bytes]
-        start, begins = self._used, 0
+        begins = 0
         pages, bad = [], []
+        chosen: list[tuple[int, Range]] = []
         page_bytes = self._source.page_bytes
         for offset, length in piece.waiting:
             data = waiting[begins : begins + length]
@@ -189,17 +193,16 @@ class CopyWorker:
             piece.put(first, records)
             if shares is None:
                 found = changed_ranges(as_records(records), self._base.records[first:], length)
-                for begin, end in found:
-                    self._move(start + begins + begin, end - begin)
-                    self._keep(file.number, offset + begin, end - begin)
+                chosen += [
+                    (offset + begin, (begins + begin, begins + end)) for begin, end in found
+                ]
             else:
                 page = offset // page_bytes
                 pages.append(np.arange(page, page - (-length // page_bytes), dtype=np.int64))
             begins += length
         if shares is not None:
-            self._keep_shares(
-                file.number, start, shares.chosen(waiting, np.concatenate(pages), bad)
-            )
+            chosen = shares.chosen(waiting, np.concatenate(pages), bad)
+        self._keep_chosen(file.number, self._used, chosen)
         self.result.bytes += piece.waiting_bytes
         piece.waiting.clear()
         piece.waiting_bytes = 0
@@ -345,24 +348,34 @@ class CopyWorker:
             self._used += end - start
             self.result.new_bytes += end - start
 
-    def _keep_shares(self, index: int, start: int, chosen: list[tuple[int, Range]]) -> None:
-        """Move and keep what was chosen of the bytes from ``start`` on.
+    def _keep_chosen(self, index: int, start: int, chosen: list[tuple[int, Range]]) -> None:
+        """Move and keep what was chosen of the buffer's bytes from ``start`` on, frame by frame.
 
-        Many single pages: without a leftover, none of them costs a call.
+        ``chosen``: places in the file, and bytes behind ``start``. These are many single pages:
+        without a leftover, none of them costs a call.
         """
-        if self._leftover is not None:
-            for offset, (begin, end) in chosen:
-                self._move(start + begin, end - begin)
-                self._keep(index, offset, end - begin)
-            return
-        buffer, used = self._buffer, self._used
-        for offset, (begin, end) in chosen:
-            length = end - begin
-            if start + begin != used:
-                buffer[used : used + length] = buffer[start + begin : start + end]
-            self._slices.append(Kept(index, offset, length))
-            used += length
-        self.result.new_bytes += used - self._used
+        buffer, used, kept = self._buffer, self._used, 0
+        for place, (begin, end) in chosen:
+            offset, at, last = place, start + begin, start + end
+            while at < last:
+                if used == FRAME_BYTES:
+                    self._used = used
+                    self._flush()
+                    used = 0
+                length = min(last - at, FRAME_BYTES - used)
+                if at != used:
+                    buffer[used : used + length] = buffer[at : at + length]
+                if self._leftover is None:
+                    self._slices.append(Kept(index, offset, length))
+                    used += length
+                    kept += length
+                else:
+                    self._used = used
+                    self._keep(index, offset, length)
+                    used = self._used
+                at += length
+                offset += length
+        self.result.new_bytes += kept
         self._used = used
 
     def _check(self, file: OpenFile, data: memoryview, offset: int) -> list[int]:

@@ -6,6 +6,7 @@ Source: PostgreSQL documentation, "Database File Layout".
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 RELATION_FILE = re.compile(rb"^(\d+)(_(fsm|vm|init))?(\.(\d+))?\Z")
 """Groups: 1 the relfilenode, 3 the fork (None: main), 5 the number of a file after the first."""
@@ -28,6 +29,7 @@ def relation_segment_number(directory: bytes, name: bytes) -> int | None:
     return int(match.group(5) or 0)
 
 
+@lru_cache(maxsize=64)
 def first_block(path: bytes, relation_blocks: int) -> int | None:
     """The block number at which a relation file begins; None for other files.
 
