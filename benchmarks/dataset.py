@@ -153,6 +153,12 @@ class Cluster:
                 raise DatasetError(f"segment {name} was not archived by: {command}")
             time.sleep(0.05)
 
+    def await_archiver(self) -> None:
+        """Wait until no segment waits to be archived."""
+        status = self.data_directory / "pg_wal" / "archive_status"
+        while any(name.endswith(".ready") for name in os.listdir(status)):
+            time.sleep(0.05)
+
     def archive_as_before(self) -> None:
         """Give archive_command back to postgresql.conf."""
         self.sql("alter system reset archive_command", "select pg_reload_conf()")

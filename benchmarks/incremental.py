@@ -2,8 +2,8 @@
 
 In rounds, each tool takes a full backup (not timed), then 2,000 random rows are changed and it
 takes an incremental one, then one row in a hundred and it takes another, then the newest is
-restored into an empty directory. Every backup is preceded by a checkpoint, so that
-writing the changed pages is not part of it. pg_combinebackup puts PostgreSQL's own together.
+restored into an empty directory. Every backup is preceded by a checkpoint, and begins when the WAL
+written so far is archived, so that writing the changed pages is not part of it. pg_combinebackup puts PostgreSQL's own together.
 """
 
 from __future__ import annotations
@@ -145,6 +145,7 @@ def _round(cluster: Cluster, tool: Tool, runs: _Runs, scale: int) -> None:
             "CHECKPOINT",
             database="bench",
         )
+        cluster.await_archiver()
         warm(cluster.data_directory)
         os.sync()
         run = measure(tool.backup(cluster), server=cluster.postmaster)
