@@ -176,6 +176,15 @@ class Cluster:
             self.sql(text, database="bench")
         self.sql("vacuum freeze", "checkpoint", database="bench")
 
+    def change_rows(self, count: int, scale: int) -> None:
+        """Update so many rows, chosen at random, of what ``load(scale)`` has made."""
+        rows = scale * 100_000
+        self.sql(
+            "UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid IN"
+            f" (SELECT 1 + (random() * {rows - 1})::int FROM generate_series(1, {count}))",
+            database="bench",
+        )
+
     def load_small_tables(self, count: int) -> None:
         """``count`` tables of two pages, each with its index and without a TOAST table."""
         self.sql("create database small")

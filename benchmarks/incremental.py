@@ -3,7 +3,8 @@
 In rounds, each tool takes a full backup (not timed), then 2,000 random rows are changed and it
 takes an incremental one, then one row in a hundred and it takes another, then the newest is
 restored into an empty directory. Every backup is preceded by a checkpoint, and begins when the WAL
-written so far is archived, so that writing the changed pages is not part of it. pg_combinebackup puts PostgreSQL's own together.
+written so far is archived, so that writing the changed pages is not part of it. pg_combinebackup
+puts PostgreSQL's own together.
 """
 
 from __future__ import annotations
@@ -139,12 +140,8 @@ def _round(cluster: Cluster, tool: Tool, runs: _Runs, scale: int) -> None:
     before = tool.stored_bytes()
     rows = scale * 100_000
     for job, count in zip(_JOBS, (_ROWS, rows // 100), strict=False):
-        cluster.sql(
-            "UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid IN"
-            f" (SELECT 1 + (random() * {rows - 1})::int FROM generate_series(1, {count}))",
-            "CHECKPOINT",
-            database="bench",
-        )
+        cluster.change_rows(count, scale)
+        cluster.sql("CHECKPOINT")
         cluster.await_archiver()
         warm(cluster.data_directory)
         os.sync()

@@ -206,6 +206,8 @@ class PgBackRest(Tool):
         return [[*self._start(), "--type=full", "backup"]]
 
     def stored_bytes(self) -> int:
+        if not isinstance(self._repository, LocalPlace):
+            return self._repository.bytes_below("backup/main")
         return sum(
             bytes_below(path)
             for path in (self.place / "repo" / "backup" / "main").iterdir()
