@@ -20,6 +20,7 @@ from pgrecall.app.checking import CheckResult
 from pgrecall.app.client_install import ClientResult
 from pgrecall.app.copying import CopyResult
 from pgrecall.app.demo_report import DemoReport
+from pgrecall.app.diagnosing import DoctorResult
 from pgrecall.app.drilling import DrillResult, DumpDrillResult
 from pgrecall.app.drills import DrillDetails, DrillList
 from pgrecall.app.dump_catalog import DumpContents, DumpDetails, DumpList
@@ -161,6 +162,7 @@ SCHEMAS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "server-upgrade/1": ("server upgrade", UpgradeResult),
     "agent/1": ("agent", AgentResult),
     "status/1": ("status", StatusResult),
+    "doctor/1": ("doctor", DoctorResult),
     "demo/1": ("demo", DemoReport),
     "version/1": ("version", VersionResult),
     "completion/1": ("completion", CompletionResult),

@@ -81,6 +81,7 @@ COMMANDS: dict[str, LazyCommand | LazyGroup] = {
     "init": LazyCommand("init", "command", "Write pgrecall.toml and make the repository."),
     "status": LazyCommand("status", "command", "What could be restored now; runs, agent, targets."),
     "check": LazyCommand("check", "command", "Prove that server, archive and repository work."),
+    "doctor": LazyCommand("doctor", "command", "Name what is wrong, why, and what mends it."),
     "backup": LazyCommand("backup", "command", "Back a server up."),
     "dump": LazyCommand("dump", "command", "Dump databases with PostgreSQL's own tools."),
     "dumps": LazyGroup("dumps", table=_DUMPS, help="List dumps, or show one."),
