@@ -244,9 +244,7 @@ def _holes(reach: RecoverableResult | None) -> tuple[Hole, ...]:
             segments=gap.segments,
             explanation=gap.explanation,
             is_expired=gap.cause == "expired",
-            is_bridged=any(
-                Lsn.parse(one.from_lsn) >= Lsn.parse(gap.to_lsn) for one in path.ranges
-            ),
+            is_bridged=any(Lsn.parse(one.from_lsn) >= Lsn.parse(gap.to_lsn) for one in path.ranges),
         )
         for path in reach.generations[-1].paths
         for gap in path.gaps

@@ -32,6 +32,7 @@ from pgrecall.app.expiring import ExpireResult, UndoExpiryResult
 from pgrecall.app.exporting import ExportDumpResult
 from pgrecall.app.fetching_ahead import AheadResult
 from pgrecall.app.finding import FindResult
+from pgrecall.app.guide_targets import GuideResult
 from pgrecall.app.holding import HoldList, HoldResult
 from pgrecall.app.indexing import WalIndexResult
 from pgrecall.app.initialize import InitResult
@@ -162,6 +163,7 @@ SCHEMAS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "server-upgrade/1": ("server upgrade", UpgradeResult),
     "agent/1": ("agent", AgentResult),
     "status/1": ("status", StatusResult),
+    "guide/1": ("guide", GuideResult),
     "doctor/1": ("doctor", DoctorResult),
     "demo/1": ("demo", DemoReport),
     "version/1": ("version", VersionResult),

@@ -120,6 +120,9 @@ COMMANDS: dict[str, LazyCommand | LazyGroup] = {
     "key": LazyGroup("key", table=_KEY, help="Keys of an encrypted repository."),
     "server": LazyGroup("server", table=_SERVER, help="Follow a server through pg_upgrade."),
     "agent": LazyCommand("agent", "command", "Run beside a server: archive, schedule, metrics."),
+    "guide": LazyCommand(
+        "guide", "command", "Targets of make/ops/postgresql.mk; see docs/make.md."
+    ),
     "demo": LazyCommand("demo", "command", "Watch a server lose a table and get it back."),
     "version": LazyCommand("version", "command", "Show the versions of pgrecall and its parts."),
     "completion": LazyCommand("completion", "command", "Print a shell's completion script."),

@@ -145,7 +145,9 @@ def _out_of_range(facts: DoctorFacts) -> Iterator[Diagnosis]:
     if facts.newest_at is not None:
         newest = facts.newest_at.isoformat(sep=" ")
         evidence.append(f"the newest moment that can be reached is {newest}")
-        commands.append(facts.words.run("restore", "--to-time", newest, "--dry-run"))
+        target = str(run.plan.get("target_dir") or "")
+        place = ["--target-dir", target] if target else []
+        commands.append(facts.words.run("restore", "--to-time", newest, *place, "--dry-run"))
     yield diagnosis(
         "target-out-of-range", "fail", evidence, subject=run.run_id, commands=commands,
         advice="a time needs its zone: 2026-11-22 20:16:37+00",

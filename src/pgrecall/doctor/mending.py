@@ -51,7 +51,7 @@ def heal(backup_id: str, facts: DoctorFacts) -> Mend:
     words = facts.words
     if len(facts.repositories) > 1:
         what = [backup_id] if backup_id else []
-        return Mend((words.run("repair", *what), words.run("verify", *what)))
+        return Mend((words.run("repair", *what), words.run("verify")))
     return Mend(
         (words.run("backup"), words.run("verify")),
         "there is no other repository to heal from: keep copies (copies_backups of a second one)",
