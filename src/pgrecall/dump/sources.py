@@ -75,7 +75,7 @@ class RepositorySource:
 
 
 class PathSource:
-    """A file or directory that pg_dump made, whoever ran it; also compressed, or encrypted (gpg)."""
+    """A file or directory that pg_dump made, whoever ran it; also compressed, or encrypted."""
 
     def __init__(self, path: str, passphrase: str = "") -> None:
         """Look what it is; raises UsageError. ``passphrase``: as of ``decrypted``."""
