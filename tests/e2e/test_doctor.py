@@ -158,6 +158,23 @@ def test_disks_clocks_agents_and_targets(
         assert clinic.find()["clock-skew"]["severity"] == "fail"
 
 
+def test_runs_that_failed_or_were_left_out_and_a_secret(clinic: Clinic, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("x")
+    secret.chmod(0o644)
+    with clinic.configured(user=f'"postgres"\npassword = "file:{secret}"'):
+        found = clinic.find()
+    assert found["other"]["evidence"][0].startswith("secret-readable:")
+    missed = {"PGRECALL_TRIGGER": '{"by": "schedule", "missed": 3}'}
+    assert clinic.product.cli("backup", "--yes", environment=missed).returncode == 0
+    assert clinic.find()["schedule-missed"]["subject"] == "backup"
+    with clinic.configured(data_directory=f'"{tmp_path}"'):
+        assert clinic.product.cli("backup", "--yes").returncode != 0
+    failed = clinic.find()["run-failed"]
+    assert failed["subject"] in failed["commands"][0]
+    clinic.type(failed)
+
+
 def test_a_directory_and_a_repository_of_another(clinic: Clinic, tmp_path: Path) -> None:
     with clinic.configured(data_directory=f'"{tmp_path}"'):
         found = clinic.find()

@@ -42,7 +42,7 @@ def words_of(context: RunContext, *, directory: str, superuser: str) -> Words:
         data_directory=directory if is_here else "",
         pg_ctl=_program(server, directory, "pg_ctl") if is_here else "",
         pg_checksums=_program(server, directory, "pg_checksums") if is_here else "",
-        owner=owner_name(directory) if is_here else "",
+        owner=_other_owner(directory) if is_here else "",
     )
 
 
@@ -145,6 +145,15 @@ def _leaves_out(content: DumpContent) -> str:
     if content.large_objects == "default" and (content.tables or content.schemas):
         return "tables or schemas were named, and --large-objects was not given"
     return ""
+
+
+def _other_owner(directory: str) -> str:
+    """Who owns it; empty when that is this process's own user, or cannot be told."""
+    try:
+        is_own = os.stat(directory).st_uid == os.geteuid()
+    except OSError:
+        return ""
+    return "" if is_own else owner_name(directory)
 
 
 def _config(context: RunContext) -> str:

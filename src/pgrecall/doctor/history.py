@@ -85,7 +85,7 @@ def _things(run: RunRecord) -> frozenset[str]:
     """The databases that a run was about, as far as its record tells."""
     plan: dict[str, Any] = run.plan
     found = [one.get("name") for one in plan.get("databases", ()) if isinstance(one, dict)]
-    found += [plan.get("into") or plan.get("database")]
+    found += [plan.get("database") or plan.get("into")]
     return frozenset(str(one) for one in found if one)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -95,7 +94,7 @@ def _checksums(facts: DoctorFacts) -> Mend:
     words = facts.words
     if not words.pg_checksums or not words.data_directory:
         return Mend()
-    enable = shlex.join([words.pg_checksums, "--enable", "-D", words.data_directory])
+    enable = words.as_owner(words.pg_checksums, "--enable", "-D", words.data_directory)
     return Mend(
         (*words.control("stop"), enable, *words.control("start")),
         "the server is down meanwhile, for as long as it takes to read all of it",
@@ -112,7 +111,7 @@ def _owner(facts: DoctorFacts) -> Mend:
     words = facts.words
     if not words.owner:
         return Mend()
-    return Mend((shlex.join(["sudo", "-u", words.owner, *words.pgrecall, "doctor"]),))
+    return Mend((words.as_owner(*words.pgrecall, "doctor"),))
 
 
 def _repository(finding: Finding, facts: DoctorFacts) -> Mend:

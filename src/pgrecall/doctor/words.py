@@ -17,6 +17,7 @@ class Words(msgspec.Struct, frozen=True, kw_only=True):
 
     ``pgrecall`` with configuration and server; ``psql`` with host, port, role and database.
     ``pg_ctl`` and ``pg_checksums`` empty: not on this host. ``data_directory`` likewise.
+    ``owner``: who owns PGDATA, when that is somebody else than who asks.
     """
 
     pgrecall: tuple[str, ...]
@@ -56,13 +57,19 @@ class Words(msgspec.Struct, frozen=True, kw_only=True):
         if not self.pg_ctl or not self.data_directory:
             return ()
         log = () if words == ("stop",) else ("-l", f"{self.data_directory}/pg_ctl.log")
-        return (shlex.join([self.pg_ctl, *words, "-w", "-D", self.data_directory, *log]),)
+        return (self.as_owner(self.pg_ctl, *words, "-w", "-D", self.data_directory, *log),)
 
     def reload_of(self, directory: str) -> tuple[str, ...]:
         """Have the server of another data directory read its settings again."""
-        return (shlex.join([self.pg_ctl, "reload", "-D", directory]),) if self.pg_ctl else ()
+        return (self.as_owner(self.pg_ctl, "reload", "-D", directory),) if self.pg_ctl else ()
+
+    def as_owner(self, *words: str) -> str:
+        """A command that only the owner of PGDATA may run."""
+        return shlex.join([*(["sudo", "-u", self.owner] if self.owner else []), *words])
 
     def append_setting(self, directory: str, name: str, value: str) -> str:
         """Set something in a data directory whose server cannot be asked."""
         line = shlex.quote(f"{name} = {quote_setting(value)}")
-        return f"printf '%s\\n' {line} >> {shlex.quote(directory + '/postgresql.auto.conf')}"
+        file = shlex.quote(f"{directory}/postgresql.auto.conf")
+        command = f"printf '%s\\n' {line} >> {file}"
+        return self.as_owner("sh", "-c", command) if self.owner else command
