@@ -187,7 +187,7 @@ def test_a_directory_and_a_repository_of_another(clinic: Clinic, tmp_path: Path)
 
 def test_a_recovery_that_cannot_work(clinic: Clinic, tmp_path: Path) -> None:
     target = tmp_path / "restored copy"
-    clinic.product.switch()
+    clinic.product.backup()
     clinic.product.restore(target)
     words = ("--target-dir", str(target))
     assert "restore-command-wrong" not in clinic.find(*words)
