@@ -68,3 +68,10 @@ class StandbyError(PgrecallError):
 
     code = "standby-failed"
     exit_status = 56
+
+
+class StepFailedError(PgrecallError):
+    """A command that a make target runs has failed; the message says which, and why."""
+
+    code = "step-failed"
+    exit_status = 94

@@ -413,6 +413,16 @@ class StatusRequest(msgspec.Struct, frozen=True, kw_only=True):
     since: datetime | None = None
 
 
+class DoctorRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``doctor``. ``target_dirs``: data directories to look at, besides the server's own.
+
+    ``least_free_percent``: a file system with less of its room free is called full.
+    """
+
+    target_dirs: tuple[str, ...] = ()
+    least_free_percent: float = 10.0
+
+
 class DemoRequest(msgspec.Struct, frozen=True, kw_only=True):
     """``demo``: everything in a directory of its own, removed afterwards unless ``keep``."""
 

@@ -148,7 +148,7 @@ class _Look:
         self._since = request.since or now - _USUAL_HISTORY
         self._with_history = request.since is not None
         self._findings: list[Finding] = []
-        self._targets = _targets(context)
+        self._targets = wanted_targets(context)
 
     def status(self) -> ServerStatus:
         targets = self._targets
@@ -308,7 +308,8 @@ def _for_server(context: RunContext, name: str) -> RunContext:
     )
 
 
-def _targets(context: RunContext) -> TargetSettings:
+def wanted_targets(context: RunContext) -> TargetSettings:
+    """What the chosen server is held to, by [targets] and its policy."""
     settings = context.settings
     try:
         if not context.repositories:

@@ -13,6 +13,7 @@ from pathlib import Path
 from pgrecall import errors, further_errors
 from pgrecall.agent.metrics_page import metrics_page
 from pgrecall.cli.schemas import schema_files
+from pgrecall.doctor.troubles import troubles_page
 from pgrecall.errors import EXIT_PROVEN_ABSENT, ReportedError
 from pgrecall.settings.documents import settings_page, settings_schema
 
@@ -41,6 +42,7 @@ def documents() -> dict[str, str]:
         "settings.md": settings_page(),
         "settings.schema.json": settings_schema(),
         "errors.md": errors_page(),
+        "doctor.md": troubles_page(),
         "metrics.md": metrics_page(),
         **schema_files(),
     }

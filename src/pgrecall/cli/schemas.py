@@ -20,6 +20,7 @@ from pgrecall.app.checking import CheckResult
 from pgrecall.app.client_install import ClientResult
 from pgrecall.app.copying import CopyResult
 from pgrecall.app.demo_report import DemoReport
+from pgrecall.app.diagnosing import DoctorResult
 from pgrecall.app.drilling import DrillResult, DumpDrillResult
 from pgrecall.app.drills import DrillDetails, DrillList
 from pgrecall.app.dump_catalog import DumpContents, DumpDetails, DumpList
@@ -31,6 +32,7 @@ from pgrecall.app.expiring import ExpireResult, UndoExpiryResult
 from pgrecall.app.exporting import ExportDumpResult
 from pgrecall.app.fetching_ahead import AheadResult
 from pgrecall.app.finding import FindResult
+from pgrecall.app.guide_targets import GuideResult
 from pgrecall.app.holding import HoldList, HoldResult
 from pgrecall.app.indexing import WalIndexResult
 from pgrecall.app.initialize import InitResult
@@ -163,6 +165,8 @@ SCHEMAS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "server-upgrade/1": ("server upgrade", UpgradeResult),
     "agent/1": ("agent", AgentResult),
     "status/1": ("status", StatusResult),
+    "guide/1": ("guide", GuideResult),
+    "doctor/1": ("doctor", DoctorResult),
     "demo/1": ("demo", DemoReport),
     "version/1": ("version", VersionResult),
     "completion/1": ("completion", CompletionResult),

@@ -81,6 +81,7 @@ COMMANDS: dict[str, LazyCommand | LazyGroup] = {
     "init": LazyCommand("init", "command", "Write pgrecall.toml and make the repository."),
     "status": LazyCommand("status", "command", "What could be restored now; runs, agent, targets."),
     "check": LazyCommand("check", "command", "Prove that server, archive and repository work."),
+    "doctor": LazyCommand("doctor", "command", "Name what is wrong, why, and what mends it."),
     "backup": LazyCommand("backup", "command", "Back a server up."),
     "dump": LazyCommand("dump", "command", "Dump databases with PostgreSQL's own tools."),
     "dumps": LazyGroup("dumps", table=_DUMPS, help="List dumps, or show one."),
@@ -120,6 +121,9 @@ COMMANDS: dict[str, LazyCommand | LazyGroup] = {
     "key": LazyGroup("key", table=_KEY, help="Keys of an encrypted repository."),
     "server": LazyGroup("server", table=_SERVER, help="Follow a server through pg_upgrade."),
     "agent": LazyCommand("agent", "command", "Run beside a server: archive, schedule, metrics."),
+    "guide": LazyCommand(
+        "guide", "command", "Targets of make/ops/postgresql.mk; see docs/make.md."
+    ),
     "demo": LazyCommand("demo", "command", "Watch a server lose a table and get it back."),
     "version": LazyCommand("version", "command", "Show the versions of pgrecall and its parts."),
     "completion": LazyCommand("completion", "command", "Print a shell's completion script."),

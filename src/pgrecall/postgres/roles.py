@@ -248,3 +248,12 @@ def _transaction(connection: Connection) -> Iterator[None]:
         if not connection.is_closed:
             connection.rows("ROLLBACK")
         raise
+
+
+def superuser_name(connection: Connection) -> str:
+    """A superuser that may log in, that of initdb if it may; empty: there is none."""
+    rows = connection.rows(
+        "SELECT rolname FROM pg_catalog.pg_roles WHERE rolsuper AND rolcanlogin"
+        " ORDER BY oid LIMIT 1"
+    )
+    return str(rows[0][0]) if rows else ""

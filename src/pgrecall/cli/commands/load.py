@@ -75,7 +75,7 @@ _MEBIBYTE = 1 << 20
     default=256 * _MEBIBYTE,
     help="maintenance_work_mem of each session, for indexes. [default: 256 MiB]",
 )
-@journalled("load", connects=True)
+@journalled("load", given=("source", "into"), connects=True)
 def command(
     invocation: Invocation,
     *,

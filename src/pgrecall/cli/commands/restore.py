@@ -62,7 +62,7 @@ _HIGHEST_TIMELINE = (1 << 32) - 1
 @click.option("--switch-wal/--no-switch-wal", default=True, help="Archive a live server's newest.")
 @click.option("--verify-wal", is_flag=True, help="Read all WAL that is needed before writing.")
 @click.option("--workers", type=int, help="Threads; 0: two for each core. [restore]")
-@journalled("restore")
+@journalled("restore", given=("target_dir",))
 def command(
     invocation: Invocation,
     *,
