@@ -68,3 +68,10 @@ class StandbyError(PgrecallError):
 
     code = "standby-failed"
     exit_status = 56
+
+
+class CapturesDifferError(PgrecallError):
+    """captures diff --exit-code has found a difference, and shown it."""
+
+    code = "captures-differ"
+    exit_status = 66

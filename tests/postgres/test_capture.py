@@ -166,3 +166,28 @@ def test_every_version_can_be_captured(
         facts = facts_of(scene)
         assert [slot.name for slot in facts.slots] == ["standby_1"]
         assert bool(facts.databases[0].locale_provider) == (facts.version_num >= 150000)
+
+
+def test_differences_between_captures_and_from_the_living_server(scene: BackupScene) -> None:
+    first = captured(scene)["capture_id"]
+    scene.server.sql("ALTER SYSTEM SET work_mem = '9MB'")
+    with (scene.server.pgdata / "pg_hba.conf").open("a") as rules:
+        rules.write("host all all 10.8.0.0/16 reject\n")
+    scene.server.sql("SELECT pg_reload_conf()")
+    scene.server.sql(f"CREATE ROLE later PASSWORD '{SECRET}'")
+    live = json.loads(scene.run("captures", "diff", "--live", "--json"))
+    kinds = {(one["kind"], one["change"]) for one in live["differences"]}
+    assert {("hba", "added"), ("roles", "added"), ("files", "added")} <= kinds
+    assert live["after"]["capture_id"] == ""
+    second = captured(scene)["capture_id"]
+    scene.run("captures", "diff", first, "--exit-code", status=66)
+    found = json.loads(scene.run("captures", "diff", first, "--json"))
+    assert found["differences"] == live["differences"]
+    assert (found["before"]["capture_id"], found["after"]["capture_id"]) == (first, second)
+    assert scene.run("captures", "diff", "--live", "--exit-code").endswith("nothing differs\n")
+    shown = scene.run("captures", "diff", "--at", found["before"]["at"], "latest")
+    assert "\nhba\n" in shown
+    assert "+ host all all 10.8.0.0/16 reject" in shown
+    assert SECRET not in shown
+    for words in (("m-20200101T000000Z-aaaa",), ("--at", "2020-01-01 00:00+00"), ("a", "b", "c")):
+        scene.run("captures", "diff", *words, status=2)

@@ -14,6 +14,7 @@ import msgspec
 from pgrecall.app.agent import AgentResult
 from pgrecall.app.backing_up import BackupResult
 from pgrecall.app.branching import AllowBranchResult
+from pgrecall.app.capture_diffing import CaptureDiffResult
 from pgrecall.app.capturing import CaptureDetails, CaptureList, CaptureResult
 from pgrecall.app.catalog import BackupDetails, BackupList
 from pgrecall.app.checking import CheckResult
@@ -110,6 +111,7 @@ SCHEMAS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "capture/1": ("capture", CaptureResult),
     "captures-list/1": ("captures list", CaptureList),
     "captures-show/1": ("captures show", CaptureDetails),
+    "captures-diff/1": ("captures diff", CaptureDiffResult),
     "dump/1": ("dump", DumpResult),
     "load/1": ("load", LoadResult),
     "load-globals/1": ("load --globals", LoadGlobalsResult),

@@ -28,6 +28,7 @@ _DUMPS = {
 _CAPTURES = {
     "list": LazyCommand("capture", "list_command", "List the captures of a server."),
     "show": LazyCommand("capture", "show_command", "Show one capture."),
+    "diff": LazyCommand("capture", "diff_command", "What differs between two, or from now."),
 }
 _DRILLS = {
     "list": LazyCommand("drills", "list_command", "List the drills of a server."),
@@ -85,7 +86,7 @@ COMMANDS: dict[str, LazyCommand | LazyGroup] = {
     "dump": LazyCommand("dump", "command", "Dump databases with PostgreSQL's own tools."),
     "dumps": LazyGroup("dumps", table=_DUMPS, help="List dumps, or show one."),
     "capture": LazyCommand("capture", "command", "Keep configuration and metadata of a server."),
-    "captures": LazyGroup("captures", table=_CAPTURES, help="List captures, or show one."),
+    "captures": LazyGroup("captures", table=_CAPTURES, help="List, show and compare captures."),
     "export": LazyCommand("export", "command", "A dump as plain files for PostgreSQL's tools."),
     "drill": LazyCommand("drill", "command", "Restore into a throwaway server, and prove it good."),
     "drills": LazyGroup("drills", table=_DRILLS, help="List drills, or show one."),
