@@ -70,6 +70,13 @@ class StandbyError(PgrecallError):
     exit_status = 56
 
 
+class CaptureRestoreError(PgrecallError):
+    """A capture was not brought back, or not all of it: what is done, undo takes back."""
+
+    code = "capture-restore-failed"
+    exit_status = 67
+
+
 class CapturesDifferError(PgrecallError):
     """captures diff --exit-code has found a difference, and shown it."""
 

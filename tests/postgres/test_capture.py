@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from pgrecall.agent.configuration import ConfigurationWatch
+from pgrecall.app.agent import Agent
+from pgrecall.app.runs import show_run
 from pgrecall.model.captures import CaptureFacts
 from pgrecall.postgres.capturing import capture_facts
 from pgrecall.postgres.connection import connect
@@ -191,3 +194,84 @@ def test_differences_between_captures_and_from_the_living_server(scene: BackupSc
     assert SECRET not in shown
     for words in (("m-20200101T000000Z-aaaa",), ("--at", "2020-01-01 00:00+00"), ("a", "b", "c")):
         scene.run("captures", "diff", *words, status=2)
+
+
+def newest(scene: BackupScene) -> str:
+    """The id of the capture that equals the server, which the last command must have made."""
+    made = captured(scene)
+    assert not made["is_new"]
+    return str(made["capture_id"])
+
+
+def test_a_backup_names_the_capture_that_was_made_before_it(scene: BackupScene) -> None:
+    for source in ("local", "stream"):
+        before = captured(scene)["capture_id"]
+        scene.server.sql(f"CREATE ROLE before_{source}")
+        result = json.loads(scene.run("backup", "--yes", "--source", source, "--json"))
+        assert result["backup"]["capture_id"] == newest(scene) != before
+        assert not [one for one in result["findings"] if one["code"] == "capture-failed"]
+    listed = json.loads(scene.run("runs", "list", "--command", "backup", "--json"))["runs"]
+    run = show_run(scene.context(), listed[-1]["run_id"]).run
+    assert run.capture_id == result["backup"]["capture_id"]
+
+
+def test_a_capture_that_fails_is_a_warning_of_the_backup(scene: BackupScene) -> None:
+    made = captured(scene)["capture_id"]
+    (info,) = [one for one in scene.store.list("servers/") if one.key.endswith(f"{made}.json")]
+    directory = (Path(scene.store.root) / info.key).parent
+    aside = directory.with_name("aside")
+    directory.rename(aside)
+    directory.write_text("in the way")
+    try:
+        result = json.loads(scene.run("backup", "--yes", "--json"))
+    finally:
+        directory.unlink()
+        aside.rename(directory)
+    assert result["backup"]["capture_id"] == ""
+    (finding,) = [one for one in result["findings"] if one["code"] == "capture-failed"]
+    assert "pgrecall capture" in finding["hint"]
+
+
+def test_what_changes_the_server_captures_it_before(scene: BackupScene) -> None:
+    captured(scene)
+    scene.server.sql("SELECT pg_create_physical_replication_slot('going')")
+    dropped = json.loads(scene.run("wal", "slots", "--drop", "going", "--yes", "--json"))
+    shown = json.loads(scene.run("captures", "show", dropped["capture_id"], "--json"))
+    assert "going" in {slot["name"] for slot in shown["capture"]["facts"]["slots"]}
+
+
+def test_a_server_can_be_left_out(scene: BackupScene) -> None:
+    before = captured(scene)["capture_id"]
+    scene.server.sql("CREATE ROLE unseen")
+    text = scene.config.read_text()
+    scene.config.write_text(
+        text.replace("[repositories.one]", "captures = false\n[repositories.one]")
+    )
+    try:
+        result = json.loads(scene.run("backup", "--yes", "--json"))
+    finally:
+        scene.config.write_text(text)
+    assert result["backup"]["capture_id"] == ""
+    listed = json.loads(scene.run("captures", "list", "--json"))["captures"]
+    assert listed[-1]["capture_id"] == before
+
+
+def test_the_agent_captures_what_somebody_else_has_changed(scene: BackupScene) -> None:
+    text = scene.config.read_text()
+    scene.config.write_text(f'{text}\n[agent]\ndirectory = "{scene.directory / "agent"}"\n')
+    try:
+        agent = Agent(scene.context())
+    finally:
+        scene.config.write_text(text)
+    (blueprint,) = [one for one in agent._blueprints(agent._place) if one.name == "configuration"]
+    watch = blueprint.make({})
+    assert isinstance(watch, ConfigurationWatch)
+    try:
+        watch.look()
+        captured(scene)
+        scene.server.sql("ALTER ROLE clerk SET work_mem = '6MB'")
+        assert watch.look()
+    finally:
+        watch.close()
+    shown = json.loads(scene.run("captures", "show", newest(scene), "--json"))
+    assert "6MB" in {one["value"] for one in shown["capture"]["facts"]["scoped_settings"]}

@@ -96,6 +96,7 @@ class Joints(NamedTuple):
     report: Callable[[Ended], None]
     statuses: Callable[[], Sequence[ComponentStatus]]
     record_names: Callable[[Place], Facts]
+    capture: Callable[[Place, tuple[str, ...]], None]
 
 
 def blueprints(place: Place, joints: Joints) -> list[Blueprint]:
@@ -107,7 +108,7 @@ def blueprints(place: Place, joints: Joints) -> list[Blueprint]:
         found.append(_receiver(place, joints.environment))
     found.append(_schedule(place, joints))
     found.append(_observer(place, joints.environment))
-    found.append(_configuration(place, joints.environment))
+    found.append(_configuration(place, joints))
     if place.settings.agent.names_seconds:
         found.append(_names(place, joints))
     found.append(_rollups(place, joints.environment))
@@ -228,21 +229,28 @@ def _observer(place: Place, environment: Mapping[str, str]) -> Blueprint:
     )
 
 
-def _configuration(place: Place, environment: Mapping[str, str]) -> Blueprint:
+def _configuration(place: Place, joints: Joints) -> Blueprint:
     directory = state_directory(place.settings, place.server)
 
     def make(_: Mapping[str, Component]) -> Component:
         return ConfigurationWatch(
             place.data_directory,
-            lambda: _connect(place.server, environment),
+            lambda: _connect(place.server, joints.environment),
             directory,
             SystemClock(),
+            partial(joints.capture, place) if place.server.captures else None,
         )
 
     return Blueprint(
         "configuration",
-        "notices changed configuration files, settings and pg_hba.conf within a minute",
-        (place.server, place.data_directory, directory),
+        "notices changed configuration files, settings and pg_hba.conf within a minute"
+        + (", and captures them" if place.server.captures else ""),
+        (
+            place.server,
+            tuple(place.settings.repositories_of(place.server)),
+            place.data_directory,
+            directory,
+        ),
         make,
     )
 

@@ -38,7 +38,7 @@ class CaptureResult(msgspec.Struct, frozen=True, kw_only=True):
 
     def run_facts(self) -> RunFacts:
         """What the journal keeps of it."""
-        return RunFacts(outcome=worst(list(self.findings)))
+        return RunFacts(outcome=worst(list(self.findings)), capture_id=self.capture_id)
 
 
 class CaptureLine(msgspec.Struct, frozen=True):

@@ -15,6 +15,8 @@ from pgrecall.app.agent import AgentResult
 from pgrecall.app.backing_up import BackupResult
 from pgrecall.app.branching import AllowBranchResult
 from pgrecall.app.capture_diffing import CaptureDiffResult
+from pgrecall.app.capture_restoring import CaptureRestoreResult
+from pgrecall.app.capture_undoing import CaptureUndoResult
 from pgrecall.app.capturing import CaptureDetails, CaptureList, CaptureResult
 from pgrecall.app.catalog import BackupDetails, BackupList
 from pgrecall.app.checking import CheckResult
@@ -112,6 +114,7 @@ SCHEMAS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "captures-list/1": ("captures list", CaptureList),
     "captures-show/1": ("captures show", CaptureDetails),
     "captures-diff/1": ("captures diff", CaptureDiffResult),
+    "captures-restore/1": ("captures restore", CaptureRestoreResult),
     "dump/1": ("dump", DumpResult),
     "load/1": ("load", LoadResult),
     "load-globals/1": ("load --globals", LoadGlobalsResult),
@@ -149,6 +152,7 @@ SCHEMAS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "rescue/1": ("rescue", RescueResult),
     "undo/1": ("undo", RestoreUndoResult),
     "undo-load/1": ("undo", LoadUndoResult),
+    "undo-capture/1": ("undo", CaptureUndoResult),
     "recoverable/1": ("recoverable", RecoverableResult),
     "wal-status/1": ("wal status", WalStatus),
     "wal-switch/1": ("wal switch", SwitchResult),

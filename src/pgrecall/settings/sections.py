@@ -49,6 +49,11 @@ class ServerSettings(Section):
     repositories: tuple[str, ...] = setting(
         default=(), doc="Names of the repositories of this server. Empty: all of them."
     )
+    captures: bool = setting(
+        default=True,
+        doc="Whether configuration is captured unasked: before backups and changes, and by the"
+        " agent when somebody has changed it (docs/captures.md).",
+    )
     retention: str = setting(
         default="",
         doc="What is kept: the NAME of a table [policies.NAME], or of a profile. Empty: as"
