@@ -47,6 +47,7 @@ from pgrecall.app.receiving import ReceiveResult, SlotsResult
 from pgrecall.app.recoverable_result import RecoverableResult
 from pgrecall.app.recovering import RecoveryResult, RecoveryStatus
 from pgrecall.app.repairing import RepairResult
+from pgrecall.app.replication_status import ReplicationStatus
 from pgrecall.app.repositories import RepositoriesResult
 from pgrecall.app.rescuing import RescueResult
 from pgrecall.app.restoring import RestoreResult
@@ -154,6 +155,7 @@ SCHEMAS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "undo-load/1": ("undo", LoadUndoResult),
     "undo-capture/1": ("undo", CaptureUndoResult),
     "recoverable/1": ("recoverable", RecoverableResult),
+    "replication-status/1": ("replication status", ReplicationStatus),
     "wal-status/1": ("wal status", WalStatus),
     "wal-switch/1": ("wal switch", SwitchResult),
     "restore-point/1": ("restore-point", RestorePointResult),

@@ -72,6 +72,9 @@ _RUNS = {
     "show": LazyCommand("runs", "show_command", "Show one run."),
     "verify": LazyCommand("runs", "verify_command", "Prove that no record is missing."),
 }
+_REPLICATION = {
+    "status": LazyCommand("replication", "status_command", "Standbys, their lag, and slots."),
+}
 _STANDBY = {
     "build": LazyCommand("standby", "build_command", "Build or rebuild one, and see it stream."),
 }
@@ -119,6 +122,9 @@ COMMANDS: dict[str, LazyCommand | LazyGroup] = {
         "wal_switch", "restore_point_command", "Name this moment, and see it archived."
     ),
     "recovery": LazyGroup("recovery", table=_RECOVERY, help="Follow, resume, promote a recovery."),
+    "replication": LazyGroup(
+        "replication", table=_REPLICATION, help="How far standbys are behind, what slots keep."
+    ),
     "standby": LazyGroup("standby", table=_STANDBY, help="Build a standby from the repository."),
     "key": LazyGroup("key", table=_KEY, help="Keys of an encrypted repository."),
     "server": LazyGroup("server", table=_SERVER, help="Follow a server through pg_upgrade."),
