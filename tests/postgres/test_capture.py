@@ -15,7 +15,7 @@ from pgrecall.app.runs import show_run
 from pgrecall.model.captures import CaptureFacts
 from pgrecall.postgres.capturing import capture_facts
 from pgrecall.postgres.connection import connect
-from tests.support.backup_scene import BackupScene, shared_scene
+from tests.support.backup_scene import BackupScene, shared_scene, wait_until
 from tests.support.postgresql import Installation, PostgresServer, Templates
 
 STRANGE = 'Größe "x" y\'z'
@@ -275,3 +275,36 @@ def test_the_agent_captures_what_somebody_else_has_changed(scene: BackupScene) -
         watch.close()
     shown = json.loads(scene.run("captures", "show", newest(scene), "--json"))
     assert "6MB" in {one["value"] for one in shown["capture"]["facts"]["scoped_settings"]}
+
+
+def test_captures_are_held_expire_come_back_and_are_purged(scene: BackupScene) -> None:
+    made = []
+    for name in ("first", "second", "third"):
+        scene.server.sql(f"CREATE ROLE retained_{name}")
+        made.append(captured(scene)["capture_id"])
+    first, second, _ = made
+    scene.run("hold", "add", first, "--reason", "audit")
+    result = json.loads(scene.run("expire", first, second, "--yes", "--json"))
+    assert result["expired"] == [second]
+
+    def listed() -> set[str]:
+        found = json.loads(scene.run("captures", "list", "--json"))["captures"]
+        return {one["capture_id"] for one in found}
+
+    def is_purged() -> bool:
+        scene.run("purge", "--yes")
+        return not any(one.key.endswith(f"{second}.json") for one in scene.store.list("servers/"))
+
+    assert second not in listed()
+    scene.run("expire", "--undo", second)
+    assert second in listed()
+    scene.run("expire", second, "--yes")
+    text = scene.config.read_text()
+    grace = "[retention]\ngrace_seconds = 6\nlease_seconds = 5\n"
+    scene.config.write_text(f"{text}{grace}")
+    try:
+        wait_until(is_purged, "the grace of a capture is over, and it is purged")
+    finally:
+        scene.config.write_text(text)
+    scene.run("captures", "show", second, status=2)
+    assert first in listed()

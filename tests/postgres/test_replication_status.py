@@ -9,7 +9,11 @@ from typing import Any
 
 import pytest
 
-from pgrecall.app.replication_status import ReplicationStatus, run_replication_status
+from pgrecall.app.replication_status import (
+    ReplicationStatus,
+    replication_facts,
+    run_replication_status,
+)
 from tests.support.backup_scene import BackupScene
 from tests.support.postgresql import Installation, PostgresServer, ServerFactory
 
@@ -61,6 +65,8 @@ def test_a_primary_and_its_standby(
     assert (found.role, one.name, one.slot, one.state) == ("primary", "copy", "copy", "streaming")
     assert (one.sync_state, found.result) == ("async", "ok")
     assert {(slot.name, slot.is_active) for slot in found.slots} == {("copy", True)}
+    facts = replication_facts(first.context())
+    assert (facts["streaming"], facts["missing"], facts["lag_bytes"]) == (1, 0, 0)
 
     there = status(second)
     assert there.role == "standby"

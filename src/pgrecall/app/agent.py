@@ -20,6 +20,7 @@ from pgrecall.app.context import RunContext
 from pgrecall.app.invocation_path import pgrecall_command
 from pgrecall.app.journalling import write_job
 from pgrecall.app.naming import record_names
+from pgrecall.app.replication_status import replication_facts
 from pgrecall.errors import SettingsError, UsageError
 from pgrecall.settings import Settings
 from pgrecall.system.clock import SystemClock
@@ -164,6 +165,7 @@ class Agent:
             statuses=self._supervisor.statuses,
             record_names=self._record_names,
             capture=self._capture,
+            replication=self._replication,
         )
         return blueprints(place, joints)
 
@@ -184,6 +186,10 @@ class Agent:
     def _capture(self, place: Place, changed: tuple[str, ...]) -> None:
         context = RunContext(place.settings, self._context, server_name=place.server.name)
         capture_change(context, changed)
+
+    def _replication(self, place: Place) -> Facts:
+        context = RunContext(place.settings, self._context, server_name=place.server.name)
+        return replication_facts(context)
 
     def _report(self, ended: Ended) -> None:
         """A job's process that was killed could not write its own record."""

@@ -20,6 +20,7 @@ from pgrecall.postgres.connection import Connection, connect
 from pgrecall.postgres.facts import system_identifier
 from pgrecall.repository.capture_log import CaptureLog
 from pgrecall.repository.identity import require_generation
+from pgrecall.repository.retention_log import read_state
 from pgrecall.store.base import SUITE_NONE
 from pgrecall.system.clock import SystemClock
 
@@ -54,7 +55,7 @@ class CaptureLine(msgspec.Struct, frozen=True):
 
 
 class CaptureList(msgspec.Struct, frozen=True):
-    """The captures of a server, oldest first."""
+    """The captures of a server that have not expired, oldest first."""
 
     server: str
     repository: str
@@ -133,10 +134,11 @@ def list_captures(context: RunContext) -> CaptureList:
     """The captures of the chosen server, from its main repository."""
     opened = main_repository(context)
     records, findings = CaptureLog(opened.store, context.server.name).all()
+    state = read_state(opened.store, context.server.name)
     return CaptureList(
         server=context.server.name,
         repository=opened.settings.name,
-        captures=tuple(_line(record) for record in records),
+        captures=tuple(_line(one) for one in records if state.is_listed(one.capture_id)),
         findings=tuple(findings),
     )
 

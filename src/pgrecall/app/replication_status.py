@@ -76,3 +76,25 @@ def run_replication_status(
         slots=tuple(slots),
         findings=tuple(findings),
     )
+
+
+def replication_facts(context: RunContext) -> dict[str, int | float | None]:
+    """For the agent's metrics: the worst of standbys and slots, None where nothing is known.
+
+    Raises PostgresError and its kinds.
+    """
+    found = run_replication_status(context, {})
+    expected = set(context.settings.replication.standbys)
+    streaming = [one for one in found.standbys if one.state == "streaming"]
+    lags = [one.replay_lag_bytes for one in streaming if one.replay_lag_bytes is not None]
+    seconds = [
+        0.0 if one.replay_lag_bytes == 0 else one.replay_lag_seconds or 0.0 for one in streaming
+    ]
+    retained = [one.retained_bytes for one in found.slots if one.retained_bytes is not None]
+    return {
+        "streaming": len(streaming),
+        "missing": len(expected - {one.name for one in found.standbys}),
+        "lag_bytes": max(lags, default=None),
+        "lag_seconds": max(seconds, default=None),
+        "retained_bytes": max(retained, default=None),
+    }

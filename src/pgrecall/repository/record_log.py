@@ -66,8 +66,15 @@ class RecordLog(Generic[_Record]):
 
     def ids(self) -> list[str]:
         """The identities of all records, sorted, by their keys; raises StoreError."""
-        names = [key.removeprefix(self._prefix).removesuffix(".json") for key in self._keys()]
-        return [name for name in names if kind_of(name) == self._kind.id_kind]
+        return sorted(self.sizes())
+
+    def sizes(self) -> dict[str, int]:
+        """What each record takes in the store, by identity; raises StoreError."""
+        named = (
+            (info.key.removeprefix(self._prefix).removesuffix(".json"), info.size)
+            for info in self.store.list(self._prefix)
+        )
+        return {name: size for name, size in named if kind_of(name) == self._kind.id_kind}
 
     def newest(self) -> _Record | None:
         """The newest record; its id tells, so that one is read."""
