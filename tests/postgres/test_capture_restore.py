@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from pgrecall.app.capturing import capture_session
+from pgrecall.postgres.capture_restoring import create_subscription, drop_subscription
+from pgrecall.postgres.capturing import capture_facts
 from tests.support.backup_scene import BackupScene, shared_scene
 from tests.support.postgresql import Installation, Templates
 
@@ -144,3 +147,49 @@ def test_slots_tablespaces_and_subscriptions_are_made_and_none_is_dropped(
     (space / "file").write_text("in the way")
     left = ran(scene, "captures", "restore", capture, "--only", "tablespaces")
     assert "is not empty" in left["findings"][0]["message"]
+
+
+def test_a_run_that_stops_in_the_middle_can_be_undone(scene: BackupScene) -> None:
+    server = scene.server
+    before = setting(scene, "work_mem")
+    server.sql("SELECT pg_create_physical_replication_slot('wanted')")
+    server.sql("ALTER SYSTEM SET work_mem = '11MB'")
+    reload(scene)
+    capture = captured(scene)
+    server.sql("ALTER SYSTEM RESET work_mem")
+    reload(scene)
+    server.sql("SELECT pg_drop_replication_slot('wanted')")
+    server.sql(
+        "SELECT pg_create_physical_replication_slot('filler_' || n) FROM generate_series(1,"
+        " current_setting('max_replication_slots')::int"
+        " - (SELECT count(*)::int FROM pg_replication_slots)) AS n"
+    )
+    only = ("--only", "settings", "--only", "slots")
+    process = scene.start("captures", "restore", capture, *only, "--yes", "--json")
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 67, errors
+    result = json.loads(output)
+    assert result["outcome"] == "stopped in the middle"
+    assert {one["subject"] for one in result["findings"]} == {"slots wanted"}
+    server.wait_until(lambda: setting(scene, "work_mem") == "11264", "what was set counts")
+    ran(scene, "undo", result["run_id"])
+    assert setting(scene, "work_mem") == before
+    server.sql(
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
+        " WHERE slot_name LIKE 'filler%'"
+    )
+
+
+def test_a_subscription_is_made_again_disabled(scene: BackupScene) -> None:
+    context, sql = scene.context(), scene.server.sql
+    sql(
+        "CREATE SUBSCRIPTION \"odd 'sub\" CONNECTION 'host=127.0.0.1 password=a''b'"
+        ' PUBLICATION one, "two""" WITH (connect = false, slot_name = NONE)'
+    )
+    with capture_session(context) as connection:
+        (before,) = capture_facts(connection, with_secrets=True).subscriptions
+        assert drop_subscription(connection, before.name)
+        assert not drop_subscription(connection, before.name)
+        create_subscription(connection, before)
+        assert capture_facts(connection, with_secrets=True).subscriptions == (before,)
+        assert drop_subscription(connection, before.name)

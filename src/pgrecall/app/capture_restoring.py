@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from itertools import groupby
 
 import msgspec
 
@@ -204,16 +205,18 @@ class _Restoring:
         """Carry the steps out in their order; what fails ends it, and is a finding."""
         self._made = msgspec.structs.replace(self._made, before_id=before_id)
         failed: tuple[Finding, ...] = ()
-        doing = "reload"
+        doing = ""
         try:
-            for step in self._plan.steps:
-                if step.action == "leave":
-                    continue
-                doing = f"{step.part} {step.name}"
-                self._act(step)
-                reached(f"capture.restored.{step.part}")
-            if self._made.settings:
-                reload(self._connection)
+            for part, steps in groupby(self._plan.steps, key=lambda step: step.part):
+                for step in steps:
+                    if step.action == "leave":
+                        continue
+                    doing = f"{part} {step.name}"
+                    self._act(step)
+                    reached(f"capture.restored.{part}")
+                if part == "settings" and self._made.settings:
+                    doing = "reload"
+                    reload(self._connection)
         except PgrecallError as error:
             failed = (Finding("fail", error.code, error.message, subject=doing, hint=error.hint),)
         run_id = self._context.run_id
