@@ -183,6 +183,32 @@ def test_a_part_and_a_role_that_is_missing(scene: BackupScene) -> None:
     server.sql("ALTER ROLE gone RENAME TO clerk")
 
 
+@pytest.mark.parametrize("dump_format", ["custom", "plain", "directory"])
+def test_roles_take_the_place_of_others(scene: BackupScene, dump_format: str) -> None:
+    server = scene.server
+    deputy = 'the "new" clerk'
+    quoted = '"the ""new"" clerk"'
+    made = dumped(scene, "shop", "--format", dump_format)["backup_id"]
+    before = text_of_database(server, "shop")
+    words = ("load", made, "--into", "shop", "--create", "--role-map", f"clerk={deputy}")
+    server.sql("ALTER DATABASE shop RENAME TO shop_then")
+    assert deputy in error_of(scene, *words, status=LoadError.exit_status)
+    server.sql(f"CREATE ROLE {quoted}")
+    said = error_of(scene, *words, "--jobs", "2", status=UsageError.exit_status)
+    assert "--jobs" in said or "one job" in said
+    scene.run(*words, "--yes")
+    assert _statements(text_of_database(server, "shop")) == _statements(before).replace(
+        "clerk", quoted
+    )
+    server.sql("DROP DATABASE shop")
+    server.sql("ALTER DATABASE shop_then RENAME TO shop")
+    server.sql(f"DROP ROLE {quoted}")
+
+
+def _statements(text: str) -> str:
+    return "\n".join(line for line in text.splitlines() if not line.startswith("--"))
+
+
 def test_a_failure_leaves_the_target_as_it_was(scene: BackupScene, tmp_path: Path) -> None:
     server = scene.server
     script = tmp_path / "broken.sql.gz"
