@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pgrecall.app.capturing import capture_session
+from pgrecall.model.capture_restore import PARTS
 from pgrecall.postgres.capture_restoring import create_subscription, drop_subscription
 from pgrecall.postgres.capturing import capture_facts
 from tests.support.backup_scene import BackupScene, shared_scene
@@ -193,3 +194,31 @@ def test_a_subscription_is_made_again_disabled(scene: BackupScene) -> None:
         create_subscription(connection, before)
         assert capture_facts(connection, with_secrets=True).subscriptions == (before,)
         assert drop_subscription(connection, before.name)
+
+
+def test_every_version_takes_a_capture_back(
+    pg_templates: Templates, installation: Installation, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with shared_scene(pg_templates, installation, tmp_path_factory) as scene:
+        server, hba = scene.server, scene.server.pgdata / "pg_hba.conf"
+        server.sql("SELECT pg_create_physical_replication_slot('standby_1')")
+        server.sql("ALTER SYSTEM SET work_mem = '7MB'")
+        reload(scene)
+        capture, rules = captured(scene), hba.read_text()
+        server.sql("SELECT pg_drop_replication_slot('standby_1')")
+        server.sql("ALTER SYSTEM SET work_mem = '9MB'")
+        reload(scene)
+        ident = scene.server.pgdata / "pg_ident.conf"
+        hba.write_text(rules + RULE + "\n")
+        mapped = ident.read_text() + "some him her\n"
+        ident.write_text(mapped)
+        only = [word for part in PARTS for word in ("--only", part)]
+        result = ran(scene, "captures", "restore", capture, *only)
+        assert result["findings"] == []
+        assert setting(scene, "work_mem") == "7168"
+        assert hba.read_text() == rules
+        assert server.value("SELECT slot_name::text FROM pg_replication_slots") == "standby_1"
+        assert ran(scene, "undo", result["run_id"])["findings"] == []
+        assert setting(scene, "work_mem") == "9216"
+        assert (hba.read_text(), ident.read_text()) == (rules + RULE + "\n", mapped)
+        assert server.value("SELECT count(*) FROM pg_replication_slots") == 0
