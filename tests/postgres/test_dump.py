@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -243,6 +245,41 @@ def test_a_file_that_was_cut_off(scene: BackupScene, tmp_path: Path) -> None:
     )
     assert "ends before its end" in said
     assert scene.server.sql("SELECT 1 FROM pg_database WHERE datname = 'cut'") == []
+
+
+def test_a_file_that_gpg_encrypted(scene: BackupScene, tmp_path: Path) -> None:
+    server, secret = scene.server, tmp_path / "secret"
+    secret.write_text("of the safe\n")
+    secret.chmod(0o600)
+    script = b"CREATE TABLE told AS SELECT generate_series(1, 20000) AS n;\n"
+    path = tmp_path / "backup.sql.gz.gpg"
+    words = ("load", str(path), "--into", "told", "--create")
+    if shutil.which("gpg") is None:
+        path.write_bytes(b"?")
+        assert "no gpg on this host" in error_of(scene, *words, status=25)
+        return
+    encrypt = ["gpg", "--batch", "--quiet", "--pinentry-mode", "loopback", "--passphrase-file"]
+    path.write_bytes(
+        subprocess.run(
+            [*encrypt, str(secret), "--symmetric", "--output", "-"],
+            input=gzip.compress(script + b"SELECT 'a longer tail';\n" * 200_000, 1),
+            stdout=subprocess.PIPE,
+            check=True,
+        ).stdout
+    )
+    given = ("--passphrase", f"file:{secret}")
+    scene.run(*words, *given, "--yes")
+    assert server.value("SELECT count(*) FROM told", database="told") == 20_000
+    server.sql("DROP DATABASE told")
+    secret.write_text("another\n")
+    said = error_of(scene, *words, *given, status=LoadError.exit_status)
+    assert "gpg cannot decrypt" in said
+    secret.write_text("of the safe\n")
+    whole = path.read_bytes()
+    for damaged in (whole[:-40], whole[:-40] + bytes(40)):
+        path.write_bytes(damaged)
+        error_of(scene, *words, *given, status=LoadError.exit_status)
+        assert server.sql("SELECT 1 FROM pg_database WHERE datname = 'told'") == []
 
 
 def test_what_is_refused(scene: BackupScene, dump_id: str, tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ _MEBIBYTE = 1 << 20
     default=True,
     help="End at the first error, or go on and list them. [default: end]",
 )
+@click.option("--passphrase", default="", metavar="REFERENCE", help="For gpg: env:NAME, file:PATH.")
 @click.option("--analyze/--no-analyze", "analyzes", default=True, help="ANALYZE afterwards.")
 @click.option(
     "--maintenance-memory-bytes",
@@ -88,8 +89,9 @@ def command(
     """Load a database of a dump, or a file that pg_dump wrote, into a server.
 
     The plan says what is there already, and which roles are missing. A path may be an SQL
-    script, a custom, tar or directory dump, also compressed (gzip, bzip2, zstd, lz4). Nothing is
-    replaced unless --clean or --swap says so. Ends with 49 when a statement has failed.
+    script, a custom, tar or directory dump, also compressed (gzip, bzip2, zstd, lz4) or encrypted
+    by gpg (.gpg). Nothing is replaced unless --clean or --swap says so. Ends with 49 when a
+    statement has failed.
     """
     context = invocation.context()
     if only_globals:
