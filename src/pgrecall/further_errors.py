@@ -75,3 +75,17 @@ class StepFailedError(PgrecallError):
 
     code = "step-failed"
     exit_status = 94
+
+
+class CaptureRestoreError(PgrecallError):
+    """A capture was not brought back, or not all of it: what is done, undo takes back."""
+
+    code = "capture-restore-failed"
+    exit_status = 67
+
+
+class CapturesDifferError(PgrecallError):
+    """captures diff --exit-code has found a difference, and shown it."""
+
+    code = "captures-differ"
+    exit_status = 66

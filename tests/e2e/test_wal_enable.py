@@ -118,6 +118,7 @@ def test_from_nothing_to_a_proven_archive_and_back(
     enabling.adopt()
     document = done.document
     assert (document["outcome"], document["pending_restart"]) == ("enabled", [])
+    assert document["capture_id"].startswith("m-")
     steps = {step["what"]: step for step in document["plan"]["steps"]}
     assert steps["archive_timeout"]["doing"] == "keep"
     assert steps["wal_level"]["takes"] == steps["archive_mode"]["takes"] == "restart"
@@ -145,6 +146,7 @@ def test_from_nothing_to_a_proven_archive_and_back(
     assert (again.status, again.document["outcome"]) == (0, "nothing to do"), again
 
     undone = enabling("--undo", "--yes", "--restart", "--admin", "postgres", "--json")
+    assert undone.document["capture_id"] > document["capture_id"]
     assert undone.status == 0, undone
     assert undone.document["findings"] == []
     assert settings_of(server) == before

@@ -123,7 +123,7 @@ def names(tmp_path: Path, text: str) -> list[str]:
     config = tmp_path / "pgrecall.toml"
     config.write_text(f'[repositories.one]\npath = "{tmp_path}"\n{text}', encoding="utf-8")
     place = place_of(load_settings(str(config), {}), None, {})
-    joints = Joints({}, None, lambda _: None, list, lambda _: {})  # type: ignore[arg-type]
+    joints = Joints({}, None, lambda _: None, list, lambda _: {}, lambda *_: None, lambda _: {})  # type: ignore[arg-type]
     return [blueprint.name for blueprint in blueprints(place, joints)]
 
 

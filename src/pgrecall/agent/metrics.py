@@ -123,6 +123,30 @@ FACT_METRICS = (
         _MOMENT,
     ),
     FactMetric(
+        "standbys_streaming",
+        "replication",
+        "streaming",
+        "Standbys that stream; this and the next ones where [replication] standbys is set.",
+    ),
+    FactMetric(
+        "standbys_missing", "replication", "missing", "Expected standbys that are not there."
+    ),
+    FactMetric(
+        "standby_lag_bytes",
+        "replication",
+        "lag_bytes",
+        "WAL that the standby that is farthest behind has not replayed.",
+    ),
+    FactMetric(
+        "standby_lag_seconds", "replication", "lag_seconds", "The same in time, as measured last."
+    ),
+    FactMetric(
+        "slot_retained_bytes",
+        "replication",
+        "retained_bytes",
+        "WAL that is kept for the slot that keeps most.",
+    ),
+    FactMetric(
         "backup_last_timestamp_seconds",
         observer.NAME,
         "last_backup_at",

@@ -15,10 +15,12 @@ from pgrecall.agent.notify import Notifier
 from pgrecall.agent.process import AgentProcess
 from pgrecall.agent.supervisor import Spec, Supervisor
 from pgrecall.app.agent_composition import Blueprint, Joints, Place, blueprints, place_of, specs
+from pgrecall.app.capturing_unasked import capture_change
 from pgrecall.app.context import RunContext
 from pgrecall.app.invocation_path import pgrecall_command
 from pgrecall.app.journalling import write_job
 from pgrecall.app.naming import record_names
+from pgrecall.app.replication_status import replication_facts
 from pgrecall.errors import SettingsError, UsageError
 from pgrecall.settings import Settings
 from pgrecall.system.clock import SystemClock
@@ -162,6 +164,8 @@ class Agent:
             report=self._report,
             statuses=self._supervisor.statuses,
             record_names=self._record_names,
+            capture=self._capture,
+            replication=self._replication,
         )
         return blueprints(place, joints)
 
@@ -178,6 +182,14 @@ class Agent:
             "databases": found.databases,
             "problems": "; ".join(finding.message for finding in found.findings) or None,
         }
+
+    def _capture(self, place: Place, changed: tuple[str, ...]) -> None:
+        context = RunContext(place.settings, self._context, server_name=place.server.name)
+        capture_change(context, changed)
+
+    def _replication(self, place: Place) -> Facts:
+        context = RunContext(place.settings, self._context, server_name=place.server.name)
+        return replication_facts(context)
 
     def _report(self, ended: Ended) -> None:
         """A job's process that was killed could not write its own record."""

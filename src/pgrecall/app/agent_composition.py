@@ -34,6 +34,7 @@ from pgrecall.wal.receive import Receiver
 
 # 256 segments of 16 MiB are a directory: a busy server fills a few in an hour.
 _ROLLUP_SECONDS = 3600.0
+_REPLICATION_SECONDS = 30.0
 _LOCAL_HOSTS = frozenset({"", "localhost", "127.0.0.1", "::1"})
 
 
@@ -96,6 +97,8 @@ class Joints(NamedTuple):
     report: Callable[[Ended], None]
     statuses: Callable[[], Sequence[ComponentStatus]]
     record_names: Callable[[Place], Facts]
+    capture: Callable[[Place, tuple[str, ...]], None]
+    replication: Callable[[Place], Facts]
 
 
 def blueprints(place: Place, joints: Joints) -> list[Blueprint]:
@@ -107,9 +110,11 @@ def blueprints(place: Place, joints: Joints) -> list[Blueprint]:
         found.append(_receiver(place, joints.environment))
     found.append(_schedule(place, joints))
     found.append(_observer(place, joints.environment))
-    found.append(_configuration(place, joints.environment))
+    found.append(_configuration(place, joints))
     if place.settings.agent.names_seconds:
         found.append(_names(place, joints))
+    if place.settings.replication.standbys:
+        found.append(_replication(place, joints))
     found.append(_rollups(place, joints.environment))
     if place.settings.agent.metrics_address:
         found.append(_metrics(place, joints))
@@ -228,21 +233,28 @@ def _observer(place: Place, environment: Mapping[str, str]) -> Blueprint:
     )
 
 
-def _configuration(place: Place, environment: Mapping[str, str]) -> Blueprint:
+def _configuration(place: Place, joints: Joints) -> Blueprint:
     directory = state_directory(place.settings, place.server)
 
     def make(_: Mapping[str, Component]) -> Component:
         return ConfigurationWatch(
             place.data_directory,
-            lambda: _connect(place.server, environment),
+            lambda: _connect(place.server, joints.environment),
             directory,
             SystemClock(),
+            partial(joints.capture, place) if place.server.captures else None,
         )
 
     return Blueprint(
         "configuration",
-        "notices changed configuration files, settings and pg_hba.conf within a minute",
-        (place.server, place.data_directory, directory),
+        "notices changed configuration files, settings and pg_hba.conf within a minute"
+        + (", and captures them" if place.server.captures else ""),
+        (
+            place.server,
+            tuple(place.settings.repositories_of(place.server)),
+            place.data_directory,
+            directory,
+        ),
         make,
     )
 
@@ -257,6 +269,20 @@ def _names(place: Place, joints: Joints) -> Blueprint:
         "names",
         f"records what tables are called, every {seconds:.0f} s",
         (place.server, tuple(place.settings.repositories_of(place.server)), seconds),
+        make,
+    )
+
+
+def _replication(place: Place, joints: Joints) -> Blueprint:
+    def make(_: Mapping[str, Component]) -> Component:
+        work = partial(joints.replication, place)
+        return Periodic("replication", work, _REPLICATION_SECONDS, SystemClock())
+
+    names = ", ".join(place.settings.replication.standbys)
+    return Blueprint(
+        "replication",
+        f"looks after the standbys {names}, every {_REPLICATION_SECONDS:.0f} s",
+        (place.server, place.settings.replication),
         make,
     )
 

@@ -7,6 +7,7 @@ from functools import partial
 
 import msgspec
 
+from pgrecall.app.capturing_unasked import capture_unasked
 from pgrecall.app.context import RunContext
 from pgrecall.app.copying import copy_everywhere
 from pgrecall.app.leasing import using
@@ -65,6 +66,7 @@ class BackupResult(msgspec.Struct, frozen=True, kw_only=True):
             backup_id=self.backup.backup_id if self.backup is not None else "",
             raw_bytes=totals.raw_bytes if totals is not None else 0,
             stored_bytes=totals.stored_bytes if totals is not None else 0,
+            capture_id=self.backup.capture_id if self.backup is not None else "",
         )
 
 
@@ -83,6 +85,8 @@ def run_backup(context: RunContext, request: BackupRequest) -> BackupResult:
         return BackupResult(plan=task.plan)
     chosen = context.settings.backup
     lower_priority(chosen.nice, chosen.io_priority)
+    before = capture_unasked(context, opened)
+    task.capture_id = before.capture_id
     archive = WalArchive(opened.store, server.name, task.generation)
     tools = BackupTools(
         store=opened.store,
@@ -102,7 +106,8 @@ def run_backup(context: RunContext, request: BackupRequest) -> BackupResult:
         completion = run.run()
     remove_abandoned_files(opened.settings)
     copies = copy_everywhere(context, completion.backup_id, opened.settings.name)
-    return BackupResult(plan=task.plan, backup=completion, findings=(*run.findings, *copies))
+    findings = (*before.findings, *run.findings, *copies)
+    return BackupResult(plan=task.plan, backup=completion, findings=findings)
 
 
 def _connect(context: RunContext, purpose: str) -> Connection:

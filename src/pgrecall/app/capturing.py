@@ -8,19 +8,23 @@ import msgspec
 
 from pgrecall import __version__
 from pgrecall.app.context import RunContext
-from pgrecall.app.opened import main_repository
-from pgrecall.errors import CorruptObjectError
-from pgrecall.model.captures import CaptureRecord
+from pgrecall.app.opened import OpenedRepository, main_repository
+from pgrecall.errors import CorruptObjectError, UsageError
+from pgrecall.model.captures import CaptureFacts, CaptureRecord
 from pgrecall.model.findings import Finding, worst
-from pgrecall.model.ids import CAPTURE, new_id
+from pgrecall.model.ids import CAPTURE, kind_of, new_id
 from pgrecall.model.runs import RunFacts
+from pgrecall.model.targets import parse_time
 from pgrecall.postgres.capturing import capture_facts, volatile_facts
-from pgrecall.postgres.connection import connect
+from pgrecall.postgres.connection import Connection, connect
 from pgrecall.postgres.facts import system_identifier
 from pgrecall.repository.capture_log import CaptureLog
 from pgrecall.repository.identity import require_generation
+from pgrecall.repository.retention_log import read_state
 from pgrecall.store.base import SUITE_NONE
 from pgrecall.system.clock import SystemClock
+
+LATEST = "latest"
 
 
 class CaptureResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +39,7 @@ class CaptureResult(msgspec.Struct, frozen=True, kw_only=True):
 
     def run_facts(self) -> RunFacts:
         """What the journal keeps of it."""
-        return RunFacts(outcome=worst(list(self.findings)))
+        return RunFacts(outcome=worst(list(self.findings)), capture_id=self.capture_id)
 
 
 class CaptureLine(msgspec.Struct, frozen=True):
@@ -51,7 +55,7 @@ class CaptureLine(msgspec.Struct, frozen=True):
 
 
 class CaptureList(msgspec.Struct, frozen=True):
-    """The captures of a server, oldest first."""
+    """The captures of a server that have not expired, oldest first."""
 
     server: str
     repository: str
@@ -70,17 +74,38 @@ def run_capture(context: RunContext) -> CaptureResult:
 
     Raises PostgresError and its kinds, StoreError, RepositoryError, IdentityError.
     """
-    server, opened = context.server, main_repository(context)
-    with connect(
-        server,
+    opened = main_repository(context)
+    with capture_session(context) as connection:
+        return capture_into(context, opened, connection)
+
+
+def capture_session(context: RunContext) -> Connection:
+    """A session for a capture of the chosen server; raises PostgresError and its kinds."""
+    return connect(
+        context.server,
         application_name="pgrecall capture",
         purpose="capture",
         environment=context.environment,
-    ) as connection:
-        identifier = system_identifier(connection)
-        require_generation(opened.store, server.name, identifier, f"the server {server.name!r}")
-        facts = capture_facts(connection, with_secrets=opened.store.suite != SUITE_NONE)
-        volatile = volatile_facts(connection)
+    )
+
+
+def observe(context: RunContext, opened: OpenedRepository, connection: Connection) -> CaptureFacts:
+    """The server as it is now, with as much as a capture into ``opened`` would hold.
+
+    Raises PostgresError and its kinds, IdentityError when it is another server.
+    """
+    name, identifier = context.server.name, system_identifier(connection)
+    require_generation(opened.store, name, identifier, f"the server {name!r}")
+    return capture_facts(connection, with_secrets=opened.store.suite != SUITE_NONE)
+
+
+def capture_into(
+    context: RunContext, opened: OpenedRepository, connection: Connection
+) -> CaptureResult:
+    """As run_capture, by a session that there is already."""
+    server = context.server
+    facts = observe(context, opened, connection)
+    volatile = volatile_facts(connection)
     log = CaptureLog(opened.store, server.name)
     newest, damaged = _newest(log)
     is_new = newest is None or newest.facts != facts
@@ -109,18 +134,36 @@ def list_captures(context: RunContext) -> CaptureList:
     """The captures of the chosen server, from its main repository."""
     opened = main_repository(context)
     records, findings = CaptureLog(opened.store, context.server.name).all()
+    state = read_state(opened.store, context.server.name)
     return CaptureList(
         server=context.server.name,
         repository=opened.settings.name,
-        captures=tuple(_line(record) for record in records),
+        captures=tuple(_line(one) for one in records if state.is_listed(one.capture_id)),
         findings=tuple(findings),
     )
 
 
-def show_capture(context: RunContext, capture_id: str) -> CaptureDetails:
-    """One capture; raises UsageError when there is none."""
+def show_capture(context: RunContext, name: str) -> CaptureDetails:
+    """One capture, named as for named_capture; raises UsageError when there is none."""
     log = CaptureLog(main_repository(context).store, context.server.name)
-    return CaptureDetails(log.get(capture_id))
+    return CaptureDetails(named_capture(log, name))
+
+
+def named_capture(log: CaptureLog, name: str) -> CaptureRecord:
+    """The capture of an identity, ``latest``, or the one that was current at a moment.
+
+    Raises UsageError when there is none, or ``name`` is none of these.
+    """
+    if kind_of(name):
+        return log.get(name)
+    if name != LATEST:
+        return log.current_at(parse_time(name))
+    newest = log.newest()
+    if newest is None:
+        raise UsageError(
+            f"there is no capture of server {log.server!r} yet", hint="make one: pgrecall capture"
+        )
+    return newest
 
 
 def _newest(log: CaptureLog) -> tuple[CaptureRecord | None, list[Finding]]:

@@ -6,6 +6,7 @@ import time
 
 import msgspec
 
+from pgrecall.app.capturing_unasked import capture_unasked
 from pgrecall.app.context import RunContext
 from pgrecall.app.enabling_places import (
     OpenedAll,
@@ -33,8 +34,9 @@ from pgrecall.errors import (
     PostgresUnreachableError,
     ServerBeingChangedError,
 )
-from pgrecall.model.findings import Finding
+from pgrecall.model.findings import Finding, worst
 from pgrecall.model.ids import CHANGE, new_id
+from pgrecall.model.runs import RunFacts
 from pgrecall.postgres import hba
 from pgrecall.postgres.connection import Connection, connect
 from pgrecall.postgres.facts import server_facts
@@ -53,17 +55,23 @@ _POLL_SECONDS = 0.05
 class EnableResult(msgspec.Struct, frozen=True, kw_only=True):
     """``outcome``: enabled, nothing to do, by hand, nothing was changed.
 
-    ``change_id`` names the record that --undo goes by. ``pending_restart``: settings that do not
-    count before a restart. ``next_steps`` are sentences and lines to paste.
+    ``change_id`` names the record that --undo goes by, ``capture_id`` the capture of before.
+    ``pending_restart``: settings that do not count before a restart. ``next_steps`` are
+    sentences and lines to paste.
     """
 
     plan: EnablePlan
     outcome: str
     change_id: str = ""
+    capture_id: str = ""
     done: tuple[str, ...] = ()
     pending_restart: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
     next_steps: tuple[str, ...] = ()
+
+    def run_facts(self) -> RunFacts:
+        """What the journal keeps of it."""
+        return RunFacts(outcome=worst(list(self.findings)), capture_id=self.capture_id)
 
 
 def run_enable(context: RunContext, request: EnableRequest) -> EnableResult:
@@ -98,10 +106,16 @@ def run_enable(context: RunContext, request: EnableRequest) -> EnableResult:
         if not context.approve(plan, question=f"Change the server {context.server.name!r} so?"):
             return EnableResult(plan=plan, outcome="nothing was changed")
         password = resolve_secret(request.role_password, context.environment)
+        before = capture_unasked(context, connection=connection)
         enabling = _Enabling(context, request, prepared, connection, opened, password=password)
         enabling.record()
         try:
-            return enabling.run()
+            result = enabling.run()
+            return msgspec.structs.replace(
+                result,
+                capture_id=before.capture_id,
+                findings=(*before.findings, *result.findings),
+            )
         except PgrecallError as error:
             error.hint = f"{error.hint}. Then the same command once more, or --undo".lstrip(". ")
             raise

@@ -6,6 +6,7 @@ import os
 
 import msgspec
 
+from pgrecall.app.capturing_unasked import capture_unasked
 from pgrecall.app.context import RunContext
 from pgrecall.app.enabling_places import (
     local_data_directory,
@@ -21,7 +22,8 @@ from pgrecall.errors import (
     PostgresUnreachableError,
     SlotError,
 )
-from pgrecall.model.findings import Finding
+from pgrecall.model.findings import Finding, worst
+from pgrecall.model.runs import RunFacts
 from pgrecall.postgres import hba
 from pgrecall.postgres.connection import Connection
 from pgrecall.postgres.facts import ServerFacts, server_facts
@@ -63,13 +65,21 @@ class UndoPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UndoResult(msgspec.Struct, frozen=True, kw_only=True):
-    """``outcome``: undone, nothing to undo, nothing was changed."""
+    """``outcome``: undone, nothing to undo, nothing was changed.
+
+    ``capture_id``: the capture of before.
+    """
 
     plan: UndoPlan
     outcome: str
     done: tuple[str, ...] = ()
     pending_restart: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
+    capture_id: str = ""
+
+    def run_facts(self) -> RunFacts:
+        """What the journal keeps of it."""
+        return RunFacts(outcome=worst(list(self.findings)), capture_id=self.capture_id)
 
 
 def run_undo(context: RunContext, request: EnableRequest) -> UndoResult:
@@ -95,6 +105,7 @@ def run_undo(context: RunContext, request: EnableRequest) -> UndoResult:
         question = f"Turn archiving of the server {name!r} back to what it was?"
         if not context.approve(plan, question="" if request.dry_run else question):
             return UndoResult(plan=plan, outcome="nothing was changed")
+        before = capture_unasked(context, connection=connection)
         reached("enable.undoing")
         pending = undoing.run()
         # Before a restart, with which the session ends, and somebody else may begin.
@@ -110,7 +121,8 @@ def run_undo(context: RunContext, request: EnableRequest) -> UndoResult:
         outcome="undone",
         done=tuple(undoing.done),
         pending_restart=pending,
-        findings=tuple(undoing.findings),
+        findings=(*before.findings, *undoing.findings),
+        capture_id=before.capture_id,
     )
 
 

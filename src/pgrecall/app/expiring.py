@@ -115,6 +115,7 @@ def _wishes(
         now=author.now,
         longest_pause=timedelta(days=context.settings.retention.longest_pause_days),
         chosen=frozenset(request.chosen),
+        captures_days=context.settings.retention.captures_days,
     )
 
 

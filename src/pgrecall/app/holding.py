@@ -10,7 +10,10 @@ from pgrecall.app.context import RunContext
 from pgrecall.app.expiring import author_of
 from pgrecall.app.opened import main_repository
 from pgrecall.app.requests import HoldRequest
-from pgrecall.errors import RetentionError
+from pgrecall.errors import RetentionError, UsageError
+from pgrecall.model.ids import CAPTURE, kind_of
+from pgrecall.repository.capture_log import CaptureLog
+from pgrecall.repository.catalog import Catalog
 from pgrecall.repository.dump_catalog import any_completion
 from pgrecall.repository.retention_log import append_any, read_state
 from pgrecall.system.clock import SystemClock
@@ -46,7 +49,7 @@ class HoldResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def add_hold(context: RunContext, request: HoldRequest) -> HoldResult:
-    """Hold a backup or dump in the main repository; durable when this returns.
+    """Hold a backup, dump or capture in the main repository; durable when this returns.
 
     Raises BackupNotFoundError or DumpNotFoundError when it is not there, or has expired (also
     while this ran), RetentionError for an end that has passed.
@@ -58,13 +61,13 @@ def add_hold(context: RunContext, request: HoldRequest) -> HoldResult:
             f"a hold until {request.until} would be over already", hint="name a later moment"
         )
     catalog = opened.catalog(context.server.name)
-    any_completion(catalog, request.item_id)
+    _require_listed(catalog, request.item_id)
     record = append_any(
         opened.store,
         context.server.name,
         author.record(kind="hold", items={request.item_id: request.reason}, until=request.until),
     )
-    any_completion(catalog, request.item_id)
+    _require_listed(catalog, request.item_id)
     return HoldResult(
         item_id=request.item_id,
         repository=opened.settings.name,
@@ -73,6 +76,19 @@ def add_hold(context: RunContext, request: HoldRequest) -> HoldResult:
         reason=request.reason,
         until_at=request.until,
     )
+
+
+def _require_listed(catalog: Catalog, item_id: str) -> None:
+    """Raise as any_completion, or UsageError for a capture that is not there or has expired."""
+    if kind_of(item_id) != CAPTURE:
+        any_completion(catalog, item_id)
+        return
+    CaptureLog(catalog.store, catalog.server).get(item_id)
+    if not read_state(catalog.store, catalog.server).is_listed(item_id):
+        raise UsageError(
+            f"the capture {item_id} has expired",
+            hint=f"bring it back first: pgrecall expire --undo {item_id}",
+        )
 
 
 def release_hold(context: RunContext, item_id: str) -> HoldResult:

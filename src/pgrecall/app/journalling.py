@@ -27,6 +27,7 @@ from pgrecall.errors import (
     SettingsError,
     VerifyFailedError,
 )
+from pgrecall.further_errors import CaptureRestoreError
 from pgrecall.model.findings import Finding
 from pgrecall.model.runs import (
     TRIGGER_VARIABLE,
@@ -57,6 +58,7 @@ _REPORTING = (
     VerifyFailedError,
     CopyFailedError,
     RepairFailedError,
+    CaptureRestoreError,
 )
 _CODES = {kind.exit_status: kind.code for kind in _REPORTING}
 
@@ -170,6 +172,7 @@ def _record(context: RunContext, server: str, end: RunEnd) -> RunRecord:
         kept_in=facts.kept_in,
         kept=facts.kept,
         salvaged=facts.salvaged,
+        capture_id=facts.capture_id,
         trigger=_trigger(context),
         tool_version=__version__,
         user=_user(),

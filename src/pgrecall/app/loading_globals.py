@@ -6,6 +6,7 @@ import re
 
 import msgspec
 
+from pgrecall.app.capturing_unasked import capture_unasked
 from pgrecall.app.context import RunContext
 from pgrecall.app.leasing import using
 from pgrecall.app.opened import main_repository
@@ -54,10 +55,15 @@ class LoadGlobalsResult(msgspec.Struct, frozen=True, kw_only=True):
     is_loaded: bool = False
     errors: int = 0
     findings: tuple[Finding, ...] = ()
+    capture_id: str = ""
 
     def run_facts(self) -> RunFacts:
         """What the journal keeps of it."""
-        return RunFacts(outcome=worst(list(self.findings)), backup_id=self.backup_id)
+        return RunFacts(
+            outcome=worst(list(self.findings)),
+            backup_id=self.backup_id,
+            capture_id=self.capture_id,
+        )
 
 
 def load_globals(context: RunContext, dump_id: str) -> LoadGlobalsResult:
@@ -103,6 +109,7 @@ def load_globals(context: RunContext, dump_id: str) -> LoadGlobalsResult:
         configured=server.bin_directory,
         data_directory=server.data_directory,
     )
+    before = capture_unasked(context, opened)
     with using(context, opened, "restore", [dump_id]):
         failed = apply_globals(script, programs, connection_variables(server, context.environment))
     return LoadGlobalsResult(
@@ -110,8 +117,10 @@ def load_globals(context: RunContext, dump_id: str) -> LoadGlobalsResult:
         backup_id=dump_id,
         is_loaded=True,
         errors=len(failed),
-        findings=tuple(
-            Finding(severity="fail", code="statement-failed", message=one) for one in failed
+        capture_id=before.capture_id,
+        findings=(
+            *before.findings,
+            *(Finding(severity="fail", code="statement-failed", message=one) for one in failed),
         ),
     )
 

@@ -6,10 +6,12 @@ import threading
 
 import msgspec
 
+from pgrecall.app.capturing_unasked import Unasked, capture_unasked
 from pgrecall.app.context import RunContext
 from pgrecall.errors import InterruptedRunError, PgrecallError
-from pgrecall.model.findings import Finding
+from pgrecall.model.findings import Finding, worst
 from pgrecall.model.lsn import Lsn
+from pgrecall.model.runs import RunFacts
 from pgrecall.postgres.connection import Connection, connect
 from pgrecall.postgres.slots import (
     LOST,
@@ -71,6 +73,11 @@ class SlotsResult(msgspec.Struct, frozen=True, kw_only=True):
     keep_limit_bytes: int | None = None
     dropped: str = ""
     findings: tuple[Finding, ...] = ()
+    capture_id: str = ""
+
+    def run_facts(self) -> RunFacts:
+        """What the journal keeps of it."""
+        return RunFacts(outcome=worst(list(self.findings)), capture_id=self.capture_id)
 
 
 def wal_receive(context: RunContext, request: ReceiveRequest) -> ReceiveResult:
@@ -100,28 +107,36 @@ def wal_slots(context: RunContext, request: SlotsRequest) -> SlotsResult:
         purpose="looking at replication slots",
         environment=context.environment,
     ) as connection:
-        dropped = _drop(context, connection, request.drop) if request.drop else ""
+        dropped, before = "", Unasked()
+        if request.drop:
+            dropped, before = _drop(context, connection, request.drop)
         slots = tuple(list_slots(connection))
         keep = slot_keep_bytes(connection)
     return SlotsResult(
-        slots=slots, keep_limit_bytes=keep, dropped=dropped, findings=_slot_findings(slots, keep)
+        slots=slots,
+        keep_limit_bytes=keep,
+        dropped=dropped,
+        findings=(*before.findings, *_slot_findings(slots, keep)),
+        capture_id=before.capture_id,
     )
 
 
-def _drop(context: RunContext, connection: Connection, name: str) -> str:
+def _drop(context: RunContext, connection: Connection, name: str) -> tuple[str, Unasked]:
+    """The name of what was dropped, and the capture of before, which can make it anew."""
     found = slot_state(connection, name)
     if found is None or found.is_active:
         drop_idle_slot(connection, name)  # says why not
-        return name
+        return name, Unasked()
     plan = SlotsPlan(
         drop=found,
         action=f"the server may remove the WAL from {found.restart_lsn or 'nowhere'} on; a"
         " standby or receiver that needs it cannot go on",
     )
     if not context.approve(plan, question=f"Shall the replication slot {name!r} be dropped?"):
-        return ""
+        return "", Unasked()
+    before = capture_unasked(context, connection=connection)
     drop_idle_slot(connection, name)
-    return name
+    return name, before
 
 
 def _slot_findings(slots: tuple[SlotState, ...], keep: int | None) -> tuple[Finding, ...]:

@@ -65,6 +65,8 @@ class BackupTask:
         self.restore_id = lineage.restore_id
         self.base = base
         self.unfinished = unfinished
+        #: The capture of the server's configuration that belongs to it, made before; or empty.
+        self.capture_id = ""
 
     @property
     def control(self) -> ControlData:
@@ -167,6 +169,7 @@ def completion(
         base_id=task.base.completion.backup_id if task.base is not None else "",
         references=manifest[2],
         change_source=change_source,
+        capture_id=task.capture_id,
     )
 
 

@@ -14,6 +14,9 @@ import msgspec
 from pgrecall.app.agent import AgentResult
 from pgrecall.app.backing_up import BackupResult
 from pgrecall.app.branching import AllowBranchResult
+from pgrecall.app.capture_diffing import CaptureDiffResult
+from pgrecall.app.capture_restoring import CaptureRestoreResult
+from pgrecall.app.capture_undoing import CaptureUndoResult
 from pgrecall.app.capturing import CaptureDetails, CaptureList, CaptureResult
 from pgrecall.app.catalog import BackupDetails, BackupList
 from pgrecall.app.checking import CheckResult
@@ -46,6 +49,7 @@ from pgrecall.app.receiving import ReceiveResult, SlotsResult
 from pgrecall.app.recoverable_result import RecoverableResult
 from pgrecall.app.recovering import RecoveryResult, RecoveryStatus
 from pgrecall.app.repairing import RepairResult
+from pgrecall.app.replication_status import ReplicationStatus
 from pgrecall.app.reporting import AuditReport
 from pgrecall.app.repositories import RepositoriesResult
 from pgrecall.app.rescuing import RescueResult
@@ -113,6 +117,8 @@ SCHEMAS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "capture/1": ("capture", CaptureResult),
     "captures-list/1": ("captures list", CaptureList),
     "captures-show/1": ("captures show", CaptureDetails),
+    "captures-diff/1": ("captures diff", CaptureDiffResult),
+    "captures-restore/1": ("captures restore", CaptureRestoreResult),
     "dump/1": ("dump", DumpResult),
     "load/1": ("load", LoadResult),
     "load-globals/1": ("load --globals", LoadGlobalsResult),
@@ -151,7 +157,9 @@ SCHEMAS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "rescue/1": ("rescue", RescueResult),
     "undo/1": ("undo", RestoreUndoResult),
     "undo-load/1": ("undo", LoadUndoResult),
+    "undo-capture/1": ("undo", CaptureUndoResult),
     "recoverable/1": ("recoverable", RecoverableResult),
+    "replication-status/1": ("replication status", ReplicationStatus),
     "wal-status/1": ("wal status", WalStatus),
     "wal-switch/1": ("wal switch", SwitchResult),
     "restore-point/1": ("restore-point", RestorePointResult),

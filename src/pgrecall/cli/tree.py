@@ -28,6 +28,8 @@ _DUMPS = {
 _CAPTURES = {
     "list": LazyCommand("capture", "list_command", "List the captures of a server."),
     "show": LazyCommand("capture", "show_command", "Show one capture."),
+    "diff": LazyCommand("capture", "diff_command", "What differs between two, or from now."),
+    "restore": LazyCommand("capture", "restore_command", "Bring parts of one back."),
 }
 _DRILLS = {
     "list": LazyCommand("drills", "list_command", "List the drills of a server."),
@@ -70,6 +72,9 @@ _RUNS = {
     "show": LazyCommand("runs", "show_command", "Show one run."),
     "verify": LazyCommand("runs", "verify_command", "Prove that no record is missing."),
 }
+_REPLICATION = {
+    "status": LazyCommand("replication", "status_command", "Standbys, their lag, and slots."),
+}
 _STANDBY = {
     "build": LazyCommand("standby", "build_command", "Build or rebuild one, and see it stream."),
 }
@@ -86,7 +91,9 @@ COMMANDS: dict[str, LazyCommand | LazyGroup] = {
     "dump": LazyCommand("dump", "command", "Dump databases with PostgreSQL's own tools."),
     "dumps": LazyGroup("dumps", table=_DUMPS, help="List dumps, or show one."),
     "capture": LazyCommand("capture", "command", "Keep configuration and metadata of a server."),
-    "captures": LazyGroup("captures", table=_CAPTURES, help="List captures, or show one."),
+    "captures": LazyGroup(
+        "captures", table=_CAPTURES, help="List, show, compare captures; bring one back."
+    ),
     "export": LazyCommand("export", "command", "A dump as plain files for PostgreSQL's tools."),
     "drill": LazyCommand("drill", "command", "Restore into a throwaway server, and prove it good."),
     "drills": LazyGroup("drills", table=_DRILLS, help="List drills, or show one."),
@@ -103,7 +110,7 @@ COMMANDS: dict[str, LazyCommand | LazyGroup] = {
     "wal": LazyGroup("wal", table=_WAL, help="Archive WAL and fetch it back."),
     "restore": LazyCommand("restore", "command", "Bring a server back to any moment."),
     "rescue": LazyCommand("rescue", "command", "Bring tables back, beside the living ones."),
-    "undo": LazyCommand("undo", "command", "Take a restore or a load back that kept the old data."),
+    "undo": LazyCommand("undo", "command", "Take a restore, a load or captures restore back."),
     "recoverable": LazyCommand(
         "recoverable", "command", "Show every moment that can be reached, and the gaps."
     ),
@@ -117,6 +124,9 @@ COMMANDS: dict[str, LazyCommand | LazyGroup] = {
         "wal_switch", "restore_point_command", "Name this moment, and see it archived."
     ),
     "recovery": LazyGroup("recovery", table=_RECOVERY, help="Follow, resume, promote a recovery."),
+    "replication": LazyGroup(
+        "replication", table=_REPLICATION, help="How far standbys are behind, what slots keep."
+    ),
     "standby": LazyGroup("standby", table=_STANDBY, help="Build a standby from the repository."),
     "key": LazyGroup("key", table=_KEY, help="Keys of an encrypted repository."),
     "server": LazyGroup("server", table=_SERVER, help="Follow a server through pg_upgrade."),

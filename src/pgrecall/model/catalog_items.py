@@ -28,7 +28,8 @@ class CatalogItem(msgspec.Struct, frozen=True, kw_only=True):
     """One thing in a catalog. ``made_at``: the moment that it restores to.
 
     ``wal`` None: it needs no WAL, and no recovery begins with it. ``refers_to`` are
-    ids of other items whose objects it needs. ``stored_bytes`` are its own.
+    ids of other items whose objects it needs. ``stored_bytes`` are its own. ``capture_id``: the
+    capture that belongs to it, or empty.
     """
 
     kind: ItemKind
@@ -38,6 +39,7 @@ class CatalogItem(msgspec.Struct, frozen=True, kw_only=True):
     wal: WalNeed | None = None
     refers_to: tuple[str, ...] = ()
     state: ItemState = "complete"
+    capture_id: str = ""
 
 
 class WalSpan(msgspec.Struct, frozen=True, order=True):

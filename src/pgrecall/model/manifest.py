@@ -224,7 +224,8 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     ``base_id``: the backup that an incremental one was compared with; ``references``: the ids
     of all backups whose packs and digests it refers to, sorted; ``change_source``: how it was
     found what has changed, ``summaries`` of the WAL or ``digests`` of all files. ``run_heads``:
-    how far the chains of run records had come (docs/runs.md).
+    how far the chains of run records had come (docs/runs.md). ``capture_id``: the capture that
+    was current when it began, or empty.
     """
 
     format: int = FORMAT_VERSION
@@ -260,3 +261,4 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     references: tuple[str, ...] = ()
     change_source: str = ""
     run_heads: tuple[ChainHead, ...] = ()
+    capture_id: str = ""

@@ -37,6 +37,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     beginning of a restore to a server that answers, None for all other runs. ``kept_in``: the
     directory where a restore or an undo has kept something; ``kept``: what, and where, one text
     each; ``salvaged``: WAL files that a restore has pushed from the PGDATA that it replaced.
+    ``capture_id``: the capture that was made, or that holds how things were before, or empty.
 
     ``user``: of the operating system, with ``pid`` on ``host``; ``role``: as which the command
     connects to the server, empty where it does not. ``plan``: what was shown before the act, or
@@ -73,6 +74,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     plan: dict[str, Any] = {}
     findings: tuple[Finding, ...] = ()
     more_findings: int = 0
+    capture_id: str = ""
     repository_id: str = ""
     writer: str = ""
     sequence: int = 0
@@ -106,6 +108,7 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
     kept_in: str = ""
     kept: tuple[str, ...] = ()
     salvaged: tuple[str, ...] = ()
+    capture_id: str = ""
 
 
 @runtime_checkable

@@ -21,7 +21,7 @@ from pgrecall.postgres.capturing_objects import (
     captured_tablespaces,
 )
 from pgrecall.postgres.configuration_sources import configuration_paths
-from pgrecall.postgres.connection import Connection
+from pgrecall.postgres.connection import Connection, Row
 from pgrecall.postgres.statements import grant_execute, grant_role
 
 _VOLATILE = {
@@ -147,11 +147,12 @@ def _no_paths(connection: Connection) -> Finding:
 
 def _settings(connection: Connection, *, with_secrets: bool) -> tuple[CapturedSetting, ...]:
     kept = []
-    for name, value, source, is_pending in connection.rows(
+    rows = connection.rows(
         "SELECT name, COALESCE(reset_val, ''), source, pending_restart"
         " FROM pg_catalog.pg_settings WHERE context <> 'internal'"
-        " AND source NOT IN ('default', 'client', 'session', 'override') ORDER BY name"
-    ):
+        " AND source NOT IN ('default', 'client', 'session', 'override')"
+    )
+    for name, value, source, is_pending in sorted([*rows, *_hidden_settings(connection)]):
         is_withheld = not with_secrets and is_secret(name, value)
         kept.append(
             CapturedSetting(
@@ -163,6 +164,36 @@ def _settings(connection: Connection, *, with_secrets: bool) -> tuple[CapturedSe
             )
         )
     return tuple(kept)
+
+
+def _hidden_settings(connection: Connection) -> list[Row]:
+    """Settings of the files behind those that this session has made for itself.
+
+    The server tells their values (reset_val), and not where they come from: what a file names
+    counts as from there, unless the role or the database has its own.
+    """
+    try:
+        named = {
+            str(name).lower()
+            for (name,) in connection.rows(
+                "SELECT DISTINCT name FROM pg_catalog.pg_file_settings WHERE name IS NOT NULL"
+            )
+        }
+    except PostgresRightsError:
+        return []  # the files themselves are left out for the same reason, which a finding says
+    rows = connection.rows(
+        "SELECT name, COALESCE(reset_val, ''), 'configuration file'::text, pending_restart"
+        " FROM pg_catalog.pg_settings AS p WHERE source = 'session'"
+        " AND reset_val IS DISTINCT FROM boot_val AND NOT EXISTS ("
+        "SELECT FROM pg_catalog.pg_db_role_setting AS s"
+        " CROSS JOIN LATERAL pg_catalog.unnest(s.setconfig) AS one"
+        " WHERE pg_catalog.lower(pg_catalog.split_part(one, '=', 1)) = pg_catalog.lower(p.name)"
+        " AND (s.setrole = 0 OR s.setrole = (SELECT r.oid FROM pg_catalog.pg_roles AS r"
+        " WHERE r.rolname = current_user))"
+        " AND (s.setdatabase = 0 OR s.setdatabase = (SELECT d.oid FROM pg_catalog.pg_database AS d"
+        " WHERE d.datname = pg_catalog.current_database())))"
+    )
+    return [row for row in rows if str(row[0]).lower() in named]
 
 
 def _scoped_settings(connection: Connection, *, with_secrets: bool) -> tuple[ScopedSetting, ...]:

@@ -57,6 +57,11 @@ class LeaseRecord(msgspec.Struct, frozen=True, kw_only=True):
     is_released: bool = False
 
 
+# msgspec (0.22) crashes the process when several threads are the first to convert to a type: what
+# it needs to know of this one is made here, before there are any.
+msgspec.json.Decoder(LeaseRecord)
+
+
 class HeldLease(msgspec.Struct, frozen=True, kw_only=True):
     """A lease as another run sees it; ``renewed_at`` by the store's clock."""
 

@@ -47,3 +47,8 @@ def name_map_key(server: str, generation: int, name: str) -> str:
 def captures_prefix(server: str) -> str:
     """Prefix of the captures of a server."""
     return f"{server_prefix(server)}captures/"
+
+
+def capture_key(server: str, capture_id: str) -> str:
+    """Key of one capture."""
+    return f"{captures_prefix(server)}{capture_id}.json"

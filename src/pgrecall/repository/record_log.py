@@ -10,7 +10,7 @@ import msgspec
 
 from pgrecall.errors import CorruptObjectError, ObjectMissingError, RepositoryError, UsageError
 from pgrecall.model.findings import Finding
-from pgrecall.model.ids import check_id
+from pgrecall.model.ids import check_id, kind_of
 from pgrecall.repository.documents import sealed, unsealed
 from pgrecall.repository.manifests import put_or_find
 from pgrecall.store.base import Store
@@ -63,6 +63,18 @@ class RecordLog(Generic[_Record]):
                 f"there is no {word} {record_id} of server {self.server!r} in {self.store.name}",
                 hint=f"'pgrecall {word}s list' shows those there are",
             ) from None
+
+    def ids(self) -> list[str]:
+        """The identities of all records, sorted, by their keys; raises StoreError."""
+        return sorted(self.sizes())
+
+    def sizes(self) -> dict[str, int]:
+        """What each record takes in the store, by identity; raises StoreError."""
+        named = (
+            (info.key.removeprefix(self._prefix).removesuffix(".json"), info.size)
+            for info in self.store.list(self._prefix)
+        )
+        return {name: size for name, size in named if kind_of(name) == self._kind.id_kind}
 
     def newest(self) -> _Record | None:
         """The newest record; its id tells, so that one is read."""

@@ -47,6 +47,11 @@ class RetentionRecord(msgspec.Struct, frozen=True, kw_only=True):
     wal: tuple[WalSpan, ...] | None = None
 
 
+# msgspec (0.22) crashes the process when several threads are the first to convert to a type: what
+# it needs to know of this one is made here, before there are any.
+msgspec.json.Decoder(RetentionRecord)
+
+
 class Hold(msgspec.Struct, frozen=True, kw_only=True):
     """``item_id`` never expires while this lasts; ``until`` None: until it is released."""
 

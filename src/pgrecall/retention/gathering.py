@@ -13,6 +13,7 @@ from pgrecall.model.dumps import DumpCompletion
 from pgrecall.model.ids import DUMP, created_at, kind_of
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.manifest import Completion
+from pgrecall.repository.capture_log import CaptureLog
 from pgrecall.repository.catalog import Catalog
 from pgrecall.repository.dump_catalog import DumpCatalog
 from pgrecall.repository.identity import generations
@@ -29,15 +30,17 @@ _ALL = 1 << 62
 class Gathered(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that plans are made from, seen once.
 
-    ``backups`` and ``dumps`` are those that have not been purged, expired ones too, by id.
-    ``marked``: those that a verification found damaged. ``unknown``: ids whose records cannot be
-    read, with what is wrong. ``listings`` have all WAL.
+    ``backups`` and ``dumps`` are those that have not been purged, expired ones too, by id;
+    ``captures`` likewise, with their sizes. ``marked``: those that a verification found
+    damaged. ``unknown``: ids whose records cannot be read, with what is wrong. ``listings``
+    have all WAL.
     """
 
     server: str
     state: RetentionState
     backups: Mapping[str, Completion]
     dumps: Mapping[str, DumpCompletion]
+    captures: Mapping[str, int]
     marked: frozenset[str]
     unknown: Mapping[str, str]
     listings: tuple[WalListing, ...]
@@ -66,6 +69,16 @@ class Gathered(msgspec.Struct, frozen=True, kw_only=True):
                     item_of_dump(one)
                     for one in self.dumps.values()
                     if self.state.is_listed(one.backup_id)
+                ),
+                *(
+                    CatalogItem(
+                        kind="capture",
+                        item_id=item_id,
+                        made_at=created_at(item_id),
+                        stored_bytes=stored_bytes,
+                    )
+                    for item_id, stored_bytes in self.captures.items()
+                    if self.state.is_listed(item_id)
                 ),
                 *self._unreadable(),
             ],
@@ -119,6 +132,7 @@ def gather(store: Store, server: str) -> Gathered:
         state=state,
         backups={backup.backup_id: backup for backup in backups},
         dumps={dump.backup_id: dump for dump in dumps},
+        captures=CaptureLog(store, server).sizes(),
         marked=frozenset(catalog.damage.damaged()),
         unknown=unknown,
         listings=tuple(list_wal(store, server, one) for one in generations(store, server)),
@@ -171,5 +185,6 @@ def item_of(backup: Completion, *, is_good: bool) -> CatalogItem:
             is_own=backup.has_wal,
         ),
         refers_to=backup.references,
+        capture_id=backup.capture_id,
         state="complete" if is_good else "damaged",
     )

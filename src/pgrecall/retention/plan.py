@@ -45,12 +45,16 @@ class RetentionFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExpiryWishes(msgspec.Struct, frozen=True, kw_only=True):
-    """``chosen``: expire just these, whatever the policy says. ``now`` by the host's clock."""
+    """``chosen``: expire just these, whatever the policy says. ``now`` by the host's clock.
+
+    ``captures_days``: how long captures are kept, 0: for ever.
+    """
 
     policy: Policy
     now: datetime
     longest_pause: timedelta = timedelta(days=45)
     chosen: frozenset[str] = frozenset()
+    captures_days: int = 0
 
 
 def plan_expiry(facts: RetentionFacts, wishes: ExpiryWishes) -> ExpiryPlan:
@@ -64,7 +68,12 @@ class _Planning:
         self._policy = wishes.policy
         self._wishes = wishes
         self._items = sorted(facts.items, key=lambda item: (item.made_at, item.item_id))
-        self._good = [item for item in self._items if item.state != "damaged"]
+        # Captures have rules of their own: they come whenever something changes, and a younger
+        # one must not let backups go while no new ones are made.
+        self._captures = [item for item in self._items if item.kind == "capture"]
+        self._good = [
+            item for item in self._items if item.state != "damaged" and item.kind != "capture"
+        ]
         newest = self._good[-1].made_at if self._good else None
         self._counted_from = min(newest, wishes.now) if newest is not None else None
         self._reasons: Reasons = {}
@@ -113,6 +122,34 @@ class _Planning:
             for known in (self._facts.holds, self._facts.in_use):
                 if item.item_id in known:
                     self._keep(item, known[item.item_id])
+        if self._captures and not self._is_idle:
+            self._keep_captures()
+
+    def _keep_captures(self) -> None:
+        """The newest, those of the last days with the one that was current before, and those
+        that belong to what is kept."""
+        self._keep(self._captures[-1], "it is the newest capture")
+        named = {
+            item.capture_id: item.item_id
+            for item in self._items
+            if item.capture_id and item.item_id in self._reasons
+        }
+        for one in self._captures:
+            if one.item_id in named:
+                self._keep(one, f"{named[one.item_id]} names it")
+        if self._wishes.chosen or self._counted_from is None:
+            return
+        days = self._wishes.captures_days
+        if not days:
+            self._keep_all(self._captures, "captures_days is 0")
+            return
+        oldest = self._counted_from - timedelta(days=days)
+        for one in self._captures:
+            if one.made_at >= oldest:
+                self._keep(one, f"captures_days: not older than {days} days")
+        before = [one for one in self._captures if one.made_at < oldest]
+        if before:
+            self._keep(before[-1], f"captures_days: it was current {days} days ago")
 
     def _apply_policy(self) -> None:
         counted_from = self._counted_from

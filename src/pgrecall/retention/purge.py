@@ -19,8 +19,8 @@ import msgspec
 from pgrecall.errors import ClockJumpError, StoreRefusedError
 from pgrecall.model.catalog_items import spans_without
 from pgrecall.model.findings import Finding
-from pgrecall.model.ids import DUMP, kind_of
-from pgrecall.repository import layout
+from pgrecall.model.ids import CAPTURE, DUMP, kind_of
+from pgrecall.repository import layout, name_layout
 from pgrecall.repository.catalog import Catalog
 from pgrecall.repository.dump_catalog import DumpCatalog
 from pgrecall.repository.identity import generations
@@ -185,7 +185,7 @@ class PurgeRun:
     def _candidates(self, gathered: Gathered) -> tuple[list[Candidate], list[WaitingItem]]:
         catalog = Catalog(self._store, self._task.server)
         dumps = DumpCatalog(self._store, self._task.server)
-        existing = [*catalog.ids(), *dumps.ids()]
+        existing = [*catalog.ids(), *dumps.ids(), *gathered.captures]
         return candidates(
             gathered,
             [*catalog.unfinished(), *dumps.unfinished()],
@@ -213,9 +213,14 @@ class PurgeRun:
         is_blocked = bool(self._blocking(gathered))
         doomed = []
         for one in found:
-            if is_blocked and one.what != "unfinished" and kind_of(one.item_id) != DUMP:
+            is_alone = kind_of(one.item_id) in {DUMP, CAPTURE}
+            if is_blocked and one.what != "unfinished" and not is_alone:
                 continue
-            prefix = layout.backup_prefix(self._task.server, one.item_id)
+            prefix = (
+                name_layout.capture_key(self._task.server, one.item_id)
+                if kind_of(one.item_id) == CAPTURE
+                else layout.backup_prefix(self._task.server, one.item_id)
+            )
             objects = list(self._store.list(prefix))
             wanted = needed.get(one.item_id, {}) if one.item_id in referred else None
             stages, kept = deletions(objects, wanted)

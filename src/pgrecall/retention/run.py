@@ -59,7 +59,8 @@ class ExpireRun:
         known = {item.item_id for item in facts.items} | set(facts.unknown)
         for item_id in sorted(wishes.chosen - known):
             raise BackupNotFoundError(
-                f"there is no backup or dump {item_id} of server {self._server!r} to expire",
+                f"there is no backup, dump or capture {item_id} of server {self._server!r} to"
+                " expire",
                 hint="'pgrecall backups list --expired' and 'pgrecall dumps list --expired' show"
                 " what there is",
             )
@@ -119,7 +120,7 @@ def bring_back(store: Store, server: str, wanted: str, author: Author) -> Retent
         raise RetentionError(f"all that {wanted} expired was purged or brought back already")
     for one in items:
         backup = gathered.backups.get(one.item_id)
-        if one.item_id in gathered.dumps:
+        if one.item_id in gathered.dumps or one.item_id in gathered.captures:
             continue  # it needs no WAL
         if backup is None:
             raise RetentionError(

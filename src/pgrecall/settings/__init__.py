@@ -5,6 +5,7 @@ from pgrecall.settings.dumps import DrillSettings, DumpSettings
 from pgrecall.settings.loading import load_settings
 from pgrecall.settings.policies import PolicySettings, RetentionSettings
 from pgrecall.settings.references import resolve_secret
+from pgrecall.settings.replication import ReplicationSettings
 from pgrecall.settings.sections import (
     AgentSettings,
     BackupSettings,
@@ -30,6 +31,7 @@ __all__ = [
     "LogSettings",
     "PolicySettings",
     "ReceiveSettings",
+    "ReplicationSettings",
     "RepositorySettings",
     "RestoreSettings",
     "RetentionSettings",

@@ -9,6 +9,7 @@ from pgrecall.errors import SettingsError
 from pgrecall.settings.declare import Section, did_you_mean
 from pgrecall.settings.dumps import DrillSettings, DumpSettings
 from pgrecall.settings.policies import PolicySettings, RetentionSettings
+from pgrecall.settings.replication import ReplicationSettings
 from pgrecall.settings.sections import (
     AgentSettings,
     BackupSettings,
@@ -36,8 +37,8 @@ class Settings:
 
     __slots__ = (
         "agent", "backup", "copy", "drill", "dump", "log", "path", "policies", "receive",
-        "repositories", "restore", "retention", "runs", "schedule", "servers", "targets", "verify",
-        "wal",
+        "replication", "repositories", "restore", "retention", "runs", "schedule", "servers",
+        "targets", "verify", "wal",
     )  # fmt: skip
 
     def __init__(
@@ -63,6 +64,7 @@ class Settings:
         self.targets = _section(sections.pop("targets", None), TargetSettings)
         self.restore = _section(sections.pop("restore", None), RestoreSettings)
         self.retention = _section(sections.pop("retention", None), RetentionSettings)
+        self.replication = _section(sections.pop("replication", None), ReplicationSettings)
         self.runs = _section(sections.pop("runs", None), RunsSettings)
         self.log = _section(sections.pop("log", None), LogSettings)
         self.path: str = str(sections.pop("path", ""))

@@ -87,6 +87,13 @@ class RetentionSettings(Section):
         doc="How long what a run uses is safe after the run was killed; while it lives, it renews"
         " its lease three times as often.",
     )
+    captures_days: int = setting(
+        default=90,
+        unit="days",
+        bounds=(0, 36_500),
+        doc="How long captures are kept, where a policy lets anything expire. The newest stays, as"
+        " does one that a kept backup names. 0: for ever.",
+    )
     longest_pause_days: int = setting(
         default=45,
         unit="days",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pgrecall.settings.declare import Section, setting
 from pgrecall.settings.dumps import DrillSettings, DumpSettings
 from pgrecall.settings.policies import PolicySettings, RetentionSettings
+from pgrecall.settings.replication import ReplicationSettings
 
 _DAY = 86_400.0
 _GIB = 1 << 30
@@ -48,6 +49,11 @@ class ServerSettings(Section):
     )
     repositories: tuple[str, ...] = setting(
         default=(), doc="Names of the repositories of this server. Empty: all of them."
+    )
+    captures: bool = setting(
+        default=True,
+        doc="Whether configuration is captured unasked: before backups and changes, and by the"
+        " agent when somebody has changed it (docs/captures.md).",
     )
     retention: str = setting(
         default="",
@@ -475,6 +481,7 @@ SINGLE_SECTIONS: dict[str, type[Section]] = {
     "schedule": ScheduleSettings,
     "targets": TargetSettings,
     "restore": RestoreSettings,
+    "replication": ReplicationSettings,
     "retention": RetentionSettings,
     "runs": RunsSettings,
     "log": LogSettings,

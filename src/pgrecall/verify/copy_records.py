@@ -13,6 +13,7 @@ from pgrecall.model.findings import Finding
 from pgrecall.repository import layout, name_layout
 from pgrecall.repository.identity import Generation, generation_numbers, read_generation
 from pgrecall.repository.records import Record, decode_record
+from pgrecall.repository.retention_log import read_state
 from pgrecall.store.base import SUITE_NONE, ObjectInfo, Store
 from pgrecall.verify.copy_plan import RecordToCopy, missing
 from pgrecall.verify.map_names import maps_to_copy
@@ -72,10 +73,22 @@ def _plain_records(source: Store, target: Store, server: str) -> Iterator[Object
     ]
     # Captures in an encrypted repository hold what a plain one must not get.
     if source.suite == SUITE_NONE or target.suite != SUITE_NONE:
-        chosen.append(name_layout.captures_prefix(server))
+        yield from _captures(source, target, server)
     chosen += [layout.gaps_prefix(server, number) for number in generation_numbers(source, server)]
     for one in chosen:
         yield from missing(source.list(one), target.list(one))
+
+
+def _captures(source: Store, target: Store, server: str) -> Iterator[ObjectInfo]:
+    """Captures that the target lacks and has not let expire: it keeps by its own rules."""
+    prefix = name_layout.captures_prefix(server)
+    lacking = list(missing(source.list(prefix), target.list(prefix)))
+    if not lacking:
+        return
+    state = read_state(target, server)
+    for info in lacking:
+        if state.is_listed(info.key.removeprefix(prefix).removesuffix(".json")):
+            yield info
 
 
 def _name_records(source: Store, target: Store, server: str, number: int) -> Iterator[ObjectInfo]:
