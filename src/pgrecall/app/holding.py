@@ -11,8 +11,8 @@ from pgrecall.app.expiring import author_of
 from pgrecall.app.opened import main_repository
 from pgrecall.app.requests import HoldRequest
 from pgrecall.errors import RetentionError
-from pgrecall.repository.dump_catalog import any_completion
 from pgrecall.repository.retention_log import append_any, read_state
+from pgrecall.repository.set_catalog import any_item
 from pgrecall.system.clock import SystemClock
 
 
@@ -46,10 +46,10 @@ class HoldResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def add_hold(context: RunContext, request: HoldRequest) -> HoldResult:
-    """Hold a backup or dump in the main repository; durable when this returns.
+    """Hold a backup, dump or set in the main repository; durable when this returns.
 
-    Raises BackupNotFoundError or DumpNotFoundError when it is not there, or has expired (also
-    while this ran), RetentionError for an end that has passed.
+    Raises BackupNotFoundError, DumpNotFoundError or SetNotFoundError when it is not there, or has
+    expired (also while this ran), RetentionError for an end that has passed.
     """
     opened = main_repository(context)
     author = author_of(context)
@@ -58,13 +58,13 @@ def add_hold(context: RunContext, request: HoldRequest) -> HoldResult:
             f"a hold until {request.until} would be over already", hint="name a later moment"
         )
     catalog = opened.catalog(context.server.name)
-    any_completion(catalog, request.item_id)
+    any_item(catalog, request.item_id)
     record = append_any(
         opened.store,
         context.server.name,
         author.record(kind="hold", items={request.item_id: request.reason}, until=request.until),
     )
-    any_completion(catalog, request.item_id)
+    any_item(catalog, request.item_id)
     return HoldResult(
         item_id=request.item_id,
         repository=opened.settings.name,

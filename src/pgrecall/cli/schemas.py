@@ -48,6 +48,9 @@ from pgrecall.app.repositories import RepositoriesResult
 from pgrecall.app.rescuing import RescueResult
 from pgrecall.app.restoring import RestoreResult
 from pgrecall.app.runs import RunDetails, RunList, RunsVerifyResult
+from pgrecall.app.set_creating import SetResult
+from pgrecall.app.set_results import SetRestoreResult
+from pgrecall.app.sets import SetDetails, SetList
 from pgrecall.app.standbys import StandbyBuildResult
 from pgrecall.app.status import StatusResult
 from pgrecall.app.switching import RestorePointResult, SwitchResult
@@ -110,6 +113,10 @@ SCHEMAS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "capture/1": ("capture", CaptureResult),
     "captures-list/1": ("captures list", CaptureList),
     "captures-show/1": ("captures show", CaptureDetails),
+    "set-create/1": ("set create", SetResult),
+    "set-restore/1": ("set restore", SetRestoreResult),
+    "sets-list/1": ("sets list", SetList),
+    "sets-show/1": ("sets show", SetDetails),
     "dump/1": ("dump", DumpResult),
     "load/1": ("load", LoadResult),
     "load-globals/1": ("load --globals", LoadGlobalsResult),

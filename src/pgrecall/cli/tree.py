@@ -29,6 +29,14 @@ _CAPTURES = {
     "list": LazyCommand("capture", "list_command", "List the captures of a server."),
     "show": LazyCommand("capture", "show_command", "Show one capture."),
 }
+_SET = {
+    "create": LazyCommand("set", "create_command", "Make one: everything of one moment."),
+    "restore": LazyCommand("set", "restore_command", "Bring all of one back, on an empty host."),
+}
+_SETS = {
+    "list": LazyCommand("sets", "list_command", "List the recovery sets of a server."),
+    "show": LazyCommand("sets", "show_command", "Show one recovery set."),
+}
 _DRILLS = {
     "list": LazyCommand("drills", "list_command", "List the drills of a server."),
     "show": LazyCommand("drills", "show_command", "Show one drill: the evidence."),
@@ -86,6 +94,8 @@ COMMANDS: dict[str, LazyCommand | LazyGroup] = {
     "dumps": LazyGroup("dumps", table=_DUMPS, help="List dumps, or show one."),
     "capture": LazyCommand("capture", "command", "Keep configuration and metadata of a server."),
     "captures": LazyGroup("captures", table=_CAPTURES, help="List captures, or show one."),
+    "set": LazyGroup("set", table=_SET, help="Everything of one moment, restored by one command."),
+    "sets": LazyGroup("sets", table=_SETS, help="List recovery sets, or show one."),
     "export": LazyCommand("export", "command", "A dump as plain files for PostgreSQL's tools."),
     "drill": LazyCommand("drill", "command", "Restore into a throwaway server, and prove it good."),
     "drills": LazyGroup("drills", table=_DRILLS, help="List drills, or show one."),

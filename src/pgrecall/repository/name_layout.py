@@ -1,8 +1,8 @@
-"""Where name maps and captures lie in a repository: pure functions, as those of layout.py."""
+"""Where name maps, captures and sets lie in a repository: pure functions, as those of layout.py."""
 
 from __future__ import annotations
 
-from pgrecall.repository.layout import number_part, server_prefix
+from pgrecall.repository.layout import backup_prefix, number_part, server_prefix
 
 
 def names_prefix(server: str, generation: int, timeline: int | None = None) -> str:
@@ -47,3 +47,15 @@ def name_map_key(server: str, generation: int, name: str) -> str:
 def captures_prefix(server: str) -> str:
     """Prefix of the captures of a server."""
     return f"{server_prefix(server)}captures/"
+
+
+def sets_prefix(server: str) -> str:
+    """Prefix of the records of a server's recovery sets."""
+    return f"{server_prefix(server)}sets/"
+
+
+def item_prefix(server: str, item_id: str) -> str:
+    """Prefix of the objects of a backup, a dump or a set, and of nothing else."""
+    if item_id.startswith("s-"):
+        return f"{sets_prefix(server)}{item_id}.json"
+    return backup_prefix(server, item_id)

@@ -20,12 +20,13 @@ from pgrecall.errors import ClockJumpError, StoreRefusedError
 from pgrecall.model.catalog_items import spans_without
 from pgrecall.model.findings import Finding
 from pgrecall.model.ids import DUMP, kind_of
-from pgrecall.repository import layout
+from pgrecall.repository import name_layout
 from pgrecall.repository.catalog import Catalog
 from pgrecall.repository.dump_catalog import DumpCatalog
 from pgrecall.repository.identity import generations
 from pgrecall.repository.leases import ended_lease_keys
 from pgrecall.repository.references import needed_of
+from pgrecall.repository.set_catalog import SetCatalog
 from pgrecall.repository.wal_companions import companion_keys
 from pgrecall.repository.wal_listing import keys_in, moment_of
 from pgrecall.retention.gathering import Gathered, gather
@@ -185,7 +186,8 @@ class PurgeRun:
     def _candidates(self, gathered: Gathered) -> tuple[list[Candidate], list[WaitingItem]]:
         catalog = Catalog(self._store, self._task.server)
         dumps = DumpCatalog(self._store, self._task.server)
-        existing = [*catalog.ids(), *dumps.ids()]
+        sets = SetCatalog(self._store, self._task.server)
+        existing = [*catalog.ids(), *dumps.ids(), *sets.ids()]
         return candidates(
             gathered,
             [*catalog.unfinished(), *dumps.unfinished()],
@@ -215,7 +217,7 @@ class PurgeRun:
         for one in found:
             if is_blocked and one.what != "unfinished" and kind_of(one.item_id) != DUMP:
                 continue
-            prefix = layout.backup_prefix(self._task.server, one.item_id)
+            prefix = name_layout.item_prefix(self._task.server, one.item_id)
             objects = list(self._store.list(prefix))
             wanted = needed.get(one.item_id, {}) if one.item_id in referred else None
             stages, kept = deletions(objects, wanted)
