@@ -18,8 +18,9 @@ from pathlib import Path
 
 from benchmarks.dataset import Cluster, directory_facts, warm
 from benchmarks.entry import free_port, parser, programs_of, run_in, versions
+from benchmarks.incremental import IncrementalPgBackRest
 from benchmarks.measure import Measurement, measure
-from benchmarks.peers import PgBackRest, Pgrecall, Tool
+from benchmarks.peers import Pgrecall, Tool
 from benchmarks.places import RepositoryPlace, S3Places, s3_places
 from pgrecall.app.invocation_path import pgrecall_command
 
@@ -65,8 +66,10 @@ def _tools(options: argparse.Namespace, place: Path) -> Iterator[list[Tool]]:
         if options.pgbackrest:
             chosen = {"compress-type": "zst", "compress-level": "3"}
             chosen |= {"repo1-bundle": "y", "repo1-block": "y"}
-            peer = place / "pgbackrest"
-            tools.append(PgBackRest("zst:3 block", peer, options.pgbackrest, chosen, theirs))
+            made = IncrementalPgBackRest(
+                "zst:3 block", place / "pgbackrest", options.pgbackrest, chosen, theirs
+            )
+            tools.append(made)
         yield tools
 
 

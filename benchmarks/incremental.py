@@ -34,7 +34,7 @@ _ROWS = 2_000
 _JOBS = (f"incremental, {_ROWS} rows", "incremental, 1 % of the rows", "restore of it")
 
 
-class _PgBackRest(PgBackRest):
+class IncrementalPgBackRest(PgBackRest):
     """The same command takes what has changed, once there is a full backup."""
 
     def backup(self, cluster: Cluster) -> Commands:
@@ -107,8 +107,10 @@ def main(argv: list[str]) -> int:
         if options.pgbackrest:
             chosen = {"compress-type": "zst", "compress-level": "3"}
             block = chosen | {"repo1-bundle": "y", "repo1-block": "y"}
-            tools.append(_PgBackRest("zst:3", place / "file", options.pgbackrest, chosen))
-            tools.append(_PgBackRest("zst:3 block", place / "block", options.pgbackrest, block))
+            tools.append(IncrementalPgBackRest("zst:3", place / "file", options.pgbackrest, chosen))
+            tools.append(
+                IncrementalPgBackRest("zst:3 block", place / "block", options.pgbackrest, block)
+            )
         tools.append(_Plain(place / "plain", programs))
         touch_memory(free_memory_bytes() * 8 // 10)
         cluster = _loaded(programs, place, options.scale)

@@ -193,9 +193,7 @@ class CopyWorker:
             piece.put(first, records)
             if shares is None:
                 found = changed_ranges(as_records(records), self._base.records[first:], length)
-                chosen += [
-                    (offset + begin, (begins + begin, begins + end)) for begin, end in found
-                ]
+                chosen += [(offset + begin, (begins + begin, begins + end)) for begin, end in found]
             else:
                 page = offset // page_bytes
                 pages.append(np.arange(page, page - (-length // page_bytes), dtype=np.int64))

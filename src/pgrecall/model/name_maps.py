@@ -9,6 +9,8 @@ from datetime import datetime
 
 import msgspec
 
+from pgrecall.model.lsn import Lsn
+
 FORMAT_VERSION = 1
 
 
@@ -65,3 +67,21 @@ class NameRecord(msgspec.Struct, frozen=True, kw_only=True):
     timeline: int
     lsn: str
     databases: tuple[DatabaseEntry, ...]
+
+
+class FoundDatabase(msgspec.Struct, frozen=True):
+    """One database: its names, or the ``problem`` that kept them from being read."""
+
+    oid: int
+    name: str
+    names: DatabaseNames | None
+    problem: str = ""
+
+
+class FoundNames(msgspec.Struct, frozen=True):
+    """All databases; everything committed before ``lsn`` is in them."""
+
+    taken_at: datetime
+    timeline: int
+    lsn: Lsn
+    databases: tuple[FoundDatabase, ...]

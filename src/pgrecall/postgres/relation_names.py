@@ -7,13 +7,9 @@ role may read them. Nothing is locked and no user's table is read.
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
-
-import msgspec
 
 from pgrecall.errors import PostgresError
-from pgrecall.model.lsn import Lsn
-from pgrecall.model.name_maps import DatabaseNames, NamedRelation
+from pgrecall.model.name_maps import DatabaseNames, FoundDatabase, FoundNames, NamedRelation
 from pgrecall.postgres.actions import replay_or_insert_lsn, server_clock
 from pgrecall.postgres.connection import Connection
 from pgrecall.postgres.facts import current_timeline
@@ -33,24 +29,6 @@ SELECT c.oid::pg_catalog.int8, COALESCE(pg_catalog.pg_relation_filenode(c.oid), 
  WHERE c.relpersistence <> 't' AND c.relkind IN ('r', 'p', 'm', 't', 'i', 'I', 'S')
  ORDER BY c.oid
 """
-
-
-class FoundDatabase(msgspec.Struct, frozen=True):
-    """One database: its names, or the ``problem`` that kept them from being read."""
-
-    oid: int
-    name: str
-    names: DatabaseNames | None
-    problem: str = ""
-
-
-class FoundNames(msgspec.Struct, frozen=True):
-    """All databases; everything committed before ``lsn`` is in them."""
-
-    taken_at: datetime
-    timeline: int
-    lsn: Lsn
-    databases: tuple[FoundDatabase, ...]
 
 
 def read_names(connection: Connection, connect_to: ConnectTo) -> FoundNames:

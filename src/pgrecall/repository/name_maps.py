@@ -14,8 +14,13 @@ from pgrecall.codec.digests import stored_digest
 from pgrecall.errors import CorruptObjectError, ObjectMissingError, RepositoryError
 from pgrecall.model.ids import NAMES, new_id
 from pgrecall.model.lsn import Lsn
-from pgrecall.model.name_maps import FORMAT_VERSION, DatabaseEntry, DatabaseNames, NameRecord
-from pgrecall.postgres.relation_names import FoundNames
+from pgrecall.model.name_maps import (
+    FORMAT_VERSION,
+    DatabaseEntry,
+    DatabaseNames,
+    FoundNames,
+    NameRecord,
+)
 from pgrecall.repository import name_layout
 from pgrecall.repository.content_names import content_name
 from pgrecall.repository.documents import decode_document, encode_document, sealed, unsealed
