@@ -45,6 +45,13 @@ class SetError(PgrecallError):
     exit_status = 59
 
 
+class ImportRefusedError(PgrecallError):
+    """Files to be imported are damaged, or another server's: the message names them."""
+
+    code = "import-refused"
+    exit_status = 63
+
+
 class DrillFailedError(PgrecallError):
     """A drill has failed: the copy did not come up, or is not what it should be."""
 

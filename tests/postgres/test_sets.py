@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import resource
 import signal
+import subprocess
+import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pgrecall.errors import DestinationError, WalMissingError
 from pgrecall.postgres.instance import running_postmaster
+from pgrecall.repository.identity import read_generation
+from pgrecall.repository.wal_archive import WalArchive
 from pgrecall.system.processes import wait_until_gone
-from tests.support.backup_scene import BackupScene, shared_scene
+from tests.support.backup_scene import BackupScene, shared_scene, wait_until
+from tests.support.by_the_book import by_the_book, carry_out
 from tests.support.dumped_text import text_of_server
-from tests.support.postgresql import Installation, PostgresServer, Templates
+from tests.support.postgresql import (
+    Installation,
+    PostgresServer,
+    ServerFactory,
+    Templates,
+    free_port,
+)
 
 STRANGE = 'it\'s "odd" ü'
 QUOTED = '"' + STRANGE.replace('"', '""') + '"'
@@ -208,3 +223,94 @@ def test_retention_keeps_what_belongs_to_it(scene: BackupScene, made: dict[str, 
         assert {one["fate"] for one in plan["items"]} == {"stays"}
     finally:
         scene.config.write_text(text)
+
+
+def test_exported_it_comes_back_by_its_own_book(
+    scene: BackupScene, made: dict[str, Any], pg_factory: ServerFactory, tmp_path: Path
+) -> None:
+    """One archive; both ways that its book describes give what pg_dumpall said of the server."""
+    record, installation = made["recovery_set"], scene.server.installation
+    words = ("export", record["set_id"], "--to", f"{tmp_path}/", "--format", "tar")
+    assert "hashes of passwords" in scene.run(*words, status=2)
+    scene.run(*words, "--plain-passwords")
+    (archive,) = tmp_path.iterdir()
+    assert re.fullmatch(r"postgresql-backup-\d{8}-\d{6}\.tar\.gz", archive.name)
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path, filter="tar")
+    (book,) = tmp_path.glob("*/RESTORE.md")
+    (book.parent / "config").stat()
+    data, socket = tmp_path / "data", Path(tempfile.mkdtemp(prefix="pg-"))
+    port = free_port()
+    options = f"-p {port} -k {socket} -c listen_addresses="
+    try:
+        carry_out(
+            book.parent, installation, "From the base backup",
+            PGDATA=str(data), SERVER_OPTIONS=options, PGPORT=str(port), PGHOST=str(socket),
+            PGUSER="postgres",
+        )  # fmt: skip
+        copy = pg_factory.adopt(data)
+        os.rmdir(copy.host)
+        copy.host, copy.port = str(socket), port
+        wait_until(lambda: not copy.value("SELECT pg_is_in_recovery()"), "the recovery is over")
+        oid = scene.server.value("SELECT oid FROM pg_tablespace WHERE spcname = 'fast'")
+        space = Path(f"{data}.{oid}")
+        assert text_of_server(copy) == moved(made["text"], scene, space)
+    finally:
+        pid = running_postmaster(data)
+        if pid is not None:
+            os.kill(pid, signal.SIGQUIT)
+            assert wait_until_gone(pid, 60.0)
+    globals_sql = book.parent / "dumps" / "globals.sql"
+    here = tmp_path / "fast"
+    here.mkdir(mode=0o700)
+    text = globals_sql.read_text().replace(str(scene.directory / "space"), str(here))
+    globals_sql.write_text(text)
+    with pytest.raises(subprocess.CalledProcessError):
+        carry_out(book.parent, installation, "From the dumps")  # the sum has noticed
+    sums = book.parent / "SHA256SUMS"
+    lines = [one for one in sums.read_text().splitlines() if not one.endswith("globals.sql")]
+    sums.write_text("\n".join(lines) + "\n")
+    fresh = pg_factory(name="fresh", autovacuum="off")
+    by_the_book(book.parent, fresh)
+    assert text_of_server(fresh) == moved(made["text"], scene, here)
+
+
+def test_wal_and_captures_as_plain_files(
+    scene: BackupScene, made: dict[str, Any], tmp_path: Path
+) -> None:
+    record = made["recovery_set"]
+    segment = record["point"]["segment"]
+    scene.run("export", "--wal", f"{segment}..{segment}", "--to", str(tmp_path / "wal"))
+    plain = tmp_path / "wal" / "wal" / segment
+    assert plain.read_bytes() == WalArchive(
+        scene.store, scene.name, read_generation(scene.store, scene.name, 1)
+    ).read(segment)
+    scene.run("export", record["capture_id"], "--to", str(tmp_path / "capture"))
+    assert (tmp_path / "capture/config/pg_hba.conf").read_text()
+    assert "feed" in (tmp_path / "capture/slots/replication-slots.sql").read_text()
+    missing = "0000000100000009000000FF"
+    errors = scene.run(
+        "export", "--wal", f"{segment}..{missing}", "--to", str(tmp_path / "none"),
+        status=WalMissingError.exit_status,
+    )  # fmt: skip
+    assert "is not in" in errors
+    assert not (tmp_path / "none").exists()
+
+
+def test_an_export_that_is_killed_or_finds_no_room(
+    scene: BackupScene, made: dict[str, Any], tmp_path: Path
+) -> None:
+    """Nothing has its name before it is whole; the next one clears what the killed one left."""
+    target = tmp_path / "out"
+    words = ("export", made["recovery_set"]["backup_id"], "--to", str(target))
+    scene.run(*words, kill="export.written", status=-signal.SIGKILL)
+    assert not target.exists()
+    limit = (1 << 20, 1 << 20)
+    errors = scene.run(
+        *words, status=DestinationError.exit_status,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+    )  # fmt: skip
+    assert "HINT" in errors
+    assert list(tmp_path.iterdir()) == []
+    scene.run(*words)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

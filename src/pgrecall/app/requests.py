@@ -121,10 +121,16 @@ class RescueRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExportRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """``export``. ``passphrase``: a reference (``env:NAME``, ``file:/path``) for gpg."""
+    """``export``. ``passphrase``: a reference (``env:NAME``, ``file:/path``) for gpg.
 
-    item_id: str
+    ``wal_from`` and ``wal_to``: segments or LSNs, in place of an item. ``is_tar``: one archive.
+    """
+
+    item_id: str = ""
     to: str
+    wal_from: str = ""
+    wal_to: str = ""
+    is_tar: bool = False
     passphrase: str = ""
     plain_passwords: bool = False
 

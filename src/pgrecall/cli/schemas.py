@@ -28,10 +28,11 @@ from pgrecall.app.enabling import EnableResult
 from pgrecall.app.enabling_undo import UndoResult
 from pgrecall.app.estimating import EstimateResult
 from pgrecall.app.expiring import ExpireResult, UndoExpiryResult
-from pgrecall.app.exporting import ExportDumpResult
+from pgrecall.app.exporting import ExportItemResult
 from pgrecall.app.fetching_ahead import AheadResult
 from pgrecall.app.finding import FindResult
 from pgrecall.app.holding import HoldList, HoldResult
+from pgrecall.app.importing import ImportResult
 from pgrecall.app.indexing import WalIndexResult
 from pgrecall.app.initialize import InitResult
 from pgrecall.app.key_changing import ExportResult, RewrapResult, RotateResult
@@ -146,7 +147,8 @@ SCHEMAS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "estimate/1": ("estimate", EstimateResult),
     "hold/1": ("hold add", HoldResult),
     "holds/1": ("holds", HoldList),
-    "export-dump/1": ("export", ExportDumpResult),
+    "export/1": ("export", ExportItemResult),
+    "import/1": ("import", ImportResult),
     "find/1": ("find", FindResult),
     "wal-index/1": ("wal index", WalIndexResult),
     "restore/1": ("restore", RestoreResult),
