@@ -75,6 +75,16 @@ def test_a_set_keeps_its_parts_and_its_wal() -> None:
         SetCatalog(scene.store, "main").get(sets[0])
 
 
+def test_without_a_window_a_set_promises_its_moment_and_no_other() -> None:
+    scene = RetentionScene()
+    backups, _ = two_sets(scene)
+    scene.expire(Policy(keep_last=1))
+    assert scene.listed() == [backups[1], backups[3]]
+    kept = scene.visible_segments()
+    assert set(range(24, 29)) <= kept
+    assert not kept & set(range(29, 48))
+
+
 def test_it_comes_back_with_its_parts_and_goes_for_good() -> None:
     scene = RetentionScene()
     backups, sets = two_sets(scene)
