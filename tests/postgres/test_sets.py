@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import tarfile
@@ -16,10 +17,12 @@ from typing import Any
 
 import pytest
 
-from pgrecall.errors import DestinationError, WalMissingError
+from pgrecall.errors import DestinationError, VerifyFailedError, WalMissingError
 from pgrecall.postgres.instance import running_postmaster
-from pgrecall.repository.identity import read_generation
+from pgrecall.repository.identity import create_repository, read_generation
 from pgrecall.repository.wal_archive import WalArchive
+from pgrecall.store.local import LocalStore
+from pgrecall.system.clock import SystemClock
 from pgrecall.system.processes import wait_until_gone
 from tests.support.backup_scene import BackupScene, shared_scene, wait_until
 from tests.support.by_the_book import by_the_book, carry_out
@@ -255,6 +258,8 @@ def test_exported_it_comes_back_by_its_own_book(
         oid = scene.server.value("SELECT oid FROM pg_tablespace WHERE spcname = 'fast'")
         space = Path(f"{data}.{oid}")
         assert text_of_server(copy) == moved(made["text"], scene, space)
+        assert "recovery_target" not in (data / "postgresql.auto.conf").read_text()
+        assert copy.value("SHOW archive_mode") == "off"
     finally:
         pid = running_postmaster(data)
         if pid is not None:
@@ -314,3 +319,35 @@ def test_an_export_that_is_killed_or_finds_no_room(
     assert list(tmp_path.iterdir()) == []
     scene.run(*words)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_it_goes_to_the_other_repositories(pg_factory: ServerFactory, tmp_path: Path) -> None:
+    """With its parts, its capture and its WAL, where copies are kept; there it can be verified."""
+    scene = BackupScene(tmp_path, pg_factory(autovacuum="off"))
+    other = tmp_path / "other"
+    shutil.copytree(scene.repository, other)
+    store = LocalStore(str(other))
+    store.delete("repository.json")
+    create_repository(store, SystemClock().now())
+    with scene.config.open("a") as config:
+        config.write(
+            f'[repositories.two]\nstore = "local"\npath = "{other}"\nrole = "best-effort"\n'
+            "copies_backups = true\n"
+        )
+    scene.archive()
+    made = json.loads(scene.run("set", "create", "--no-passwords", "--yes", "--json"))
+    set_id = made["recovery_set"]["set_id"]
+    assert made["findings"] == [
+        one for one in made["findings"] if one["code"].startswith("capture-")
+    ]
+    assert set_id in scene.run("sets", "list", "--repository", "two")
+    proof = json.loads(scene.run("verify", set_id, "--repository", "two", "--json"))
+    assert len(proof["backups"]) == 2
+    # Without the last segment its restore point cannot be reached, and no part of it is damaged.
+    (segment,) = other.rglob(made["recovery_set"]["point"]["segment"])
+    segment.unlink()
+    verify = scene.start("verify", set_id, "--repository", "two", "--json")
+    proof = json.loads(verify.communicate()[0])
+    failed = {one["code"]: one for one in proof["findings"] if one["severity"] == "fail"}
+    assert verify.returncode == VerifyFailedError.exit_status
+    assert set_id in failed["set-wal"]["subject"]

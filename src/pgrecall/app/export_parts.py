@@ -145,20 +145,26 @@ class BackupPart:
         if not self._point:
             target = "recovery_target = 'immediate'"
         yield 'cat >> "$PGDATA/postgresql.auto.conf" <<END'
-        yield "# All WAL that is needed lies in pg_wal. Nothing is archived before you say so."
+        yield "# a copy harms nobody: take these lines out when it is to replace the server"
+        yield "archive_mode = off"
+        yield "synchronous_standby_names = ''"
+        yield "max_logical_replication_workers = 0"
+        if any(space.is_in_place for space in self._root.tablespaces):
+            yield "allow_in_place_tablespaces = on"
+        yield "# recovery: begin (all WAL that is needed lies in pg_wal)"
         yield "restore_command = 'false'"
         yield target
         yield "recovery_target_timeline = 'current'"
         yield "recovery_target_action = 'promote'"
-        yield "archive_mode = off"
-        if any(space.is_in_place for space in self._root.tablespaces):
-            yield "allow_in_place_tablespaces = on"
+        yield "# recovery: end"
         yield "END"
         yield 'touch "$PGDATA/recovery.signal"'
         yield (
             'pg_ctl --pgdata="$PGDATA" --log="$PGDATA.log" --wait'
             ' --options="${SERVER_OPTIONS:-}" start'
         )
+        yield "# a target that is left behind would stop the next recovery"
+        yield ("sed -i '/^# recovery: begin/,/^# recovery: end/d' \"$PGDATA/postgresql.auto.conf\"")
 
 
 class WalPart:

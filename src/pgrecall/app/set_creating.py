@@ -17,6 +17,7 @@ from pgrecall.app.archive_wait import ArchiveWait, server_session
 from pgrecall.app.backing_up import run_backup
 from pgrecall.app.capturing import run_capture
 from pgrecall.app.context import RunContext, approving
+from pgrecall.app.copying import copy_everywhere
 from pgrecall.app.dumping import run_dump
 from pgrecall.app.leasing import using
 from pgrecall.app.opened import OpenedRepository, main_repository
@@ -98,11 +99,13 @@ def create_set(context: RunContext, request: SetCreateRequest) -> SetResult:
             made = creation.carry_out()
     finally:
         context.progress.done()
+    # Its parts are there already; with them goes the record.
+    copies = copy_everywhere(context, made.parts[0], creation.opened.settings.name)
     restore = f"pgrecall set restore {made.set_id} --target-dir DIR"
     return SetResult(
         plan=plan,
         recovery_set=made,
-        findings=tuple(creation.findings),
+        findings=(*creation.findings, *copies),
         next_steps=(f"to bring it back: {restore}", f"to prove it: pgrecall verify {made.set_id}"),
     )
 
