@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -183,6 +185,32 @@ def test_a_part_and_a_role_that_is_missing(scene: BackupScene) -> None:
     server.sql("ALTER ROLE gone RENAME TO clerk")
 
 
+@pytest.mark.parametrize("dump_format", ["custom", "plain", "directory"])
+def test_roles_take_the_place_of_others(scene: BackupScene, dump_format: str) -> None:
+    server = scene.server
+    deputy = 'the "new" clerk'
+    quoted = '"the ""new"" clerk"'
+    made = dumped(scene, "shop", "--format", dump_format)["backup_id"]
+    before = text_of_database(server, "shop")
+    words = ("load", made, "--into", "shop", "--create", "--role-map", f"clerk={deputy}")
+    server.sql("ALTER DATABASE shop RENAME TO shop_then")
+    assert deputy in error_of(scene, *words, status=LoadError.exit_status)
+    server.sql(f"CREATE ROLE {quoted}")
+    said = error_of(scene, *words, "--jobs", "2", status=UsageError.exit_status)
+    assert "--jobs" in said or "one job" in said
+    scene.run(*words, "--yes")
+    assert _statements(text_of_database(server, "shop")) == _statements(before).replace(
+        "clerk", quoted
+    )
+    server.sql("DROP DATABASE shop")
+    server.sql("ALTER DATABASE shop_then RENAME TO shop")
+    server.sql(f"DROP ROLE {quoted}")
+
+
+def _statements(text: str) -> str:
+    return "\n".join(line for line in text.splitlines() if not line.startswith("--"))
+
+
 def test_a_failure_leaves_the_target_as_it_was(scene: BackupScene, tmp_path: Path) -> None:
     server = scene.server
     script = tmp_path / "broken.sql.gz"
@@ -217,6 +245,41 @@ def test_a_file_that_was_cut_off(scene: BackupScene, tmp_path: Path) -> None:
     )
     assert "ends before its end" in said
     assert scene.server.sql("SELECT 1 FROM pg_database WHERE datname = 'cut'") == []
+
+
+def test_a_file_that_gpg_encrypted(scene: BackupScene, tmp_path: Path) -> None:
+    server, secret = scene.server, tmp_path / "secret"
+    secret.write_text("of the safe\n")
+    secret.chmod(0o600)
+    script = b"CREATE TABLE told AS SELECT generate_series(1, 20000) AS n;\n"
+    path = tmp_path / "backup.sql.gz.gpg"
+    words = ("load", str(path), "--into", "told", "--create")
+    if shutil.which("gpg") is None:
+        path.write_bytes(b"?")
+        assert "no gpg on this host" in error_of(scene, *words, status=25)
+        return
+    encrypt = ["gpg", "--batch", "--quiet", "--pinentry-mode", "loopback", "--passphrase-file"]
+    path.write_bytes(
+        subprocess.run(
+            [*encrypt, str(secret), "--symmetric", "--output", "-"],
+            input=gzip.compress(script + b"SELECT 'a longer tail';\n" * 200_000, 1),
+            stdout=subprocess.PIPE,
+            check=True,
+        ).stdout
+    )
+    given = ("--passphrase", f"file:{secret}")
+    scene.run(*words, *given, "--yes")
+    assert server.value("SELECT count(*) FROM told", database="told") == 20_000
+    server.sql("DROP DATABASE told")
+    secret.write_text("another\n")
+    said = error_of(scene, *words, *given, status=LoadError.exit_status)
+    assert "gpg cannot decrypt" in said
+    secret.write_text("of the safe\n")
+    whole = path.read_bytes()
+    for damaged in (whole[:-40], whole[:-40] + bytes(40)):
+        path.write_bytes(damaged)
+        error_of(scene, *words, *given, status=LoadError.exit_status)
+        assert server.sql("SELECT 1 FROM pg_database WHERE datname = 'told'") == []
 
 
 def test_what_is_refused(scene: BackupScene, dump_id: str, tmp_path: Path) -> None:

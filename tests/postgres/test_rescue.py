@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
@@ -116,3 +117,24 @@ def test_a_role_that_is_gone(scene: BackupScene) -> None:
     assert server.value(schemas, database="shop") == 0
     scene.run(*words, "--no-owner")
     assert server.value("SELECT n FROM o.owned", database="shop") == 1
+
+
+def test_find_gives_the_command_that_rescues_a_table(scene: BackupScene) -> None:
+    server = scene.server
+    name = '"-odd ""s"."Ta\'b le"'
+    server.sql('CREATE SCHEMA "-odd ""s"', database="shop")
+    server.sql(f"CREATE TABLE {name} AS SELECT generate_series(1, 7) AS n", database="shop")
+    scene.run("wal", "switch", "--yes")
+    scene.run("backup", "--yes")
+    server.sql(f"DROP TABLE {name}", database="shop")
+    scene.run("wal", "switch", "--yes")
+    found = json.loads(scene.run("find", "--dropped", f"shop.{name}", "--json"))["found"]
+    command = shlex.split(found[0]["rescue"])
+    assert command[:2] == ["pgrecall", "rescue"]
+    assert command[-2:] == ["--", "-odd \"s.Ta'b le"]
+    process = scene.start(*command[1:2], "--yes", "--json", *command[2:])
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, (output, errors)
+    schema = json.loads(output)["new_schema"]
+    scene.run("rescue", name, *command[2:-2], "--yes", "--json")
+    assert server.value(f'SELECT count(*) FROM {schema}."Ta\'b le"', database="shop") == 7

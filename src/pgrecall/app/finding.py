@@ -30,7 +30,8 @@ class FoundMoment(msgspec.Struct, frozen=True, kw_only=True):
     """Something that was found. ``restore`` brings the state just before it.
 
     Of a restore point, and of the last commit before a time, it brings that one, too. It is
-    empty where every backup is later. ``at`` is the time in WAL, where there is one; ``rows``
+    empty where every backup is later. ``rescue`` brings that table alone, beside what is there now.
+    ``at`` is the time in WAL, where there is one; ``rows``
     counts deleted rows. ``note``: what to do after the restore.
     """
 
@@ -42,6 +43,7 @@ class FoundMoment(msgspec.Struct, frozen=True, kw_only=True):
     xid: int
     rows: int | None
     restore: str
+    rescue: str = ""
     note: str = ""
 
 
@@ -354,6 +356,7 @@ class _Search:
                 xid=lost.xid,
                 rows=lost.rows,
                 restore=self._restore_of(history, lost),
+                rescue=self._rescue_of(history, lost),
                 note=lost.note,
             )
         self.candidates |= tables.candidates
@@ -363,17 +366,33 @@ class _Search:
     def _restore_of(self, history: TimelineHistory, lost: LostTable) -> str:
         return self._command((history, lost.lsn), "--to-lsn", str(Lsn(lost.lsn)), "--exclusive")
 
+    def _rescue_of(self, history: TimelineHistory, lost: LostTable) -> str:
+        if lost.table is None or not self._is_reachable(history, lost.lsn):
+            return ""
+        database, schema, name = lost.table
+        target = ("--database", database, "--to-lsn", str(Lsn(lost.lsn)), "--exclusive")
+        table = f"{schema}.{name}"
+        last = ("--", table) if table.startswith("-") else (table,)
+        return self._line("rescue", history.timeline_at(lost.lsn), target, last)
+
     def _command(self, place: tuple[TimelineHistory, int], *target: str) -> str:
         """The command line for a target at an LSN; empty without a backup that leads there."""
         history, lsn = place
-        if not any(_leads_to(backup, history, lsn) for backup in self._backups):
+        if not self._is_reachable(history, lsn):
             self._unreachable += 1
             return ""
-        timeline = history.timeline_at(lsn)
-        words = ["pgrecall", "restore", *self._options, *target]
+        return self._line("restore", history.timeline_at(lsn), target)
+
+    def _is_reachable(self, history: TimelineHistory, lsn: int) -> bool:
+        return any(_leads_to(backup, history, lsn) for backup in self._backups)
+
+    def _line(
+        self, command: str, timeline: int, target: tuple[str, ...], last: tuple[str, ...] = ()
+    ) -> str:
+        words = ["pgrecall", command, *self._options, *target]
         if self._names_timeline:
             words += ["--timeline", str(timeline)]
-        return shlex.join(words)
+        return shlex.join([*words, *last])
 
 
 def _leads_to(backup: Completion, history: TimelineHistory, lsn: int) -> bool:

@@ -39,7 +39,10 @@ _PREPARED = "restored, its prepared transaction still locks the table: ROLLBACK 
 
 
 class LostTable(NamedTuple):
-    """An answer: recovery that stops just before ``lsn`` has the table, or its rows."""
+    """An answer: recovery that stops just before ``lsn`` has the table, or its rows.
+
+    ``table``: its database, schema and name, where these are known and it is one table.
+    """
 
     what: str
     name: str
@@ -48,6 +51,7 @@ class LostTable(NamedTuple):
     xid: int
     rows: int | None = None
     note: str = ""
+    table: tuple[str, str, str] | None = None
 
 
 class TableSearch:
@@ -160,7 +164,8 @@ class TableSearch:
                 time = ended.time if ended is not None else None
             name = self._name(lost.table, database) if lost.table else _unnamed(lost, database)
             note = _PREPARED if event.is_prepared else ""
-            yield LostTable(lost.action, name, time, event.lsn, event.xid, note=note)
+            place = _place(lost.table, database) if lost.table else None
+            yield LostTable(lost.action, name, time, event.lsn, event.xid, note=note, table=place)
 
     def _deleted(self, segment: KnownSegment) -> Iterator[LostTable]:
         assert segment.knowledge is not None
@@ -190,10 +195,11 @@ class TableSearch:
     ) -> LostTable:
         lsn, time, xid = end
         database = self._tracker.database_name(deleted.database)
-        name = f"file {deleted.file} of {database}, name unknown"
+        name, place = f"file {deleted.file} of {database}, name unknown", None
         if deleted.table is not None:
             name = self._name(deleted.table, database)
-        return LostTable(what, name, time, lsn, xid, deleted.rows)
+            place = _place(deleted.table, database)
+        return LostTable(what, name, time, lsn, xid, deleted.rows, table=place)
 
     def _end_of(self, segment: KnownSegment, xid: int) -> Transaction | None:
         name = segment.name
@@ -203,6 +209,10 @@ class TableSearch:
 
     def _name(self, table: Table, database: str) -> str:
         return f"{database}.{table.schema}.{table.name}"
+
+
+def _place(table: Table, database: str) -> tuple[str, str, str]:
+    return database, table.schema, table.name
 
 
 def _unnamed(lost: Lost, database: str) -> str:

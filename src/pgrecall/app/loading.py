@@ -26,6 +26,7 @@ from pgrecall.postgres.client_tools import ClientTools, find_client_tools
 from pgrecall.postgres.connection import Connection, connect
 from pgrecall.postgres.load_target import TargetContent, target_content, target_facts
 from pgrecall.repository.dump_catalog import DumpCatalog
+from pgrecall.settings.references import resolve_secret
 
 
 class LoadResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +80,7 @@ def run_load(context: RunContext, request: LoadRequest) -> LoadResult:
         opened = main_repository(context)
         chosen = _of_dump(context, opened, request)
     else:
-        chosen = _of_path(request)
+        chosen = _of_path(context, request)
     with _connect(context, server.database) as connection:
         facts = target_facts(connection)
     present = None
@@ -187,7 +188,7 @@ def _of_dump(context: RunContext, opened: OpenedRepository, request: LoadRequest
     return _Chosen(source, f"{dump.backup_id} database {name}", dump, database)
 
 
-def _of_path(request: LoadRequest) -> _Chosen:
+def _of_path(context: RunContext, request: LoadRequest) -> _Chosen:
     if not Path(request.source).exists():
         raise UsageError(
             f"{request.source!r} is neither the id of a dump nor a file",
@@ -195,7 +196,10 @@ def _of_path(request: LoadRequest) -> _Chosen:
         )
     if request.database:
         raise UsageError("--database chooses from a dump in a repository", hint="leave it out")
-    return _Chosen(PathSource(request.source), request.source)
+    passphrase = ""
+    if request.passphrase:
+        passphrase = resolve_secret(request.passphrase, context.environment)
+    return _Chosen(PathSource(request.source, passphrase), request.source)
 
 
 def _wishes(

@@ -139,10 +139,12 @@ class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
     """``load``: ``source`` is the id of a dump, or a path. ``into``: the database to load into.
 
     ``database``: which one of the dump, empty: the only one, or that of the same name.
+    ``passphrase``: a reference (``env:NAME``, ``file:/path``) for gpg.
     """
 
     source: str
     into: str
+    passphrase: str = ""
     database: str = ""
     choice: LoadChoice = LoadChoice()
     jobs: int = 1

@@ -45,6 +45,7 @@ from pgrecall.app.receiving import ReceiveResult, SlotsResult
 from pgrecall.app.recoverable_result import RecoverableResult
 from pgrecall.app.recovering import RecoveryResult, RecoveryStatus
 from pgrecall.app.repairing import RepairResult
+from pgrecall.app.reporting import AuditReport
 from pgrecall.app.repositories import RepositoriesResult
 from pgrecall.app.rescuing import RescueResult
 from pgrecall.app.restoring import RestoreResult
@@ -129,6 +130,7 @@ SCHEMAS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "dumps-show/1": ("dumps show", DumpDetails),
     "dumps-contents/1": ("dumps show --contents", DumpContents),
     "repositories/1": ("repositories", RepositoriesResult),
+    "report/1": ("report", AuditReport),
     "runs-list/1": ("runs list", RunList),
     "runs-show/1": ("runs show", RunDetails),
     "runs-verify/1": ("runs verify", RunsVerifyResult),

@@ -109,6 +109,7 @@ COMMANDS: dict[str, LazyCommand | LazyGroup] = {
         "repositories", "command", "Show where copies are: the 3-2-1 rule as facts."
     ),
     "runs": LazyGroup("runs", table=_RUNS, help="Who ran what: list, show, and prove the records."),
+    "report": LazyCommand("report", "command", "One dated file for the auditor."),
     "wal": LazyGroup("wal", table=_WAL, help="Archive WAL and fetch it back."),
     "restore": LazyCommand("restore", "command", "Bring a server back to any moment."),
     "rescue": LazyCommand("rescue", "command", "Bring tables back, beside the living ones."),

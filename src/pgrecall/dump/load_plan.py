@@ -81,12 +81,15 @@ def plan_load(wishes: LoadWishes, facts: TargetFacts, present: TargetContent | N
         )
     _require_place(wishes, facts, present)
     findings = []
-    missing = tuple(role for role in wishes.roles if role not in facts.roles)
+    role_map = choice.role_map
+    needed = [role_map.get(role, role) for role in wishes.roles] + list(role_map.values())
+    missing = tuple(role for role in dict.fromkeys(needed) if role not in facts.roles)
     if missing and not (choice.no_owner and choice.no_privileges):
         raise LoadError(
             f"the dump needs roles that the server {wishes.server!r} lacks: " + ", ".join(missing),
             hint=f"load the roles first: pgrecall load {wishes.source.partition(' ')[0]}"
-            " --globals; or leave owners and rights out: --no-owner --no-privileges",
+            f" --globals; or let others take their place: --role-map {missing[0]}=ROLE; or leave"
+            " owners and rights out: --no-owner --no-privileges",
         )
     if choice.disable_triggers and not facts.is_superuser:
         raise PostgresRightsError(
@@ -127,6 +130,10 @@ def _refuse_contradictions(wishes: LoadWishes) -> None:
     choice = wishes.choice
     if choice.schema_only and choice.data_only:
         raise UsageError("--schema-only and --data-only leave nothing", hint="give one of them")
+    if choice.role_map and wishes.jobs > 1:
+        raise UsageError(
+            "--role-map goes with one job: the dump is loaded as a script", hint="leave --jobs out"
+        )
     if wishes.swaps and (choice.clean or choice.is_partial):
         raise UsageError(
             "--swap replaces a whole database: it goes with nothing that leaves a part out",
@@ -231,8 +238,11 @@ def _undo(wishes: LoadWishes, present: TargetContent | None) -> str:
     return "none: after a failure what was loaded until then stays, and is reported"
 
 
-def restore_arguments(choice: LoadChoice, *, jobs: int) -> list[str]:
-    """Arguments of pg_restore, without its database and its file."""
+def restore_arguments(choice: LoadChoice, *, jobs: int, as_script: bool = False) -> list[str]:
+    """Arguments of pg_restore, without its database and its file.
+
+    ``as_script``: it writes SQL; how that is carried out is up to whoever does.
+    """
     flags: Sequence[tuple[bool, str]] = (
         (choice.schema_only, "--schema-only"),
         (choice.data_only, "--data-only"),
@@ -242,8 +252,11 @@ def restore_arguments(choice: LoadChoice, *, jobs: int) -> list[str]:
         (choice.no_privileges, "--no-privileges"),
         (choice.no_tablespaces, "--no-tablespaces"),
         (choice.disable_triggers, "--disable-triggers"),
-        (choice.single_transaction, "--single-transaction"),
-        (not choice.goes_on and not choice.single_transaction, "--exit-on-error"),
+        (choice.single_transaction and not as_script, "--single-transaction"),
+        (
+            not choice.goes_on and not choice.single_transaction and not as_script,
+            "--exit-on-error",
+        ),
     )
     arguments = ["--no-password", *(flag for is_set, flag in flags if is_set)]
     for option, names in (

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from pgrecall.dump.load_plan import LoadPlan, restore_arguments
+from pgrecall.dump.role_names import RoleNames
 from pgrecall.dump.sources import LoadSource
-from pgrecall.dump.tool_run import Ended, ToolRuns
+from pgrecall.dump.tool_run import Ended, Feed, ToolRuns
 from pgrecall.errors import PostgresError
 from pgrecall.further_errors import LoadError
 from pgrecall.model.dumps import DatabaseProperties
@@ -37,6 +40,7 @@ from pgrecall.system.progress import Progress
 log = logging.getLogger(__name__)
 
 _KIBIBYTE = 1024
+_PIECE = 1 << 20
 _MOST_ERRORS = 20
 _ERROR = re.compile(
     r"^(?:pg_restore: (?:error|warning): |psql:[^ ]*: (?:ERROR|FATAL): +|ERROR: +)(.*)"
@@ -85,7 +89,7 @@ class LoadRun:
         self._plan = plan
         self._source = source
         self._tools = tools
-        self._properties = properties
+        self._properties = properties.with_roles(plan.choice.role_map) if properties else None
         self._runs = ToolRuns()
 
     def run(self) -> Loaded:
@@ -138,9 +142,12 @@ class LoadRun:
 
     def _load(self) -> Ended:
         plan, variables = self._plan, self._variables()
-        if plan.source_format == "plain":
+        if plan.source_format == "plain" or plan.choice.role_map:
             words = [self._tools.programs.program("psql"), *self._script_arguments()]
-            return self._runs.run(words, variables, write=self._source.feed)
+            feed = self._source.feed if plan.source_format == "plain" else self._feed_script
+            if plan.choice.role_map:
+                feed = partial(self._feed_mapped, feed)
+            return self._runs.run(words, variables, write=feed)
         words = [
             self._tools.programs.program("pg_restore"),
             f"--dbname={connection_string(plan.into)}",
@@ -157,8 +164,34 @@ class LoadRun:
             with self._large_objects(path) as chosen:
                 return self._runs.run([*words, f"--use-list={chosen}", path], variables)
 
+    def _feed_mapped(self, feed: Callable[[Feed], None], stream: Feed) -> None:
+        """What ``feed`` writes, with other roles."""
+        names = RoleNames(self._plan.choice.role_map, stream.write)
+        feed(Feed(names))
+        names.close()
+
+    def _feed_script(self, stream: Feed) -> None:
+        """An archive as the script that pg_restore makes of it."""
+        choice = self._plan.choice
+        words = [self._tools.programs.program("pg_restore"), "--file=-"]
+        words += restore_arguments(choice, jobs=1, as_script=True)
+        with ExitStack() as stack:
+            path = stack.enter_context(self._source.spooled(self._tools.spool_directory))
+            if choice.only_large_objects:
+                words.append(f"--use-list={stack.enter_context(self._large_objects(path))}")
+            ended = self._runs.run(
+                [*words, path],
+                self._variables(),
+                read=lambda script: shutil.copyfileobj(script, stream, _PIECE),
+            )
+        if ended.status != 0:
+            raise LoadError(
+                f"pg_restore cannot read {self._source.name}: {ended.last_words}",
+                hint=self._after_failure(ended.errors),
+            )
+
     def _dress(self) -> None:
-        if self._properties is None or self._plan.source_format == "plain":
+        if self._properties is None:
             return
         with self._maintenance() as connection:
             dress_database(
@@ -166,6 +199,7 @@ class LoadRun:
                 self._plan.into,
                 self._properties,
                 with_owners=not self._plan.choice.no_privileges,
+                role_map=self._plan.choice.role_map,
             )
 
     def _drop(self) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal, Protocol, cast
 
 from pgrecall.codec.streams import open_lz4, open_zstd
+from pgrecall.dump.decrypting import SUFFIXES, decrypted
 from pgrecall.dump.reading import DumpFiles
 from pgrecall.dump.tool_run import Feed
 from pgrecall.errors import UsageError
@@ -74,12 +75,14 @@ class RepositorySource:
 
 
 class PathSource:
-    """A file or directory that pg_dump made, whoever ran it; also compressed."""
+    """A file or directory that pg_dump made, whoever ran it; also compressed, or encrypted."""
 
-    def __init__(self, path: str) -> None:
-        """Look what it is; raises UsageError."""
+    def __init__(self, path: str, passphrase: str = "") -> None:
+        """Look what it is; raises UsageError. ``passphrase``: as of ``decrypted``."""
         self.name = path
         self._path = Path(path)
+        self._passphrase = passphrase
+        self._is_encrypted = self._path.suffix.lower() in SUFFIXES
         self._compressed = ""
         self.source_format = self._find_format()
 
@@ -91,7 +94,7 @@ class PathSource:
     @contextmanager
     def spooled(self, directory: str) -> Iterator[str]:
         """Its own path, or where it is unpacked for as long as the block lasts."""
-        if not self._compressed:
+        if not self._compressed and not self._is_encrypted:
             yield str(self._path)
             return
         place = Path(tempfile.mkdtemp(prefix="pgrecall-load-", dir=directory or None))
@@ -112,7 +115,7 @@ class PathSource:
                 hint="name one of the files in it",
             )
         try:
-            with path.open("rb") as stream:
+            with self._raw() as stream:
                 head = stream.read(_HEAD)
         except OSError as error:
             raise UsageError(f"{path}: {error.strerror}", hint="is the path right?") from error
@@ -142,7 +145,7 @@ class PathSource:
     @contextmanager
     def _open(self) -> Iterator[IO[bytes]]:
         try:
-            with self._path.open("rb") as raw:
+            with self._raw() as raw:
                 if not self._compressed:
                     yield raw
                     return
@@ -153,6 +156,16 @@ class PathSource:
                 f"{self._path} ends before its end, or is damaged: {error}",
                 hint="it was cut off when it was written or copied; use another dump",
             ) from error
+
+    @contextmanager
+    def _raw(self) -> Iterator[IO[bytes]]:
+        """As it lies there, but decrypted."""
+        with self._path.open("rb") as plain:
+            if not self._is_encrypted:
+                yield plain
+                return
+        with decrypted(str(self._path), self._passphrase) as stream:
+            yield stream
 
 
 class _Pieces(io.RawIOBase):
@@ -178,7 +191,7 @@ class _Pieces(io.RawIOBase):
         return count
 
 
-def open_compressed(raw: io.RawIOBase | io.BufferedIOBase, suffix: str) -> IO[bytes]:
+def open_compressed(raw: io.RawIOBase | IO[bytes], suffix: str) -> IO[bytes]:
     """A stream of what is packed in ``raw``; ``suffix`` as of a file's name."""
     source = cast(IO[bytes], raw)
     if suffix == ".gz":

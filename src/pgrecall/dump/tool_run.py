@@ -6,7 +6,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, Protocol
 
 from pgrecall.errors import ToolMissingError
 from pgrecall.system.held_signals import signals_held
@@ -27,10 +27,14 @@ class Ended(NamedTuple):
         return "\n".join(self.errors.strip().splitlines()[-5:])
 
 
-class Feed:
-    """The standard input of a tool."""
+class _Pipe(Protocol):
+    def write(self, data: memoryview, /) -> int: ...
 
-    def __init__(self, pipe: IO[bytes]) -> None:
+
+class Feed:
+    """The standard input of a tool, or what leads there."""
+
+    def __init__(self, pipe: _Pipe) -> None:
         self._pipe = pipe
 
     def write(self, data: bytes | memoryview) -> int:

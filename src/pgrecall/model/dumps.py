@@ -7,6 +7,7 @@ directory for each database.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Literal
 
@@ -89,6 +90,17 @@ class DatabaseProperties(msgspec.Struct, frozen=True, kw_only=True):
     acl: tuple[str, ...] = ()
     settings: tuple[tuple[str, str, str], ...] = ()
     roles: tuple[str, ...] = ()
+
+    def with_roles(self, role_map: Mapping[str, str]) -> DatabaseProperties:
+        """The same with other roles in the place of some; ``acl`` stays, see load_target.py."""
+        return msgspec.structs.replace(
+            self,
+            owner=role_map.get(self.owner, self.owner),
+            settings=tuple(
+                (role_map.get(role, role), name, value) for role, name, value in self.settings
+            ),
+            roles=tuple(dict.fromkeys(role_map.get(role, role) for role in self.roles)),
+        )
 
 
 class DumpedDatabase(msgspec.Struct, frozen=True, kw_only=True):
@@ -187,7 +199,10 @@ class DumpCompletion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LoadChoice(msgspec.Struct, frozen=True, kw_only=True):
-    """Which part of a dump is loaded, and how; patterns and names as of pg_restore."""
+    """Which part of a dump is loaded, and how; patterns and names as of pg_restore.
+
+    ``role_map``: who stands in the place of which role of the dump.
+    """
 
     schema_only: bool = False
     data_only: bool = False
@@ -203,6 +218,7 @@ class LoadChoice(msgspec.Struct, frozen=True, kw_only=True):
     disable_triggers: bool = False
     single_transaction: bool = False
     goes_on: bool = False
+    role_map: dict[str, str] = {}
 
     @property
     def is_partial(self) -> bool:

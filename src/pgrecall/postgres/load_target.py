@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import msgspec
 from psycopg import sql
@@ -115,9 +116,17 @@ def create_database(
 
 
 def dress_database(
-    connection: Connection, name: str, properties: DatabaseProperties, *, with_owners: bool
+    connection: Connection,
+    name: str,
+    properties: DatabaseProperties,
+    *,
+    with_owners: bool,
+    role_map: Mapping[str, str],
 ) -> None:
-    """Give a database the comment, limits and settings of ``properties``; rights with owners."""
+    """Give a database the comment, limits and settings of ``properties``; rights with owners.
+
+    ``role_map``: who gets the rights of others.
+    """
     database = sql.Identifier(name)
     if properties.comment:
         connection.rows(
@@ -142,7 +151,7 @@ def dress_database(
             continue
         connection.rows(head + sql.SQL(" SET ") + _setting(setting, value))
     if with_owners and properties.acl:
-        _grant(connection, database, properties)
+        _grant(connection, database, properties, role_map)
 
 
 def maintenance_database(usual: str, database: str) -> str:
@@ -236,7 +245,10 @@ def _list_parts(value: str) -> list[str]:
 
 
 def _grant(
-    connection: Connection, database: sql.Identifier, properties: DatabaseProperties
+    connection: Connection,
+    database: sql.Identifier,
+    properties: DatabaseProperties,
+    role_map: Mapping[str, str],
 ) -> None:
     """Rights as they were: what everybody has by default is taken away if it was."""
     of_public: set[str] = set()
@@ -256,7 +268,7 @@ def _grant(
             connection.rows(
                 sql.SQL("GRANT " + _RIGHTS[letter] + " ON DATABASE {} TO {}{}").format(
                     database,
-                    sql.Identifier(role),
+                    sql.Identifier(role_map.get(role, role)),
                     sql.SQL(" WITH GRANT OPTION" if option else ""),
                 )
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 from psycopg import sql
 
@@ -15,6 +17,9 @@ _TABLES = (
     " WHERE c.relkind IN ('r', 'p', 'm') AND c.relpersistence <> 't'"
     " AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'"
 )
+
+_PART = re.compile(r'"((?:[^"]|"")+)"|([^".]+)')
+_QUOTED_NAME = re.compile(rf"(?:{_PART.pattern})(?:\.(?:{_PART.pattern}))?")
 
 
 class FoundTable(msgspec.Struct, frozen=True):
@@ -32,13 +37,20 @@ class FoundTable(msgspec.Struct, frozen=True):
 def find_tables(connection: Connection, names: tuple[str, ...]) -> list[FoundTable]:
     """The tables of these names, ``table`` or ``schema.table``, exactly as they are written.
 
+    In double quotes a part may stand as in SQL, too.
+
     A partitioned table comes with its partitions. Raises UsageError that names what is missing or
     ambiguous, and what there is.
     """
     all_tables = [FoundTable(*row) for row in connection.rows(_TABLES + " ORDER BY 2, 3")]
     found: dict[int, FoundTable] = {}
     for name in names:
-        matches = [one for one in all_tables if name in (one.name, str(one))]
+        parts = _unquoted(name)
+        matches = [
+            one
+            for one in all_tables
+            if name in (one.name, str(one)) or parts in ((one.name,), (one.schema, one.name))
+        ]
         if not matches:
             there = ", ".join(str(one) for one in all_tables[:20])
             raise UsageError(
@@ -61,6 +73,15 @@ def find_tables(connection: Connection, names: tuple[str, ...]) -> list[FoundTab
             if oid in by_oid:
                 found[oid] = by_oid[oid]
     return list(found.values())
+
+
+def _unquoted(name: str) -> tuple[str, ...]:
+    """The parts of a name of which some are quoted; none when it is not such a name."""
+    if not _QUOTED_NAME.fullmatch(name):
+        return ()
+    return tuple(
+        quoted.replace('""', '"') if quoted else plain for quoted, plain in _PART.findall(name)
+    )
 
 
 def move_tables(connection: Connection, tables: list[FoundTable], schema: str) -> list[str]:

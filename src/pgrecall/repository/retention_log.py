@@ -102,13 +102,25 @@ class RetentionState(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_state(store: Store, server: str) -> RetentionState:
     """Fold all records of a server. Raises CorruptObjectError, RepositoryError, StoreError."""
-    infos = sorted(
+    infos = _numbered(store, server)
+    recorded = {number: info.stored_at for number, info in infos}
+    return fold(_read_all(store, infos), recorded)
+
+
+def read_records(store: Store, server: str) -> list[RetentionRecord]:
+    """All records of a server in their order; raises as ``read_state``."""
+    return _read_all(store, _numbered(store, server))
+
+
+def _numbered(store: Store, server: str) -> list[tuple[int, ObjectInfo]]:
+    return sorted(
         (layout.record_number(info.key.rpartition("/")[2]), info) for info in _listed(store, server)
     )
+
+
+def _read_all(store: Store, infos: list[tuple[int, ObjectInfo]]) -> list[RetentionRecord]:
     with ThreadPoolExecutor(_READERS, thread_name_prefix="retention") as pool:
-        records = list(pool.map(lambda one: _read(store, one[0], one[1].key), infos))
-    recorded = {number: info.stored_at for number, info in infos}
-    return fold(records, recorded)
+        return list(pool.map(lambda one: _read(store, one[0], one[1].key), infos))
 
 
 def fold(records: Iterable[RetentionRecord], recorded: Mapping[int, datetime]) -> RetentionState:

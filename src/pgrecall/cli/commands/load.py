@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import click
 import msgspec
 
@@ -11,6 +13,7 @@ from pgrecall.app.requests import LoadRequest
 from pgrecall.cli.frame import Example, framed_command
 from pgrecall.cli.invocation import Invocation
 from pgrecall.cli.journalling import journalled
+from pgrecall.dump.role_names import parse_role_map
 from pgrecall.errors import UsageError
 from pgrecall.further_errors import LoadError
 from pgrecall.model.dumps import LoadChoice
@@ -52,6 +55,7 @@ _MEBIBYTE = 1 << 20
 @click.option("--schema", "schemas", multiple=True, help="Only these schemas.")
 @click.option("--exclude-schema", "exclude_schemas", multiple=True, help="Not these schemas.")
 @click.option("--only-large-objects", is_flag=True, help="Large objects and nothing else.")
+@click.option("--role-map", multiple=True, metavar="OLD=NEW", help="NEW in the place of OLD.")
 @click.option("--no-owner", is_flag=True, help="Everything belongs to the role that loads.")
 @click.option("--no-privileges", is_flag=True, help="Without GRANT and REVOKE.")
 @click.option("--no-tablespaces", is_flag=True, help="All into the default tablespace.")
@@ -63,6 +67,7 @@ _MEBIBYTE = 1 << 20
     default=True,
     help="End at the first error, or go on and list them. [default: end]",
 )
+@click.option("--passphrase", default="", metavar="REFERENCE", help="For gpg: env:NAME, file:PATH.")
 @click.option("--analyze/--no-analyze", "analyzes", default=True, help="ANALYZE afterwards.")
 @click.option(
     "--maintenance-memory-bytes",
@@ -84,8 +89,9 @@ def command(
     """Load a database of a dump, or a file that pg_dump wrote, into a server.
 
     The plan says what is there already, and which roles are missing. A path may be an SQL
-    script, a custom, tar or directory dump, also compressed (gzip, bzip2, zstd, lz4). Nothing is
-    replaced unless --clean or --swap says so. Ends with 49 when a statement has failed.
+    script, a custom, tar or directory dump, also compressed (gzip, bzip2, zstd, lz4) or encrypted
+    by gpg (.gpg). Nothing is replaced unless --clean or --swap says so. Ends with 49 when a
+    statement has failed.
     """
     context = invocation.context()
     if only_globals:
@@ -98,8 +104,10 @@ def command(
         raise UsageError("--into is missing", hint="name the database to load into")
     if options["creates"] and options["swaps"]:
         raise UsageError("--create and --swap exclude each other", hint="give one of them")
-    names = [name for name in LoadChoice.__struct_fields__ if name != "goes_on"]
-    choice = {name: options.pop(name) for name in names} | {"goes_on": not stops}
+    mapped = cast("tuple[str, ...]", options.pop("role_map"))
+    names = [one for one in LoadChoice.__struct_fields__ if one not in ("goes_on", "role_map")]
+    choice = {name: options.pop(name) for name in names}
+    choice |= {"goes_on": not stops, "role_map": parse_role_map(mapped)}
     maintenance_bytes = options.pop("maintenance_memory_bytes")
     request = msgspec.convert(
         {

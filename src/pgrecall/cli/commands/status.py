@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from datetime import UTC, datetime, timedelta
 
 import click
 
 from pgrecall.app.requests import StatusRequest
 from pgrecall.app.status import ServerStatus, run_status
+from pgrecall.cli.durations import moment_of
 from pgrecall.cli.frame import Example, framed_command
 from pgrecall.cli.invocation import Invocation
 from pgrecall.cli.rendering import render
-from pgrecall.errors import StatusFailError, StatusWarnError, UsageError
-from pgrecall.model.targets import parse_time
+from pgrecall.errors import StatusFailError, StatusWarnError
 
 _STATUS = {"ok": 0, "warn": StatusWarnError.exit_status, "fail": StatusFailError.exit_status}
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_DURATION = re.compile(r"(\d{1,6})([smhdw])")
 
 
 @framed_command(
@@ -40,7 +36,7 @@ def command(invocation: Invocation, *, since: str | None) -> int:
     were left out, the agent, archiving. Ends with 0 when all is well, 72 when
     something needs attention, 73 when a target is missed or nothing can be restored.
     """
-    request = StatusRequest(since=_moment(since) if since else None)
+    request = StatusRequest(since=moment_of(since) if since else None)
     result = run_status(invocation.context(), request)
     if invocation.flag("json"):
         invocation.emit(result, "status/1")
@@ -56,14 +52,3 @@ def _show(server: ServerStatus) -> None:
     # A target that is not set, and a figure that is 0 because of that, say nothing to people.
     unset = {name for name in ServerStatus.__struct_fields__ if name.endswith("target_seconds")}
     render(server, without={name for name in unset if not getattr(server, name)})
-
-
-def _moment(text: str) -> datetime:
-    match = _DURATION.fullmatch(text.strip())
-    if match is not None:
-        seconds = int(match.group(1)) * _UNITS[match.group(2)]
-        try:
-            return datetime.now(UTC) - timedelta(seconds=seconds)
-        except OverflowError:
-            raise UsageError(f"--since: {text!r} is before the year 1") from None
-    return parse_time(text)
