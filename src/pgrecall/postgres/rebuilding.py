@@ -75,7 +75,7 @@ def finish_databases(connection: Connection, databases: Mapping[str, DatabasePro
     try:
         for name, properties in databases.items():
             _comment(connection, name, "")
-            dress_database(connection, name, properties, with_owners=True)
+            dress_database(connection, name, properties, with_owners=True, role_map={})
         connection.rows("COMMIT")
     except PostgresUnreachableError:
         raise
