@@ -27,8 +27,10 @@ def scene(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[BackupScene]:
     with shared_scene(pg_templates, installations[18], tmp_path_factory, autovacuum="off") as scene:
+        (scene.directory / "space").mkdir()
         scene.server.sql("CREATE ROLE clerk")
-        scene.server.sql("CREATE DATABASE shop OWNER clerk")
+        scene.server.sql(f"CREATE TABLESPACE fast LOCATION '{scene.directory / 'space'}'")
+        scene.server.sql("CREATE DATABASE shop OWNER clerk TABLESPACE fast")
         scene.server.sql("CREATE TABLE t AS SELECT generate_series(1, 500) AS n", database="shop")
         scene.server.sql("CREATE TABLE here AS SELECT 1 AS one")
         yield scene
@@ -88,28 +90,41 @@ def text_of_copy(scene: BackupScene, directory: Path, result: dict[str, Any]) ->
 def test_the_same_command_again(
     scene: BackupScene, made: dict[str, Any], tmp_path: Path, mode: str, point: str
 ) -> None:
-    target = tmp_path / "copy"
-    call = ("set", "restore", made["set_id"], mode, "--target-dir", str(target), "--yes")
+    target, space = tmp_path / "copy", tmp_path / "space"
+    space.mkdir()
+    call = (
+        "set", "restore", made["set_id"], mode, "--target-dir", str(target), "--yes",
+        "--tablespace-map", f"fast={space}",
+    )  # fmt: skip
     try:
         scene.run(*call, kill=point, status=KILLED)
         result = json.loads(scene.run(*call, "--json"))
         assert result["plan"]["goes_on"]
-        assert text_of_copy(scene, target, result) == text_of_server(scene.server)
+        text = text_of_server(scene.server).replace(str(scene.directory / "space"), str(space))
+        assert text_of_copy(scene, target, result) == text
     finally:
         end(target)
 
 
 def test_into_a_server_that_is_there(
-    scene: BackupScene, made: dict[str, Any], pg_factory: ServerFactory
+    scene: BackupScene, made: dict[str, Any], pg_factory: ServerFactory, tmp_path: Path
 ) -> None:
     """Killed after two databases, repeated, and refused when it is somebody's."""
     fresh = pg_factory(name="fresh", autovacuum="off")
+    tmp_path /= "space"
+    tmp_path.mkdir()
     call = (
         "set", "restore", made["set_id"], "--logical", "--yes", "--json",
-        "--host", fresh.host, "--port", str(fresh.port),
+        "--host", fresh.host, "--port", str(fresh.port), "--tablespace-map", f"fast={tmp_path}",
     )  # fmt: skip
     scene.run(*call, kill="set-restore.database:2", status=KILLED)
     again = json.loads(scene.run(*call))
     assert "unfinished" in {one["present"] for one in again["plan"]["databases"]}
-    assert text_of_server(fresh) == text_of_server(scene.server)
-    assert "'shop'" in scene.run(*call, status=59)
+    text = text_of_server(scene.server).replace(str(scene.directory / "space"), str(tmp_path))
+    assert text_of_server(fresh) == text
+    # Now it is somebody's.
+    refused = scene.start(*call)
+    error = json.loads(refused.communicate()[0])["error"]
+    assert (refused.returncode, error["code"]) == (59, "set-failed")
+    assert "'shop'" in error["message"]
+    assert text_of_server(fresh) == text

@@ -177,6 +177,8 @@ class NewServer:
             check_directory(self._directory, "the directory")
             return
         stop_instance(Path(self._directory))
+        for made in _tablespace_directories(Path(self._directory)):
+            shutil.rmtree(made)
         for name in sorted(os.listdir(self._directory)):
             path = os.path.join(self._directory, name)
             if path == marker:
@@ -197,6 +199,21 @@ def mapped_globals(script: bytes, places: Mapping[str, str]) -> bytes:
         return match[1] + b"'" + new.encode() + b"'"
 
     return _LOCATION.sub(moved, script)
+
+
+def _tablespace_directories(pgdata: Path) -> Iterator[Path]:
+    """What this server has made in its tablespaces: a directory that is named by its version.
+
+    CREATE TABLESPACE refuses a place where there is one: so it is nobody else's.
+    """
+    try:
+        major = (pgdata / "PG_VERSION").read_text(encoding="ascii").strip()
+        links = list((pgdata / "pg_tblspc").iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for link in links:
+        if link.is_symlink():
+            yield from link.resolve().glob(f"PG_{major}_*")
 
 
 def _unfinished_in(directory: str) -> _Unfinished | None:
