@@ -31,6 +31,27 @@ class DumpNotFoundError(RepositoryError):
     exit_status = 19
 
 
+class SetNotFoundError(RepositoryError):
+    """There is no complete recovery set of this id; it was never made, or has expired."""
+
+    code = "set-not-found"
+    exit_status = 58
+
+
+class SetError(PgrecallError):
+    """A recovery set was not made or not brought back, or what came back differs from it."""
+
+    code = "set-failed"
+    exit_status = 59
+
+
+class ImportRefusedError(PgrecallError):
+    """Files to be imported are damaged, or another server's: the message names them."""
+
+    code = "import-refused"
+    exit_status = 63
+
+
 class DrillFailedError(PgrecallError):
     """A drill has failed: the copy did not come up, or is not what it should be."""
 

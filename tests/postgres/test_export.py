@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.backup_scene import BackupScene
+from tests.support.by_the_book import by_the_book
 from tests.support.dumped_text import text_of_server
-from tests.support.postgresql import PostgresServer, ServerFactory
+from tests.support.postgresql import ServerFactory
 
 STRANGE = 'it\'s "odd" $HOME/ü'
 FILL = """
@@ -31,21 +31,6 @@ def scene(factory: ServerFactory, tmp_path: Path) -> BackupScene:
     scene.server.sql("CREATE TABLE t AS SELECT generate_series(1, 500) AS n", database="shop")
     scene.server.sql("CREATE TABLE here AS SELECT 'ü' AS x", database=STRANGE)
     return scene
-
-
-def by_the_book(directory: Path, server: PostgresServer, **variables: str) -> None:
-    """Carry out the commands of RESTORE.md."""
-    (commands,) = re.findall(
-        r"```bash\n(.*?)```", (directory / "RESTORE.md").read_text(), re.DOTALL
-    )
-    subprocess.run(
-        ["bash", "-e", "-o", "pipefail", "-c", commands],
-        cwd=directory, check=True, capture_output=True,
-        env={
-            "PATH": f"{server.installation.bin_directory}:{os.environ['PATH']}",
-            "PGHOST": server.host, "PGPORT": str(server.port), "PGUSER": "postgres", **variables,
-        },
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("dump_format", ["custom", "plain", "directory"])

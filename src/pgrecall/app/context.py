@@ -72,3 +72,19 @@ class RunContext(Surroundings):
         if self.repository_name is not None:
             return [self.settings.repository(self.repository_name)]
         return self.settings.repositories_of(self.server)
+
+
+def approving(context: RunContext, approve: Approve) -> RunContext:
+    """The same run, whose plans ``approve`` decides: for what is a part of something larger."""
+    surroundings = Surroundings(
+        environment=context.environment,
+        progress=context.progress,
+        run_id=context.run_id,
+        approve=approve,
+    )
+    return RunContext(
+        context.settings,
+        surroundings,
+        server_name=context.server_name,
+        repository_name=context.repository_name,
+    )

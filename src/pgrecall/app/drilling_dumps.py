@@ -178,24 +178,7 @@ class DumpDrill:
 
     def _compare(self, copy: ServerSettings, database: DumpedDatabase) -> None:
         with _connect(copy, database.name) as connection:
-            now = target_content(connection)
-            proofs = table_proofs(connection) if self.dump.has_proofs else ()
-        differences = []
-        if now.large_objects != database.large_objects:
-            differences.append(
-                f"{now.large_objects} large objects, and the dump has {database.large_objects}"
-            )
-        there = {(one.schema, one.name): one for one in proofs}
-        for wanted in database.proofs:
-            found = there.get((wanted.schema, wanted.name))
-            if found is None:
-                differences.append(f"{wanted.schema}.{wanted.name} is not there")
-            elif found != wanted:
-                differences.append(
-                    f"{wanted.schema}.{wanted.name} has {found.rows} rows of {wanted.rows}"
-                    if found.rows != wanted.rows
-                    else f"{wanted.schema}.{wanted.name} has other rows than were dumped"
-                )
+            differences = load_differences(connection, database, has_proofs=self.dump.has_proofs)
         self._findings += [
             Finding(
                 severity="fail",
@@ -204,8 +187,36 @@ class DumpDrill:
                 message=difference,
                 hint="the dump does not give back what was there; take another one",
             )
-            for difference in differences[:_MOST_NAMED]
+            for difference in differences
         ]
+
+
+def load_differences(
+    connection: Connection, database: DumpedDatabase, *, has_proofs: bool
+) -> list[str]:
+    """What the connection's database has not as the dump has it: the first such things, in words.
+
+    ``has_proofs``: the dump knows rows and hashes of every table. Raises PostgresError.
+    """
+    now = target_content(connection)
+    proofs = table_proofs(connection) if has_proofs else ()
+    differences = []
+    if now.large_objects != database.large_objects:
+        differences.append(
+            f"{now.large_objects} large objects, and the dump has {database.large_objects}"
+        )
+    there = {(one.schema, one.name): one for one in proofs}
+    for wanted in database.proofs:
+        found = there.get((wanted.schema, wanted.name))
+        if found is None:
+            differences.append(f"{wanted.schema}.{wanted.name} is not there")
+        elif found != wanted:
+            differences.append(
+                f"{wanted.schema}.{wanted.name} has {found.rows} rows of {wanted.rows}"
+                if found.rows != wanted.rows
+                else f"{wanted.schema}.{wanted.name} has other rows than were dumped"
+            )
+    return differences[:_MOST_NAMED]
 
 
 def _connect(copy: ServerSettings, database: str) -> Connection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 
 import msgspec
 
@@ -46,9 +47,15 @@ class DumpResult(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def run_dump(context: RunContext, request: DumpRequest) -> DumpResult:
+def run_dump(
+    context: RunContext,
+    request: DumpRequest,
+    *,
+    at_snapshots: Callable[[], None] | None = None,
+) -> DumpResult:
     """Dump databases of the chosen server into its main repository.
 
+    ``at_snapshots`` is called when the snapshots are taken, which the dump goes on to read.
     Raises UsageError, PostgresError and its kinds, DumpError, StoreError, IdentityError; then
     there is no new dump.
     """
@@ -79,6 +86,7 @@ def run_dump(context: RunContext, request: DumpRequest) -> DumpResult:
         clock=SystemClock(),
         lock_timeout_seconds=chosen.lock_timeout_seconds,
         run_heads=RunChains(opened.store, server.name, opened.identity.repository_id).heads,
+        at_snapshots=at_snapshots,
     )
     task = DumpTask(plan=plan, facts=facts, identity=opened.identity, generation=generation)
     run = DumpRun(task, tools)

@@ -1,52 +1,51 @@
-"""``export``: a dump as plain files that need no pgrecall, and how they are brought back."""
+"""``export``: anything that is stored as plain files that need no pgrecall."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shlex
-import shutil
-import subprocess
-from collections.abc import Iterable, Iterator
-from datetime import UTC
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 
 import msgspec
 
 from pgrecall.app.context import RunContext
+from pgrecall.app.export_parts import BackupPart, CapturePart, DumpPart, ExportPart, WalPart
+from pgrecall.app.export_place import SUMS, ExportPlace, Gpg, find_gpg
 from pgrecall.app.leasing import using
-from pgrecall.app.opened import main_repository
+from pgrecall.app.opened import OpenedRepository, main_repository, newest_archive
 from pgrecall.app.requests import ExportRequest
-from pgrecall.dump.reading import DumpFiles
-from pgrecall.dump.run import free_bytes
-from pgrecall.errors import DestinationError, SpaceError, ToolMissingError, UsageError
-from pgrecall.model.dumps import CLUSTER, GLOBALS, DumpCompletion, DumpedDatabase
+from pgrecall.errors import UsageError, WalFormatError, WalMissingError
+from pgrecall.model.dumps import DumpCompletion
 from pgrecall.model.findings import Finding
-from pgrecall.model.ids import DUMP, check_id
+from pgrecall.model.ids import BACKUP, CAPTURE, DUMP, SET, kind_of
+from pgrecall.model.lsn import Lsn
+from pgrecall.model.manifest import Completion
 from pgrecall.model.runs import RunFacts
+from pgrecall.model.sets import SetRecord
+from pgrecall.model.wal_files import WalFile
+from pgrecall.repository.capture_log import CaptureLog
 from pgrecall.repository.dump_catalog import DumpCatalog
-from pgrecall.settings import resolve_secret
-from pgrecall.system.durable import fsync_directory, write_durable
+from pgrecall.repository.identity import read_generation
+from pgrecall.repository.retention_log import read_state
+from pgrecall.repository.set_catalog import SetCatalog
+from pgrecall.repository.wal_archive import WalArchive
+from pgrecall.store.base import SUITE_NONE
 
-_SUMS = "SHA256SUMS"
 _GUIDE = "RESTORE.md"
 _MANIFEST = "backup-manifest.yaml"
-# Databases that every server has: they are loaded into, not created.
-_ALWAYS_THERE = ("postgres", "template1")
 
 
 class ExportPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``export`` writes, and where. ``encrypted``: the files that gpg encrypts."""
+    """What ``export`` writes, and where. ``encrypted``: what of it gpg encrypts."""
 
     server: str
-    backup_id: str
-    directory: str
-    files: tuple[str, ...]
+    item_id: str
+    target: str
+    components: tuple[str, ...]
     total_bytes: int
     encrypted: tuple[str, ...] = ()
 
 
-class ExportDumpResult(msgspec.Struct, frozen=True, kw_only=True):
+class ExportItemResult(msgspec.Struct, frozen=True, kw_only=True):
     """What ``export`` prints."""
 
     plan: ExportPlan
@@ -56,232 +55,266 @@ class ExportDumpResult(msgspec.Struct, frozen=True, kw_only=True):
 
     def run_facts(self) -> RunFacts:
         """What the journal keeps of it."""
-        return RunFacts(backup_id=self.plan.backup_id, raw_bytes=self.plan.total_bytes)
+        item = self.plan.item_id
+        return RunFacts(backup_id=item if kind_of(item) else "", raw_bytes=self.plan.total_bytes)
 
 
-def export_dump(context: RunContext, request: ExportRequest) -> ExportDumpResult:
-    """Write a dump into an empty directory; durable when it returns.
+class _Item(msgspec.Struct, frozen=True, kw_only=True):
+    """What is exported: of whom, of when, in which parts. ``leased``: ids that must stay."""
 
-    Every byte is checked on its way. Hashes of passwords are written encrypted by gpg, unless
-    the request says plain. When it raises, what it wrote is removed again. Raises
-    DumpNotFoundError, UsageError, DestinationError, SpaceError, ToolMissingError, StoreError.
+    item_id: str
+    kind: str
+    made_at: datetime
+    version_num: int
+    parts: tuple[ExportPart, ...]
+    databases: tuple[str, ...] = ()
+    leased: tuple[str, ...] = ()
+
+
+def run_export(context: RunContext, request: ExportRequest) -> ExportItemResult:
+    """Write an item as plain files: into a new or empty directory, or as one tar archive.
+
+    Durable when it returns, and under its name only then. Every byte is checked on its way.
+    Secrets are encrypted by gpg, unless the request says plain. When it raises, nothing is left.
+    Raises the NotFoundError of the item, UsageError, DestinationError, SpaceError,
+    ToolMissingError, WalMissingError, StoreError.
     """
-    check_id(request.item_id, DUMP)
     opened = main_repository(context)
-    catalog = DumpCatalog(opened.store, context.server.name)
-    dump = catalog.get(request.item_id)
-    manifest = catalog.manifest(dump)
-    export = _Export(context, request, dump, manifest.root.databases)
-    files = DumpFiles(catalog, dump, manifest)
-    plan = export.plan(files)
+    item = _item(context, opened, request)
+    secrets = tuple(part.component for part in item.parts if part.secret)
+    gpg: Gpg | None = None
+    if secrets and not request.plain_passwords:
+        what = " and ".join(dict.fromkeys(part.secret for part in item.parts if part.secret))
+        gpg = find_gpg(context, request.passphrase, item.item_id, what)
+    stamp = f"{item.made_at.astimezone(UTC):%Y%m%d-%H%M%S}"
+    place = ExportPlace(request.to, is_tar=request.is_tar, stamp=stamp)
+    total = sum(part.total_bytes for part in item.parts)
+    place.check(total)
+    plan = ExportPlan(
+        server=context.server.name,
+        item_id=item.item_id,
+        target=str(place.target),
+        components=tuple(part.component for part in item.parts),
+        total_bytes=total,
+        encrypted=secrets if gpg is not None else (),
+    )
     if not context.approve(plan):
-        return ExportDumpResult(plan=plan)
-    with using(context, opened, "restore", [dump.backup_id]):
-        export.write(files)
-    context.progress.done()
-    return ExportDumpResult(
+        return ExportItemResult(plan=plan)
+    try:
+        context.progress.phase("export")
+        context.progress.start(total)
+        with (
+            using(context, opened, "restore", item.leased),
+            place.filled(context.progress, gpg) as files,
+        ):
+            for part in item.parts:
+                part.write(files)
+            files.text(_MANIFEST, _manifest(context.server.name, item))
+            files.text(_GUIDE, _guide(context.server.name, item, is_encrypted=gpg is not None))
+    finally:
+        context.progress.done()
+    inside = " in it" if request.is_tar else ""
+    return ExportItemResult(
         plan=plan,
         is_exported=True,
-        next_steps=(f"how it is brought back stands in {plan.directory}/{_GUIDE}",),
+        next_steps=(f"how it is brought back stands in {_GUIDE}{inside}: {plan.target}",),
     )
 
 
-class _Export:
-    def __init__(
-        self,
-        context: RunContext,
-        request: ExportRequest,
-        dump: DumpCompletion,
-        databases: tuple[DumpedDatabase, ...],
-    ) -> None:
-        self._context = context
-        self._request = request
-        self._dump = dump
-        self._databases = databases
-        self._directory = Path(os.path.abspath(request.to))
-        self._gpg = ""
-        self._secret = ""
-        # Both scripts hold the roles.
-        self._secrets = {GLOBALS, CLUSTER} if dump.has_passwords else set()
-        if self._secrets and not request.plain_passwords:
-            self._gpg, self._secret = self._encryption()
+# --- what is exported ----------------------------------------------------------------
 
-    def plan(self, files: DumpFiles) -> ExportPlan:
-        """What will be written; raises DestinationError, SpaceError."""
-        directory = self._directory
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-            raise DestinationError(
-                f"{directory} is not an empty directory", hint="name one that is new, or empty"
-            )
-        parent = next(one for one in (directory, *directory.parents) if one.is_dir())
-        total = sum(entry.size for entry in files.entries.values())
-        free = free_bytes(str(parent))
-        if free < total:
-            raise SpaceError(
-                f"{parent} has {free} bytes free, and the export needs {total}",
-                hint="make room, or name a directory elsewhere",
-            )
-        return ExportPlan(
-            server=self._context.server.name,
-            backup_id=self._dump.backup_id,
-            directory=str(directory),
-            files=tuple(self._name(path) for path in sorted(files.entries)),
-            total_bytes=total,
-            encrypted=tuple(
-                self._name(path) for path in sorted(files.entries) if self._encrypts(path)
-            ),
+
+def _item(context: RunContext, opened: OpenedRepository, request: ExportRequest) -> _Item:
+    if request.wal_from:
+        return _wal_item(context, opened, request)
+    name, kind = context.server.name, kind_of(request.item_id)
+    if kind == DUMP:
+        return _dump_item(opened, DumpCatalog(opened.store, name).get(request.item_id))
+    if kind == BACKUP:
+        return _backup_item(context, opened, opened.catalog(name).get(request.item_id))
+    if kind == SET:
+        return _set_item(context, opened, SetCatalog(opened.store, name).get(request.item_id))
+    if kind == CAPTURE:
+        capture = CaptureLog(opened.store, name).get(request.item_id)
+        return _Item(
+            item_id=capture.capture_id,
+            kind="configuration",
+            made_at=capture.captured_at,
+            version_num=capture.facts.version_num,
+            parts=(CapturePart(capture, has_secrets=opened.store.suite != SUITE_NONE),),
+            leased=(capture.capture_id,),
         )
+    raise UsageError(
+        f"{request.item_id!r} is not the id of a backup, dump, set or capture",
+        hint="'pgrecall backups list', 'dumps list', 'sets list' and 'captures list' show them",
+    )
 
-    def write(self, files: DumpFiles) -> None:
-        """Write everything; the sums come last, and prove that it is whole."""
-        self._context.progress.phase("export")
-        self._context.progress.start(sum(entry.size for entry in files.entries.values()))
-        existed = self._directory.is_dir()
-        try:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            sums = [self._write_file(files, path) for path in sorted(files.entries)]
-            for name, text in ((_MANIFEST, self._manifest()), (_GUIDE, self._guide())):
-                content = text.encode()
-                write_durable(str(self._directory / name), [content])
-                sums.append(f"{hashlib.sha256(content).hexdigest()}  {name}\n")
-            for made in sorted(self._directory.glob("**/")):
-                fsync_directory(str(made))
-            write_durable(str(self._directory / _SUMS), ["".join(sums).encode()])
-        except BaseException as error:
-            for made in self._directory.iterdir() if self._directory.is_dir() else ():
-                shutil.rmtree(made) if made.is_dir() else made.unlink()
-            if not existed and self._directory.is_dir():
-                self._directory.rmdir()
-            if isinstance(error, OSError):
-                raise DestinationError(
-                    f"{self._directory}: {error.strerror}", hint="nothing of the export is left"
-                ) from error
-            raise
 
-    def _write_file(self, files: DumpFiles, path: str) -> str:
-        """Write one file; its line of SHA256SUMS."""
-        name = self._name(path)
-        target = self._directory / name
-        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        digest = hashlib.sha256()
-        pieces: Iterable[bytes | memoryview] = files.stream(path)
-        if self._encrypts(path):
-            pieces = [self._encrypted(b"".join(pieces))]
-        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as stream:
-            for piece in pieces:
-                stream.write(piece)
-                digest.update(piece)
-                self._context.progress.advance(len(piece))
-            stream.flush()
-            os.fsync(stream.fileno())
-        return f"{digest.hexdigest()}  {name}\n"
+def _dump_item(opened: OpenedRepository, dump: DumpCompletion) -> _Item:
+    return _Item(
+        item_id=dump.backup_id,
+        kind="cluster" if dump.scope == "cluster" else "dump",
+        made_at=dump.snapshot_at,
+        version_num=dump.version_num,
+        parts=(DumpPart(opened, dump.server, dump),),
+        databases=dump.databases,
+        leased=(dump.backup_id,),
+    )
 
-    # --- names ---------------------------------------------------------------------------
 
-    def _name(self, path: str) -> str:
-        """Where a file of the dump goes: all into ``dumps``, as people expect them."""
-        name = "dumps/" + path.removeprefix("databases/")
-        return name + ".gpg" if self._encrypts(path) else name
+def _backup_item(context: RunContext, opened: OpenedRepository, backup: Completion) -> _Item:
+    parts: list[ExportPart] = [BackupPart(context, opened, backup, "")]
+    if not backup.has_wal:
+        start, end = Lsn.parse(backup.start_lsn), Lsn.parse(backup.stop_lsn)
+        archive = _archive(opened, backup.server, backup.generation)
+        parts.append(WalPart(archive, backup.timeline, start, end))
+    return _Item(
+        item_id=backup.backup_id,
+        kind="basebackup",
+        made_at=backup.stopped_at,
+        version_num=backup.version_num,
+        parts=tuple(parts),
+        leased=(backup.backup_id,),
+    )
 
-    def _encrypts(self, path: str) -> bool:
-        return bool(self._gpg) and path in self._secrets
 
-    # --- texts ---------------------------------------------------------------------------
+def _set_item(context: RunContext, opened: OpenedRepository, record: SetRecord) -> _Item:
+    name = context.server.name
+    capture = CaptureLog(opened.store, name).get(record.capture_id)
+    parts: list[ExportPart] = [CapturePart(capture, has_secrets=opened.store.suite != SUITE_NONE)]
+    if record.point is not None:
+        backup = opened.catalog(name).get(record.backup_id)
+        archive = _archive(opened, name, record.generation)
+        point = record.point
+        start, end = Lsn.parse(point.start_lsn), Lsn.parse(point.lsn)
+        parts.append(BackupPart(context, opened, backup, record.set_id))
+        parts.append(WalPart(archive, point.timeline, start, end))
+    if record.dump_id:
+        dump = DumpCatalog(opened.store, name).get(record.dump_id)
+        parts.append(DumpPart(opened, name, dump))
+    return _Item(
+        item_id=record.set_id,
+        kind="full",
+        made_at=record.made_at,
+        version_num=record.version_num,
+        parts=tuple(parts),
+        databases=record.databases,
+        leased=(record.set_id, *record.parts),
+    )
 
-    def _manifest(self) -> str:
-        dump = self._dump
-        lines = [
-            "backup:",
-            f"  timestamp: {dump.snapshot_at.astimezone(UTC):%Y%m%d-%H%M%S}",
-            '  namespace: ""',
-            f"  pod: {msgspec.json.encode(dump.server).decode()}",
-            f"  type: {'cluster' if dump.scope == 'cluster' else 'dump'}",
-            "  components:",
-            "    - dumps",
-            f"  postgresql_version: {dump.version_num // 10_000}.{dump.version_num % 10_000}",
-            f"  backup_size: {dump.totals.raw_bytes}",
-            "  databases:",
-            *(f"    - {msgspec.json.encode(name).decode()}" for name in dump.databases),
-            f"  backup_id: {dump.backup_id}",
+
+def _wal_item(context: RunContext, opened: OpenedRepository, request: ExportRequest) -> _Item:
+    archive = newest_archive(opened, context.server.name)
+    archive.hide(
+        read_state(opened.store, context.server.name).hidden_wal(archive.generation.number)
+    )
+    timelines = archive.timelines()
+    if not timelines:
+        raise WalMissingError(f"no WAL of {context.server.name!r} is archived")
+    histories = archive.histories()
+    newest = max(histories)
+    first, timeline = _bound(request.wal_from, archive, newest, is_end=False)
+    last, timeline = _bound(request.wal_to, archive, timeline, is_end=True)
+    if last <= first:
+        raise UsageError(
+            f"--wal {request.wal_from}..{request.wal_to} is empty",
+            hint="name the first and the last segment, or two LSNs, the lower one first",
+        )
+    part = WalPart(archive, timeline, first, last)
+    return _Item(
+        item_id=f"{part.names[0]}..{request.wal_to}",
+        kind="wal",
+        made_at=datetime.now(UTC),
+        version_num=archive.generation.major_version * 10_000,
+        parts=(part,),
+    )
+
+
+def _bound(text: str, archive: WalArchive, timeline: int, *, is_end: bool) -> tuple[Lsn, int]:
+    """The LSN of a segment's beginning or end, or as it was given; raises UsageError."""
+    try:
+        if "/" in text:
+            return Lsn.parse(text), timeline
+        file = WalFile(text)
+        start = file.start(archive.segment_bytes)
+    except (ValueError, WalFormatError) as error:
+        raise UsageError(
+            f"{text!r} is neither a segment nor an LSN",
+            hint="write 000000010000000000000003 or 0/3000000",
+        ) from error
+    return Lsn(start + (archive.segment_bytes if is_end else 0)), file.timeline
+
+
+def _archive(opened: OpenedRepository, server: str, number: int) -> WalArchive:
+    archive = WalArchive(opened.store, server, read_generation(opened.store, server, number))
+    archive.hide(read_state(opened.store, server).hidden_wal(number))
+    return archive
+
+
+# --- texts ---------------------------------------------------------------------------
+
+
+def _components(parts: Sequence[ExportPart]) -> Iterator[str]:
+    for part in parts:
+        yield part.component
+        if isinstance(part, CapturePart):
+            yield from ("metadata", "slots")
+
+
+def _manifest(server: str, item: _Item) -> str:
+    lines = [
+        "backup:",
+        f"  timestamp: {item.made_at.astimezone(UTC):%Y%m%d-%H%M%S}",
+        '  namespace: ""',
+        f"  pod: {_quoted(server)}",
+        f"  type: {item.kind}",
+        "  components:",
+        *(f"    - {name}" for name in _components(item.parts)),
+        f"  postgresql_version: {item.version_num // 10_000}.{item.version_num % 10_000}",
+        f"  backup_size: {sum(part.total_bytes for part in item.parts)}",
+        "  databases:",
+        *(f"    - {_quoted(name)}" for name in item.databases),
+        f"  backup_id: {item.item_id}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _guide(server: str, item: _Item, *, is_encrypted: bool) -> str:
+    major = item.version_num // 10_000
+    text = (
+        f"# {item.item_id} of server {server!r}\n\n"
+        f"Of PostgreSQL {major}; everything that was committed by"
+        f" {item.made_at:%Y-%m-%d %H:%M:%S %Z} is in it. These commands bring it back with"
+        " PostgreSQL's own programs, from this directory.\n"
+    )
+    for part in item.parts:
+        title, said = _section(part, major)
+        commands = [
+            f"sha256sum --check --quiet {SUMS}",
+            *part.commands(is_encrypted=is_encrypted and bool(part.secret)),
         ]
-        return "\n".join(lines) + "\n"
+        if isinstance(part, WalPart) and len(item.parts) > 1:
+            continue  # the backup's commands use it
+        text += f"\n## {title}\n\n{said}\n\n```bash\n" + "\n".join(commands) + "\n```\n"
+    return text
 
-    def _guide(self) -> str:
-        dump = self._dump
-        return (
-            f"# The dump {dump.backup_id} of server {dump.server!r}\n\n"
-            f"Made by pg_dump {dump.tool} of PostgreSQL {dump.version_num // 10_000};"
-            f" everything that was committed by {dump.snapshot_at:%Y-%m-%d %H:%M:%S %Z} is in it.\n"
-            "These commands bring it back on an empty server of that version or a newer one; they"
-            " need PostgreSQL's client programs only, and connect as libpq's variables say (PGHOST,"
-            " PGPORT, PGUSER).\n\n```bash\n" + "\n".join(self._commands()) + "\n```\n"
+
+def _section(part: ExportPart, major: int) -> tuple[str, str]:
+    if isinstance(part, DumpPart):
+        return "From the dumps", (
+            "On an empty server of that version or a newer one; they connect as libpq's variables"
+            " say (PGHOST, PGPORT, PGUSER)."
         )
+    if isinstance(part, BackupPart):
+        return "From the base backup", (
+            f"With PostgreSQL {major}, as the user that is to own the server. Set PGDATA to a"
+            " directory that is not there yet; SERVER_OPTIONS may hold options of the server,"
+            ' such as "-p 5433".'
+        )
+    if isinstance(part, WalPart):
+        return "WAL", "Plain segments."
+    return "Configuration", "Files, and SQL."
 
-    def _commands(self) -> Iterator[str]:
-        dump = self._dump
-        yield f"sha256sum --check --quiet {_SUMS}"
-        if dump.scope == "cluster":
-            yield from self._script(CLUSTER, "postgres")
-            return
-        if dump.has_globals:
-            yield "# what exists already is said, and stays"
-            yield from self._script(GLOBALS, "postgres")
-        for database in self._databases:
-            path = shlex.quote(self._name(database.path).rstrip("/"))
-            name = shlex.quote(database.name)
-            is_there = database.name in _ALWAYS_THERE
-            if dump.dump_format == "plain":
-                if not is_there:
-                    yield f"createdb --template=template0 -- {name}"
-                yield f"PGDATABASE={name} psql --no-psqlrc --quiet --file={path}"
-            elif is_there:
-                yield f"pg_restore --dbname={name} {path}"
-            else:
-                yield f"pg_restore --create --dbname=postgres {path}"
 
-    def _script(self, path: str, database: str) -> Iterator[str]:
-        name = self._name(path)
-        if self._encrypts(path):
-            yield f"gpg --decrypt {name} | psql --no-psqlrc --quiet --dbname={database}"
-        else:
-            yield f"psql --no-psqlrc --quiet --dbname={database} --file={name}"
-
-    # --- gpg -----------------------------------------------------------------------------
-
-    def _encryption(self) -> tuple[str, str]:
-        if not self._request.passphrase:
-            raise UsageError(
-                f"dump {self._dump.backup_id} holds the hashes of passwords: as plain files they"
-                " are readable",
-                hint="--passphrase env:NAME (or file:/path) has gpg encrypt them;"
-                " --plain-passwords leaves them readable",
-            )
-        program = shutil.which("gpg")
-        if program is None:
-            raise ToolMissingError(
-                "gpg is not on this host, and is to encrypt the roles' passwords",
-                hint="install it, or say --plain-passwords",
-            )
-        return program, resolve_secret(self._request.passphrase, self._context.environment)
-
-    def _encrypted(self, content: bytes) -> bytes:
-        """By gpg, with AES256; the passphrase comes through a pipe."""
-        read_end, write_end = os.pipe()
-        try:
-            os.write(write_end, self._secret.encode() + b"\n")
-            os.close(write_end)
-            finished = subprocess.run(
-                [
-                    self._gpg, "--batch", "--yes", "--quiet", "--pinentry-mode", "loopback",
-                    "--passphrase-fd", str(read_end), "--symmetric", "--cipher-algo", "AES256",
-                    "--output", "-",
-                ],
-                input=content, capture_output=True, check=False, pass_fds=(read_end,),
-            )  # fmt: skip
-        finally:
-            os.close(read_end)
-        if finished.returncode != 0:
-            said = finished.stderr.decode(errors="replace").strip().splitlines()
-            raise ToolMissingError("gpg failed: " + "; ".join(said[-3:]))
-        return finished.stdout
+def _quoted(text: str) -> str:
+    return msgspec.json.encode(text).decode()

@@ -14,8 +14,8 @@ from pgrecall.errors import RetentionError, UsageError
 from pgrecall.model.ids import CAPTURE, kind_of
 from pgrecall.repository.capture_log import CaptureLog
 from pgrecall.repository.catalog import Catalog
-from pgrecall.repository.dump_catalog import any_completion
 from pgrecall.repository.retention_log import append_any, read_state
+from pgrecall.repository.set_catalog import any_item
 from pgrecall.system.clock import SystemClock
 
 
@@ -49,10 +49,10 @@ class HoldResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def add_hold(context: RunContext, request: HoldRequest) -> HoldResult:
-    """Hold a backup, dump or capture in the main repository; durable when this returns.
+    """Hold a backup, dump, set or capture in the main repository; durable when this returns.
 
-    Raises BackupNotFoundError or DumpNotFoundError when it is not there, or has expired (also
-    while this ran), RetentionError for an end that has passed.
+    Raises BackupNotFoundError, DumpNotFoundError or SetNotFoundError when it is not there, or has
+    expired (also while this ran), RetentionError for an end that has passed.
     """
     opened = main_repository(context)
     author = author_of(context)
@@ -79,9 +79,9 @@ def add_hold(context: RunContext, request: HoldRequest) -> HoldResult:
 
 
 def _require_listed(catalog: Catalog, item_id: str) -> None:
-    """Raise as any_completion, or UsageError for a capture that is not there or has expired."""
+    """Raise as any_item, or UsageError for a capture that is not there or has expired."""
     if kind_of(item_id) != CAPTURE:
-        any_completion(catalog, item_id)
+        any_item(catalog, item_id)
         return
     CaptureLog(catalog.store, catalog.server).get(item_id)
     if not read_state(catalog.store, catalog.server).is_listed(item_id):

@@ -83,7 +83,7 @@ def load_globals(context: RunContext, dump_id: str) -> LoadGlobalsResult:
             hint="those of another dump will do: pgrecall dumps list",
         )
     script = b"".join(files.stream(GLOBALS))
-    roles = [_unquoted(name) for name in _CREATED.findall(script)]
+    roles = created_roles(script)
     with connect(
         server, application_name="pgrecall load", purpose="load", environment=context.environment
     ) as connection:
@@ -123,6 +123,11 @@ def load_globals(context: RunContext, dump_id: str) -> LoadGlobalsResult:
             *(Finding(severity="fail", code="statement-failed", message=one) for one in failed),
         ),
     )
+
+
+def created_roles(script: bytes) -> list[str]:
+    """The roles that a script of globals makes."""
+    return [_unquoted(name) for name in _CREATED.findall(script)]
 
 
 def apply_globals(script: bytes, programs: ClientTools, variables: dict[str, str]) -> list[str]:

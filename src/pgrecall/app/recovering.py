@@ -128,6 +128,17 @@ def recovery_promote(context: RunContext, request: RecoveryRequest) -> RecoveryR
     return RecoveryResult(status=instance.status(), take_over=taken, next_steps=tuple(steps))
 
 
+def wait_until_open(context: RunContext, target_dir: str, wait_seconds: float) -> RecoveryStatus:
+    """Wait until an instance that runs has ended its recovery; its targets are taken out.
+
+    Raises RecoveryError when it ends, or is not open in time.
+    """
+    instance = _Instance(context, RecoveryRequest(target_dir=target_dir, wait_seconds=wait_seconds))
+    status = instance.wait_for(("open",))
+    clear_targets_of(instance.directory)
+    return status
+
+
 class _Instance:
     """The instance of one directory, found anew at every look."""
 

@@ -121,10 +121,16 @@ class RescueRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExportRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """``export``. ``passphrase``: a reference (``env:NAME``, ``file:/path``) for gpg."""
+    """``export``. ``passphrase``: a reference (``env:NAME``, ``file:/path``) for gpg.
 
-    item_id: str
+    ``wal_from`` and ``wal_to``: segments or LSNs, in place of an item. ``is_tar``: one archive.
+    """
+
+    item_id: str = ""
     to: str
+    wal_from: str = ""
+    wal_to: str = ""
+    is_tar: bool = False
     passphrase: str = ""
     plain_passwords: bool = False
 
@@ -146,6 +152,39 @@ class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
     swaps: bool = False
     analyzes: bool = True
     maintenance_bytes: int = 0
+
+
+class SetCreateRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``set create``; overrides of [backup] and [dump] are in the settings already.
+
+    ``with_proofs``: the dump counts and hashes all rows, for a restore to compare. ``passwords`` as
+    in DumpRequest.
+    """
+
+    physical: bool = True
+    dumps: bool = True
+    with_proofs: bool = False
+    passwords: bool | None = None
+    dry_run: bool = False
+
+
+class SetRestoreRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``set restore``. ``mode`` empty: physical where the set has a backup.
+
+    ``target_dir`` empty: a logical restore goes into the server that is configured. ``host``,
+    ``port`` and ``user`` say another one; with ``target_dir``, ``port`` is that of the new server.
+    """
+
+    set_id: str
+    target_dir: str = ""
+    mode: Literal["physical", "logical", ""] = ""
+    tablespace_map: Mapping[str, str] = {}
+    host: str = ""
+    port: int | None = None
+    user: str = ""
+    jobs: int = 1
+    slots: bool = True
+    dry_run: bool = False
 
 
 class Following(msgspec.Struct, frozen=True, kw_only=True):

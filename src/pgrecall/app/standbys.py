@@ -7,7 +7,7 @@ import os
 
 import msgspec
 
-from pgrecall.app.context import RunContext, Surroundings
+from pgrecall.app.context import RunContext, approving
 from pgrecall.app.opened import main_repository
 from pgrecall.app.requests import Following, RestoreRequest, StandbyBuildRequest
 from pgrecall.app.restoring import RestoreResult, run_restore
@@ -97,18 +97,7 @@ class _Build:
 
     def run(self) -> StandbyBuildResult:
         request = self._request
-        surroundings = Surroundings(
-            environment=self._context.environment,
-            progress=self._context.progress,
-            run_id=self._context.run_id,
-            approve=self._approve,
-        )
-        context = RunContext(
-            self._context.settings,
-            surroundings,
-            server_name=self._context.server_name,
-            repository_name=self._context.repository_name,
-        )
+        context = approving(self._context, self._approve)
         restored = run_restore(
             context,
             RestoreRequest(

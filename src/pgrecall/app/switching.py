@@ -106,7 +106,7 @@ def switch_wal_durably(context: RunContext, request: SwitchRequest) -> SwitchRes
     server = context.server.name
     try:
         with server_session(context, "wal switch") as connection:
-            wait = _ready(context, connection, "it finishes no segment of its own")
+            wait = prepared_wait(context, connection, "it finishes no segment of its own")
             plan = SwitchPlan(
                 server=server,
                 insert_lsn=str(insert_lsn(connection)),
@@ -147,7 +147,7 @@ def make_restore_point(context: RunContext, request: RestorePointRequest) -> Res
     opened = main_repository(context)
     try:
         with server_session(context, "restore-point") as connection:
-            wait = _ready(context, connection, "restore points are made on the primary")
+            wait = prepared_wait(context, connection, "restore points are made on the primary")
             plan = _point_plan(context, opened, request)
             if not context.approve(plan):
                 return RestorePointResult(server=server, name=name, plan=plan)
@@ -189,7 +189,7 @@ def check_point_name(name: str) -> str:
     return name
 
 
-def _ready(context: RunContext, connection: Connection, on_standby: str) -> ArchiveWait:
+def prepared_wait(context: RunContext, connection: Connection, on_standby: str) -> ArchiveWait:
     """The wait, prepared; raises before anything is changed when it would be in vain."""
     require_primary(connection, context.server.name, on_standby)
     problem = archiving_problem(connection)

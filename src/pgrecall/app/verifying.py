@@ -12,8 +12,11 @@ from pgrecall.app.context import RunContext
 from pgrecall.app.leasing import using
 from pgrecall.app.opened import OpenedRepository
 from pgrecall.app.requests import VerifyRequest
+from pgrecall.app.verifying_sets import verify_set
 from pgrecall.errors import BackupNotFoundError, PgrecallError
+from pgrecall.further_errors import SetNotFoundError
 from pgrecall.model.findings import Finding, Severity, worst
+from pgrecall.model.ids import SET, kind_of
 from pgrecall.model.runs import RunFacts
 from pgrecall.repository.identity import generation_numbers
 from pgrecall.settings import RepositorySettings
@@ -141,14 +144,8 @@ def _verify(
 ) -> VerifyProof | None:
     try:
         opened = OpenedRepository(settings, context.environment)
-        proof = verify_opened(
-            context,
-            opened,
-            wanted=request.backup_id or ALL,
-            depth=request.depth,
-            resume=request.resume,
-        )
-    except BackupNotFoundError as error:
+        proof = _proof(context, opened, request)
+    except (BackupNotFoundError, SetNotFoundError) as error:
         missing.append(error)  # backups go to the first required repository only
         return None
     except PgrecallError as error:
@@ -157,6 +154,17 @@ def _verify(
         return proof
     unknown = unknown_finding(settings, proof.stopped, "not all of it was verified")
     return msgspec.structs.replace(proof, findings=(*proof.findings, unknown))
+
+
+def _proof(context: RunContext, opened: OpenedRepository, request: VerifyRequest) -> VerifyProof:
+    def verify(wanted: str) -> VerifyProof:
+        return verify_opened(
+            context, opened, wanted=wanted, depth=request.depth, resume=request.resume
+        )
+
+    if kind_of(request.backup_id) == SET:
+        return verify_set(opened, context.server.name, request.backup_id, verify)
+    return verify(request.backup_id or ALL)
 
 
 def verify_opened(

@@ -32,11 +32,12 @@ from pgrecall.app.enabling import EnableResult
 from pgrecall.app.enabling_undo import UndoResult
 from pgrecall.app.estimating import EstimateResult
 from pgrecall.app.expiring import ExpireResult, UndoExpiryResult
-from pgrecall.app.exporting import ExportDumpResult
+from pgrecall.app.exporting import ExportItemResult
 from pgrecall.app.fetching_ahead import AheadResult
 from pgrecall.app.finding import FindResult
 from pgrecall.app.guide_targets import GuideResult
 from pgrecall.app.holding import HoldList, HoldResult
+from pgrecall.app.importing import ImportResult
 from pgrecall.app.indexing import WalIndexResult
 from pgrecall.app.initialize import InitResult
 from pgrecall.app.key_changing import ExportResult, RewrapResult, RotateResult
@@ -55,6 +56,9 @@ from pgrecall.app.repositories import RepositoriesResult
 from pgrecall.app.rescuing import RescueResult
 from pgrecall.app.restoring import RestoreResult
 from pgrecall.app.runs import RunDetails, RunList, RunsVerifyResult
+from pgrecall.app.set_creating import SetResult
+from pgrecall.app.set_results import SetRestoreResult
+from pgrecall.app.sets import SetDetails, SetList
 from pgrecall.app.standbys import StandbyBuildResult
 from pgrecall.app.status import StatusResult
 from pgrecall.app.switching import RestorePointResult, SwitchResult
@@ -119,6 +123,10 @@ SCHEMAS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "captures-show/1": ("captures show", CaptureDetails),
     "captures-diff/1": ("captures diff", CaptureDiffResult),
     "captures-restore/1": ("captures restore", CaptureRestoreResult),
+    "set-create/1": ("set create", SetResult),
+    "set-restore/1": ("set restore", SetRestoreResult),
+    "sets-list/1": ("sets list", SetList),
+    "sets-show/1": ("sets show", SetDetails),
     "dump/1": ("dump", DumpResult),
     "load/1": ("load", LoadResult),
     "load-globals/1": ("load --globals", LoadGlobalsResult),
@@ -149,7 +157,8 @@ SCHEMAS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "estimate/1": ("estimate", EstimateResult),
     "hold/1": ("hold add", HoldResult),
     "holds/1": ("holds", HoldList),
-    "export-dump/1": ("export", ExportDumpResult),
+    "export/1": ("export", ExportItemResult),
+    "import/1": ("import", ImportResult),
     "find/1": ("find", FindResult),
     "wal-index/1": ("wal index", WalIndexResult),
     "restore/1": ("restore", RestoreResult),

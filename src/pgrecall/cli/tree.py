@@ -31,6 +31,14 @@ _CAPTURES = {
     "diff": LazyCommand("capture", "diff_command", "What differs between two, or from now."),
     "restore": LazyCommand("capture", "restore_command", "Bring parts of one back."),
 }
+_SET = {
+    "create": LazyCommand("set", "create_command", "Make one: everything of one moment."),
+    "restore": LazyCommand("set", "restore_command", "Bring all of one back, on an empty host."),
+}
+_SETS = {
+    "list": LazyCommand("sets", "list_command", "List the recovery sets of a server."),
+    "show": LazyCommand("sets", "show_command", "Show one recovery set."),
+}
 _DRILLS = {
     "list": LazyCommand("drills", "list_command", "List the drills of a server."),
     "show": LazyCommand("drills", "show_command", "Show one drill: the evidence."),
@@ -94,7 +102,10 @@ COMMANDS: dict[str, LazyCommand | LazyGroup] = {
     "captures": LazyGroup(
         "captures", table=_CAPTURES, help="List, show, compare captures; bring one back."
     ),
-    "export": LazyCommand("export", "command", "A dump as plain files for PostgreSQL's tools."),
+    "set": LazyGroup("set", table=_SET, help="Everything of one moment, restored by one command."),
+    "sets": LazyGroup("sets", table=_SETS, help="List recovery sets, or show one."),
+    "export": LazyCommand("export", "command", "Anything as plain files for PostgreSQL's tools."),
+    "import": LazyCommand("import_wal", "command", "Take in WAL that others have archived."),
     "drill": LazyCommand("drill", "command", "Restore into a throwaway server, and prove it good."),
     "drills": LazyGroup("drills", table=_DRILLS, help="List drills, or show one."),
     "load": LazyCommand("load", "command", "Load a dump, or a file of pg_dump's."),

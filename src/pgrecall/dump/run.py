@@ -61,7 +61,11 @@ _ALWAYS_THERE = ("postgres", "template1")
 
 
 class DumpTools(msgspec.Struct, frozen=True, kw_only=True):
-    """What a dump is given to work with; ``environment`` is where passwords are looked up."""
+    """What a dump is given to work with; ``environment`` is where passwords are looked up.
+
+    ``at_snapshots`` is called once, when the (first) snapshots are taken; what it raises ends the
+    dump.
+    """
 
     store: Store
     server: ServerSettings
@@ -71,6 +75,7 @@ class DumpTools(msgspec.Struct, frozen=True, kw_only=True):
     clock: Clock
     lock_timeout_seconds: float
     run_heads: Callable[[], tuple[ChainHead, ...]] = tuple
+    at_snapshots: Callable[[], None] | None = None
 
 
 class DumpTask(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,6 +111,7 @@ class DumpRun:
             jobs=task.plan.jobs,
         )
         self._may_exist = False
+        self._at_snapshots = tools.at_snapshots
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -278,6 +284,9 @@ class DumpRun:
             is_standby = self._task.facts.is_in_recovery
             taken = [(one, one.export(is_in_recovery=is_standby)) for one in sessions]
             reached("dump.snapshots")
+            called, self._at_snapshots = self._at_snapshots, None
+            if called is not None:
+                called()
             yield taken
 
     def _batches(self) -> Iterator[tuple[PlannedDatabase, ...]]:

@@ -1,4 +1,4 @@
-"""What retention sees of a backup, and later of a dump, capture, set or snapshot."""
+"""What retention sees of a backup, dump or set, and later of a capture or snapshot."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class CatalogItem(msgspec.Struct, frozen=True, kw_only=True):
     """One thing in a catalog. ``made_at``: the moment that it restores to.
 
     ``wal`` None: it needs no WAL, and no recovery begins with it. ``refers_to`` are
-    ids of other items whose objects it needs. ``stored_bytes`` are its own. ``capture_id``: the
+    ids of other items whose objects it needs. ``stored_bytes`` are its own. ``parts`` (of a set)
+    stay as long as it does, and so does the WAL ``leads_to`` its moment. ``capture_id``: the
     capture that belongs to it, or empty.
     """
 
@@ -38,6 +39,8 @@ class CatalogItem(msgspec.Struct, frozen=True, kw_only=True):
     stored_bytes: int
     wal: WalNeed | None = None
     refers_to: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+    leads_to: WalNeed | None = None
     state: ItemState = "complete"
     capture_id: str = ""
 

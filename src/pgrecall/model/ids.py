@@ -1,4 +1,4 @@
-"""Identities of backups, dumps, captures, runs: kind, UTC time, random tail; they sort by time."""
+"""Identities of backups, dumps, sets, runs: kind, UTC time, random tail; they sort by time."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ RESTORE = "x"
 NAMES = "n"
 CHANGE = "c"
 CAPTURE = "m"
+SET = "s"
 DATA_KEY = "k"
 LEASE = "l"
 

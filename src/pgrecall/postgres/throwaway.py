@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from pgrecall.errors import PostgresError
+from pgrecall.postgres.initdb import run_initdb
 from pgrecall.postgres.instance import Instance, InstanceSettings
-from pgrecall.postgres.tools import find_program
 from pgrecall.settings import ServerSettings
 
 _PORT = 5432
@@ -55,18 +53,13 @@ def _started(
     sockets: str,
 ) -> Iterator[ServerSettings]:
     pgdata = place / "data"
-    finished = subprocess.run(
-        [
-            str(find_program(bin_directory, "initdb")), f"--pgdata={pgdata}",
-            f"--username={superuser}", "--auth=trust", "--encoding=UTF8", "--no-locale",
-            "--no-sync",
-        ],
-        stdin=subprocess.DEVNULL, capture_output=True, check=False,
-        env={**environment, "LC_ALL": "C"},
-    )  # fmt: skip
-    if finished.returncode != 0:
-        said = finished.stderr.decode(errors="replace").strip().splitlines()
-        raise PostgresError("initdb failed: " + "; ".join(said[-3:]))
+    run_initdb(
+        bin_directory,
+        str(pgdata),
+        environment,
+        superuser=superuser,
+        arguments=["--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"],
+    )
     settings = InstanceSettings(
         bin_directory=bin_directory,
         pgdata=str(pgdata),

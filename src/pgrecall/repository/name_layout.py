@@ -1,8 +1,8 @@
-"""Where name maps and captures lie in a repository: pure functions, as those of layout.py."""
+"""Where name maps, captures and sets lie in a repository: pure functions, as those of layout.py."""
 
 from __future__ import annotations
 
-from pgrecall.repository.layout import number_part, server_prefix
+from pgrecall.repository.layout import backup_prefix, number_part, server_prefix
 
 
 def names_prefix(server: str, generation: int, timeline: int | None = None) -> str:
@@ -52,3 +52,17 @@ def captures_prefix(server: str) -> str:
 def capture_key(server: str, capture_id: str) -> str:
     """Key of one capture."""
     return f"{captures_prefix(server)}{capture_id}.json"
+
+
+def sets_prefix(server: str) -> str:
+    """Prefix of the records of a server's recovery sets."""
+    return f"{server_prefix(server)}sets/"
+
+
+def item_prefix(server: str, item_id: str) -> str:
+    """Prefix of the objects of a backup, dump, set or capture, and of nothing else."""
+    if item_id.startswith("s-"):
+        return f"{sets_prefix(server)}{item_id}.json"
+    if item_id.startswith("m-"):
+        return capture_key(server, item_id)
+    return backup_prefix(server, item_id)

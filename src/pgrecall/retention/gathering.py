@@ -8,11 +8,12 @@ from datetime import datetime
 import msgspec
 
 from pgrecall.errors import ObjectMissingError, RepositoryError
-from pgrecall.model.catalog_items import CatalogItem, WalNeed
+from pgrecall.model.catalog_items import CatalogItem, ItemKind, WalNeed
 from pgrecall.model.dumps import DumpCompletion
-from pgrecall.model.ids import DUMP, created_at, kind_of
+from pgrecall.model.ids import DUMP, SET, created_at, kind_of
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.manifest import Completion
+from pgrecall.model.sets import SetRecord
 from pgrecall.repository.capture_log import CaptureLog
 from pgrecall.repository.catalog import Catalog
 from pgrecall.repository.dump_catalog import DumpCatalog
@@ -20,20 +21,22 @@ from pgrecall.repository.identity import generations
 from pgrecall.repository.leases import HeldLease, read_leases
 from pgrecall.repository.references import Referred, needed_of
 from pgrecall.repository.retention_log import RetentionState, read_state
+from pgrecall.repository.set_catalog import SetCatalog
 from pgrecall.repository.wal_listing import WalListing, list_wal
 from pgrecall.retention.plan import RetentionFacts
 from pgrecall.store.base import Store
 
 _ALL = 1 << 62
+_KINDS: dict[str, ItemKind] = {DUMP: "dump", SET: "set"}
 
 
 class Gathered(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that plans are made from, seen once.
 
-    ``backups`` and ``dumps`` are those that have not been purged, expired ones too, by id;
-    ``captures`` likewise, with their sizes. ``marked``: those that a verification found
-    damaged. ``unknown``: ids whose records cannot be read, with what is wrong. ``listings``
-    have all WAL.
+    ``backups``, ``dumps`` and ``sets`` are those that have not been purged, by id, expired ones
+    too; ``captures`` likewise, with their sizes. ``marked``: those that a verification found
+    damaged. ``unknown``: ids whose records cannot be read, with what is wrong. ``listings`` have
+    all WAL.
     """
 
     server: str
@@ -41,6 +44,7 @@ class Gathered(msgspec.Struct, frozen=True, kw_only=True):
     backups: Mapping[str, Completion]
     dumps: Mapping[str, DumpCompletion]
     captures: Mapping[str, int]
+    sets: Mapping[str, SetRecord]
     marked: frozenset[str]
     unknown: Mapping[str, str]
     listings: tuple[WalListing, ...]
@@ -80,6 +84,11 @@ class Gathered(msgspec.Struct, frozen=True, kw_only=True):
                     for item_id, stored_bytes in self.captures.items()
                     if self.state.is_listed(item_id)
                 ),
+                *(
+                    item_of_set(one, is_good=self._has_good_parts(one))
+                    for one in self.sets.values()
+                    if self.state.is_listed(one.set_id)
+                ),
                 *self._unreadable(),
             ],
             listings=[
@@ -98,11 +107,18 @@ class Gathered(msgspec.Struct, frozen=True, kw_only=True):
     def _is_good(self, backup: Completion) -> bool:
         return backup.worst != "fail" and backup.backup_id not in self.marked
 
+    def _has_good_parts(self, record: SetRecord) -> bool:
+        backup = self.backups.get(record.backup_id)
+        return all(
+            self.state.is_listed(one) and (one in self.backups or one in self.dumps)
+            for one in record.parts
+        ) and (backup is None or self._is_good(backup))
+
     def _unreadable(self) -> list[CatalogItem]:
         """Those of which just the id is known."""
         return [
             CatalogItem(
-                kind="dump" if kind_of(item_id) == DUMP else "backup",
+                kind=_KINDS.get(kind_of(item_id), "backup"),
                 item_id=item_id,
                 made_at=created_at(item_id),
                 stored_bytes=0,
@@ -111,6 +127,7 @@ class Gathered(msgspec.Struct, frozen=True, kw_only=True):
             for item_id in self.unknown
             if item_id not in self.backups
             and item_id not in self.dumps
+            and item_id not in self.sets
             and self.state.is_listed(item_id)
         ]
 
@@ -126,13 +143,17 @@ def gather(store: Store, server: str) -> Gathered:
     state = read_state(store, server)
     backups, damaged = catalog.survey(with_expired=True, state=state)
     dumps, damaged_dumps = DumpCatalog(store, server).survey(with_expired=True, state=state)
-    unknown = {finding.subject: finding.message for finding in (*damaged, *damaged_dumps)}
+    sets, damaged_sets = SetCatalog(store, server).survey(with_expired=True, state=state)
+    unknown = {
+        finding.subject: finding.message for finding in (*damaged, *damaged_dumps, *damaged_sets)
+    }
     return Gathered(
         server=server,
         state=state,
         backups={backup.backup_id: backup for backup in backups},
         dumps={dump.backup_id: dump for dump in dumps},
         captures=CaptureLog(store, server).sizes(),
+        sets={one.set_id: one for one in sets},
         marked=frozenset(catalog.damage.damaged()),
         unknown=unknown,
         listings=tuple(list_wal(store, server, one) for one in generations(store, server)),
@@ -167,6 +188,27 @@ def item_of_dump(dump: DumpCompletion) -> CatalogItem:
         item_id=dump.backup_id,
         made_at=dump.snapshot_at,
         stored_bytes=dump.totals.stored_bytes,
+    )
+
+
+def item_of_set(record: SetRecord, *, is_good: bool) -> CatalogItem:
+    """A set as an item of the catalog: its parts stay with it, and the WAL up to its moment."""
+    point = record.point
+    return CatalogItem(
+        kind="set",
+        item_id=record.set_id,
+        made_at=record.made_at,
+        stored_bytes=0,
+        parts=record.parts,
+        leads_to=None
+        if point is None
+        else WalNeed(
+            generation=record.generation,
+            timeline=point.timeline,
+            start=int(Lsn.parse(point.start_lsn)),
+            stop=int(Lsn.parse(point.lsn)),
+        ),
+        state="complete" if is_good else "damaged",
     )
 
 

@@ -21,7 +21,13 @@ from pgrecall.repository.wal_listing import WalListing, moment_of
 from pgrecall.retention.fates import ExpiryPlan, ItemFate, Reachable, WalFate
 from pgrecall.retention.keeping import Reasons, kept_by_rules, suspicious_step
 from pgrecall.retention.paths import PathRun, is_on_path, paths_of, runs_of
-from pgrecall.retention.wal_needs import Need, consistency_needs, fates_of_wal, path_needs
+from pgrecall.retention.wal_needs import (
+    Need,
+    consistency_needs,
+    fates_of_wal,
+    moment_needs,
+    path_needs,
+)
 
 CLOCK_JUMP = "clock-jump"
 
@@ -122,8 +128,19 @@ class _Planning:
             for known in (self._facts.holds, self._facts.in_use):
                 if item.item_id in known:
                     self._keep(item, known[item.item_id])
+        self._keep_parts()
         if self._captures and not self._is_idle:
             self._keep_captures()
+
+    def _keep_parts(self) -> None:
+        """What belongs to a set that stays, stays with it."""
+        by_id = {item.item_id: item for item in self._items}
+        for item in self._items:
+            if item.item_id not in self._reasons:
+                continue
+            for part in item.parts:
+                if part in by_id:
+                    self._keep(by_id[part], f"part of the {item.kind} {item.item_id}")
 
     def _keep_captures(self) -> None:
         """The newest, those of the last days with the one that was current before, and those
@@ -269,7 +286,7 @@ class _Planning:
     def _needs(self, listing: WalListing, kept: Sequence[CatalogItem]) -> list[Need]:
         own = [item for item in kept if item.wal and item.wal.generation == listing.generation]
         size = listing.segment_bytes
-        needs = consistency_needs(own, size)
+        needs = consistency_needs(own, size) + moment_needs(kept, listing.generation, size)
         window_from = self._window_from()
         for history in paths_of(listing, own):
             on_path = [item for item in own if item.wal and is_on_path(history, item.wal)]
@@ -293,10 +310,13 @@ class _Planning:
         return needs
 
     def _leads_on(self, item: CatalogItem, window_from: datetime | None) -> bool:
-        """Whether the moments behind an item are promised, too; a hold keeps just the item."""
+        """Whether the moments behind an item are promised, too.
+
+        A hold keeps just the item, and a set just its parts.
+        """
         reasons = self._reasons.get(item.item_id, ())
         if window_from is None:
-            return any(not reason.startswith("hold:") for reason in reasons)
+            return any(not reason.startswith(("hold:", "part of ")) for reason in reasons)
         return any(
             reason.startswith(("pitr_window", "it is the newest good")) for reason in reasons
         )
@@ -307,7 +327,7 @@ class _Planning:
             made = [
                 item.made_at
                 for item in kept
-                if item.state != "damaged" and self._leads_on(item, None)
+                if item.state != "damaged" and item.kind != "set" and self._leads_on(item, None)
             ]
             window_from = min(made, default=None)
         return window_from.timestamp() if window_from is not None else 0.0

@@ -20,12 +20,13 @@ from pgrecall.errors import ClockJumpError, StoreRefusedError
 from pgrecall.model.catalog_items import spans_without
 from pgrecall.model.findings import Finding
 from pgrecall.model.ids import CAPTURE, DUMP, kind_of
-from pgrecall.repository import layout, name_layout
+from pgrecall.repository import name_layout
 from pgrecall.repository.catalog import Catalog
 from pgrecall.repository.dump_catalog import DumpCatalog
 from pgrecall.repository.identity import generations
 from pgrecall.repository.leases import ended_lease_keys
 from pgrecall.repository.references import needed_of
+from pgrecall.repository.set_catalog import SetCatalog
 from pgrecall.repository.wal_companions import companion_keys
 from pgrecall.repository.wal_listing import keys_in, moment_of
 from pgrecall.retention.gathering import Gathered, gather
@@ -185,7 +186,8 @@ class PurgeRun:
     def _candidates(self, gathered: Gathered) -> tuple[list[Candidate], list[WaitingItem]]:
         catalog = Catalog(self._store, self._task.server)
         dumps = DumpCatalog(self._store, self._task.server)
-        existing = [*catalog.ids(), *dumps.ids(), *gathered.captures]
+        sets = SetCatalog(self._store, self._task.server)
+        existing = [*catalog.ids(), *dumps.ids(), *sets.ids(), *gathered.captures]
         return candidates(
             gathered,
             [*catalog.unfinished(), *dumps.unfinished()],
@@ -216,11 +218,7 @@ class PurgeRun:
             is_alone = kind_of(one.item_id) in {DUMP, CAPTURE}
             if is_blocked and one.what != "unfinished" and not is_alone:
                 continue
-            prefix = (
-                name_layout.capture_key(self._task.server, one.item_id)
-                if kind_of(one.item_id) == CAPTURE
-                else layout.backup_prefix(self._task.server, one.item_id)
-            )
+            prefix = name_layout.item_prefix(self._task.server, one.item_id)
             objects = list(self._store.list(prefix))
             wanted = needed.get(one.item_id, {}) if one.item_id in referred else None
             stages, kept = deletions(objects, wanted)

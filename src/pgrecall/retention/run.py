@@ -13,13 +13,20 @@ from pgrecall.errors import (
     ConcurrentChangeError,
     RetentionError,
 )
-from pgrecall.model.catalog_items import WalSpan, spans_without
+from pgrecall.model.catalog_items import WalNeed, WalSpan, spans_without
 from pgrecall.repository.retention_log import (
+    ExpiredItem,
     RetentionRecord,
     append_record,
 )
 from pgrecall.retention.fates import ExpiryPlan
-from pgrecall.retention.gathering import Gathered, gather, item_of, shared_bytes
+from pgrecall.retention.gathering import (
+    Gathered,
+    gather,
+    item_of,
+    item_of_set,
+    shared_bytes,
+)
 from pgrecall.retention.plan import CLOCK_JUMP, ExpiryWishes, plan_expiry
 from pgrecall.store.base import Store
 from pgrecall.system.faults import reached
@@ -59,7 +66,7 @@ class ExpireRun:
         known = {item.item_id for item in facts.items} | set(facts.unknown)
         for item_id in sorted(wishes.chosen - known):
             raise BackupNotFoundError(
-                f"there is no backup, dump or capture {item_id} of server {self._server!r} to"
+                f"there is no backup, dump, set or capture {item_id} of server {self._server!r} to"
                 " expire",
                 hint="'pgrecall backups list --expired' and 'pgrecall dumps list --expired' show"
                 " what there is",
@@ -109,6 +116,7 @@ def bring_back(store: Store, server: str, wanted: str, author: Author) -> Retent
     else:
         items = [state.expired[wanted]] if wanted in state.expired else []
         numbers = set()
+    items += _expired_parts(gathered, items)
     if not items and not numbers:
         reason = "was purged" if wanted in state.purging else "has not expired"
         raise RetentionError(
@@ -119,33 +127,7 @@ def bring_back(store: Store, server: str, wanted: str, author: Author) -> Retent
     if not items and not back:
         raise RetentionError(f"all that {wanted} expired was purged or brought back already")
     for one in items:
-        backup = gathered.backups.get(one.item_id)
-        if one.item_id in gathered.dumps or one.item_id in gathered.captures:
-            continue  # it needs no WAL
-        if backup is None:
-            raise RetentionError(
-                f"the record of {one.item_id} cannot be read: "
-                + gathered.unknown.get(one.item_id, "it is gone"),
-                hint="heal it from another repository first",
-            )
-        need = item_of(backup, is_good=True).wal
-        assert need is not None
-        first = need.start - need.start % backup.segment_bytes
-        own = WalSpan(need.generation, need.timeline, first, max(need.stop, first + 1))
-        purged = tuple(span for span in state.wal if span.is_purged)
-        if not need.is_own and spans_without((own,), purged) != (own,):
-            raise RetentionError(
-                f"WAL that {one.item_id} needs to be consistent was purged: it is lost",
-                hint="an older or younger backup may serve",
-            )
-        back += tuple(
-            msgspec.structs.replace(span, start=max(span.start, first))
-            for span in state.wal
-            if not span.is_purged
-            and span.since >= one.number
-            and span.generation == need.generation
-            and span.end > first
-        )
+        back += _wal_brought_back(gathered, one)
     record = author.record(
         number=state.number + 1,
         kind="unexpire",
@@ -155,6 +137,68 @@ def bring_back(store: Store, server: str, wanted: str, author: Author) -> Retent
     append(store, server, record)
     reached("unexpire.recorded")
     return record
+
+
+def _expired_parts(gathered: Gathered, items: list[ExpiredItem]) -> list[ExpiredItem]:
+    """The parts of sets that come back, where they have expired; raises RetentionError."""
+    state, found = gathered.state, {one.item_id for one in items}
+    more = []
+    for one in items:
+        record = gathered.sets.get(one.item_id)
+        for part in record.parts if record is not None else ():
+            if part in state.purging:
+                raise RetentionError(
+                    f"{part}, a part of the set {one.item_id}, was purged: it is lost",
+                    hint="another set may serve: pgrecall sets list",
+                )
+            if part in state.expired and part not in found:
+                found.add(part)
+                more.append(state.expired[part])
+    return more
+
+
+def _wal_brought_back(gathered: Gathered, one: ExpiredItem) -> tuple[WalSpan, ...]:
+    """The WAL that expired with an item, or later; raises RetentionError when it is lost."""
+    state, need = gathered.state, _need_of(gathered, one.item_id)
+    if need is None:
+        return ()
+    size = next(
+        listing.segment_bytes
+        for listing in gathered.listings
+        if listing.generation == need.generation
+    )
+    first = need.start - need.start % size
+    own = WalSpan(need.generation, need.timeline, first, max(need.stop, first + 1))
+    purged = tuple(span for span in state.wal if span.is_purged)
+    if not need.is_own and spans_without((own,), purged) != (own,):
+        raise RetentionError(
+            f"WAL that {one.item_id} needs to be consistent was purged: it is lost",
+            hint="an older or younger backup may serve",
+        )
+    return tuple(
+        msgspec.structs.replace(span, start=max(span.start, first))
+        for span in state.wal
+        if not span.is_purged
+        and span.since >= one.number
+        and span.generation == need.generation
+        and span.end > first
+    )
+
+
+def _need_of(gathered: Gathered, item_id: str) -> WalNeed | None:
+    """The WAL that an item needs; raises RetentionError when its record cannot be read."""
+    if item_id in gathered.dumps or item_id in gathered.captures:
+        return None
+    if item_id in gathered.sets:
+        return item_of_set(gathered.sets[item_id], is_good=True).leads_to
+    backup = gathered.backups.get(item_id)
+    if backup is None:
+        raise RetentionError(
+            f"the record of {item_id} cannot be read: "
+            + gathered.unknown.get(item_id, "it is gone"),
+            hint="heal it from another repository first",
+        )
+    return item_of(backup, is_good=True).wal
 
 
 def append(store: Store, server: str, record: RetentionRecord) -> None:

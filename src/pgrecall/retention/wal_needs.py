@@ -47,6 +47,20 @@ def consistency_needs(kept: Sequence[CatalogItem], segment_bytes: int) -> list[N
     ]
 
 
+def moment_needs(kept: Sequence[CatalogItem], generation: int, segment_bytes: int) -> list[Need]:
+    """What each kept set needs to reach its moment."""
+    return [
+        Need(
+            item.leads_to.timeline,
+            item.leads_to.start // segment_bytes,
+            max(item.leads_to.start, item.leads_to.stop - 1) // segment_bytes + 1,
+            f"it leads to the moment of {item.item_id}",
+        )
+        for item in kept
+        if item.leads_to is not None and item.leads_to.generation == generation
+    ]
+
+
 def path_needs(history: TimelineHistory, start: int, segment_bytes: int, reason: str) -> list[Need]:
     """Everything along a path from ``start`` on."""
     needs = []

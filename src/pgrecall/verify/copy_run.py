@@ -46,6 +46,7 @@ from pgrecall.verify.copy_records import (
     name_maps_to_copy,
     records_to_copy,
 )
+from pgrecall.verify.copy_sets import sets_to_copy
 from pgrecall.verify.objects import (
     BackupObjects,
     Document,
@@ -277,11 +278,13 @@ class CopyRun:
         wal = self._each(self._missing_wal(), self._copy_wal)
         self._progress.phase("backups")
         copied = [self._copy_backup(backup) for backup in self._chosen]
+        sets = sets_to_copy(source.store, target.store, server)
+        taken = self._each(iter(sets), self._copy_record)
         return CopyProof(
             backups=tuple(one for one in copied if one is not None),
             wal_files=wal[0],
             wal_bytes=wal[1],
-            records=maps[0] + records[0],
+            records=maps[0] + records[0] + taken[0],
             findings=tuple(self._findings),
         )
 

@@ -1,0 +1,1 @@
+"""Plain files that others made, and that are taken in."""

@@ -1,0 +1,1 @@
+"""Recovery sets: how one comes back, and whether all of it did."""
