@@ -126,6 +126,27 @@ class _Target:
                 newest.backup_id, publish(made, f"wal-archive-{self._stamp}.tar.gz")
             )
 
+    def base_backup(self) -> GuideResult:
+        """pg-basebackup: a backup, and the data directory as pg_basebackup writes it, packed."""
+        backup_id = str(self._run(("backup", "--yes"))["backup"]["backup_id"])
+        with self._aside("basebackup") as (aside, publish):
+            made = aside / "basebackup.tar.gz"
+            self._run(("export", backup_id, "--yes", "--format", "tar", "--to", str(made)))
+            return self._result(backup_id, publish(made, f"basebackup-{self._stamp}.tar.gz"))
+
+    def full(self) -> GuideResult:
+        """pg-backup-full: a recovery set, and its plain files in the guide's layout."""
+        if self._value("S3_BUCKET", ""):
+            raise UsageError(
+                "S3_BUCKET: this version of pgrecall sends no plain files to S3",
+                hint="leave it out: a repository in S3 keeps the set itself (docs/stores.md)",
+            )
+        set_id = str(self._run(("set", "create", "--yes"))["recovery_set"]["set_id"])
+        with self._aside("full") as (aside, publish):
+            made = aside / "set"
+            self._run(("export", set_id, "--yes", *self._secrets, "--to", str(made)))
+            return self._result(set_id, publish(made, self._stamp))
+
     def verify(self) -> GuideResult:
         """pg-backup-verify: a directory in the guide's layout."""
         directory = self._needed("BACKUP_DIR")
@@ -142,6 +163,13 @@ class _Target:
     def _is_plain(self) -> bool:
         return self._value("PLAIN_SECRETS", "") == "yes"
 
+    @property
+    def _secrets(self) -> list[str]:
+        """How an export treats the hashes of passwords."""
+        passphrase = self._value("PASSPHRASE", "")
+        words = ["--passphrase", passphrase] if passphrase else []
+        return words + (["--plain-passwords"] if self._is_plain else [])
+
     def _value(self, name: str, default: str) -> str:
         return self._variables.get(name, "") or default
 
@@ -156,10 +184,7 @@ class _Target:
 
     def _exported(self, dump_id: str, directory: str, name: str) -> Path:
         """The one file of a dump, out of its export."""
-        words = ["export", dump_id, "--yes"]
-        passphrase = self._value("PASSPHRASE", "")
-        words += ["--passphrase", passphrase] if passphrase else []
-        words += ["--plain-passwords"] if self._is_plain else []
+        words = ("export", dump_id, "--yes", *self._secrets)
         with self._aside(directory) as (aside, publish):
             self._run((*words, "--to", str(aside / "export")))
             (made,) = (aside / "export" / "dumps").iterdir()
@@ -238,5 +263,7 @@ TARGETS: dict[str, Callable[[_Target], GuideResult]] = {
     "pg-backup": _Target.backup,
     "pg-backup-all": _Target.backup_all,
     "pg-backup-wal": _Target.backup_wal,
+    "pg-backup-full": _Target.full,
+    "pg-basebackup": _Target.base_backup,
     "pg-backup-verify": _Target.verify,
 }
