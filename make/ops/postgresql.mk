@@ -25,8 +25,9 @@ $(error NAMESPACE, POD_NAME and PRIMARY_POD need the Kubernetes support, which t
 endif
 endif
 
-GUIDED := pg-backup-config pg-backup pg-backup-all pg-backup-wal pg-backup-verify
-.PHONY: help $(GUIDED) pg-basebackup pg-backup-full pg-backup-pvc-snapshot pg-archive-status \
+GUIDED := pg-backup-config pg-backup pg-backup-all pg-backup-wal pg-backup-full pg-basebackup \
+	pg-backup-verify
+.PHONY: help $(GUIDED) pg-backup-pvc-snapshot pg-archive-status \
 	pg-replication-status pg-restore pg-restore-full pg-pitr pg-drill pg-doctor pg-rebuild-replica \
 	pg-promote-replica pg-expire
 
@@ -40,19 +41,11 @@ pg-backup-config: ## Capture the configuration; files under BACKUP_ROOT/config.
 pg-backup: ## Dump POSTGRES_DB (postgres) in FORMAT (custom, plain, tar, directory).
 pg-backup-all: ## Dump everything as one script: dumps/cluster-TIMESTAMP.sql.
 pg-backup-wal: ## Finish a segment; WAL since the newest backup: wal/wal-archive-TIMESTAMP.tar.gz.
+pg-basebackup: ## Back the server up; basebackup/basebackup-TIMESTAMP.tar.gz.
+pg-backup-full: ## Everything of one moment: full/postgresql-backup-TIMESTAMP.tar.gz, and S3_BUCKET.
 pg-backup-verify: ## Prove the plain files in BACKUP_DIR.
 $(GUIDED):
 	@$(PGRECALL) guide $@
-
-pg-basebackup: ## Back the server up.
-	@$(PGRECALL) backup
-	@echo 'The backup is in the catalog. basebackup/basebackup-TIMESTAMP.tar.gz was not written:' \
-		'this version of pgrecall exports dumps only.' >&2; exit 1
-
-pg-backup-full: ## Everything of one moment.
-	@$(PGRECALL) set create
-	@echo 'The set is in the catalog. full/TIMESTAMP was not written, and nothing was sent to' \
-		'S3_BUCKET: this version of pgrecall exports dumps only.' >&2; exit 1
 
 pg-backup-pvc-snapshot: ## A snapshot of the volume (in Kubernetes only).
 	@echo 'pg-backup-pvc-snapshot needs Kubernetes, which this version of pgrecall does not' \
@@ -80,10 +73,13 @@ pg-restore: ## Load FILE (or BACKUP_FILE) into POSTGRES_DB, a new database.
 		[ -n "$$POSTGRES_DB" ] || { echo 'say where to: POSTGRES_DB=name' >&2; exit 2; }; \
 		$(PGRECALL) load --into "$$POSTGRES_DB" --create --yes -- "$$FILE"
 
-pg-restore-full: ## Bring all in BACKUP_DIR back, in TARGET_DIR.
+pg-restore-full: ## Bring the set BACKUP_DIR (its id, see pgrecall sets list) back, in TARGET_DIR.
 	@[ -n "$$BACKUP_DIR" ] && [ -n "$$TARGET_DIR" ] || \
-		{ echo 'say which and where to: BACKUP_DIR=/path TARGET_DIR=/data' >&2; exit 2; }; \
-		$(PGRECALL) set restore --target-dir "$$TARGET_DIR" -- "$$BACKUP_DIR"
+		{ echo 'say which and where to: BACKUP_DIR=s-... TARGET_DIR=/data' >&2; exit 2; }; \
+		case "$$BACKUP_DIR" in */*) \
+			echo 'a directory or archive is brought back by the commands in its RESTORE.md:' \
+				'sets restored here are named by their id (pgrecall sets list)' >&2; exit 2;; esac; \
+		$(PGRECALL) set restore --yes --target-dir "$$TARGET_DIR" -- "$$BACKUP_DIR"
 
 pg-pitr: ## Restore the moment TARGET_TIME (with its zone) in TARGET_DIR, and start it.
 	@[ -z "$$BASE_BACKUP$$WAL_ARCHIVE" ] || \
