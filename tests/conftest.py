@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.support.matrix import matrix_directory
@@ -29,6 +30,9 @@ _installations: dict[int, Installation] = {}
 
 def pytest_configure(config: pytest.Config) -> None:
     """Find the versions; one that is expected and missing is an error, never a skip."""
+    # How long an example takes depends on what else the machine does.
+    hypothesis.settings.register_profile("untimed", deadline=None)
+    hypothesis.settings.load_profile("untimed")
     # Ended by SIGTERM, the run still tears its servers down.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     for name in [name for name in os.environ if name.startswith("PG") and "PGRECALL" not in name]:

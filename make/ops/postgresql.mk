@@ -25,7 +25,7 @@ $(error NAMESPACE, POD_NAME and PRIMARY_POD need the Kubernetes support, which t
 endif
 endif
 
-GUIDED := pg-backup-config pg-backup pg-backup-all pg-backup-wal pg-basebackup pg-backup-full \
+GUIDED := pg-backup-config pg-backup pg-backup-all pg-backup-wal pg-backup-full pg-basebackup \
 	pg-backup-verify
 .PHONY: help $(GUIDED) pg-backup-pvc-snapshot pg-archive-status \
 	pg-replication-status pg-restore pg-restore-full pg-pitr pg-drill pg-doctor pg-rebuild-replica \
@@ -42,7 +42,7 @@ pg-backup: ## Dump POSTGRES_DB (postgres) in FORMAT (custom, plain, tar, directo
 pg-backup-all: ## Dump everything as one script: dumps/cluster-TIMESTAMP.sql.
 pg-backup-wal: ## Finish a segment; WAL since the newest backup: wal/wal-archive-TIMESTAMP.tar.gz.
 pg-basebackup: ## Back the server up; basebackup/basebackup-TIMESTAMP.tar.gz.
-pg-backup-full: ## A recovery set, everything of one moment; plain files in full/TIMESTAMP.
+pg-backup-full: ## Everything of one moment: full/postgresql-backup-TIMESTAMP.tar.gz, and S3_BUCKET.
 pg-backup-verify: ## Prove the plain files in BACKUP_DIR.
 $(GUIDED):
 	@$(PGRECALL) guide $@
@@ -73,12 +73,12 @@ pg-restore: ## Load FILE (or BACKUP_FILE) into POSTGRES_DB, a new database.
 		[ -n "$$POSTGRES_DB" ] || { echo 'say where to: POSTGRES_DB=name' >&2; exit 2; }; \
 		$(PGRECALL) load --into "$$POSTGRES_DB" --create --yes -- "$$FILE"
 
-pg-restore-full: ## Bring a recovery set (BACKUP_DIR=its id) back, in TARGET_DIR.
+pg-restore-full: ## Bring the set BACKUP_DIR (its id, see pgrecall sets list) back, in TARGET_DIR.
 	@[ -n "$$BACKUP_DIR" ] && [ -n "$$TARGET_DIR" ] || \
-		{ echo 'say which and where to: BACKUP_DIR=SET TARGET_DIR=/data' >&2; exit 2; }; \
-		[ ! -d "$$BACKUP_DIR" ] || { echo 'BACKUP_DIR: this version of pgrecall restores sets of' \
-			'the catalog: give the id (pgrecall sets list). For plain files, see' \
-			'RESTORE.md in the directory.' >&2; exit 1; }; \
+		{ echo 'say which and where to: BACKUP_DIR=s-... TARGET_DIR=/data' >&2; exit 2; }; \
+		case "$$BACKUP_DIR" in */*) \
+			echo 'a directory or archive is brought back by the commands in its RESTORE.md:' \
+				'sets restored here are named by their id (pgrecall sets list)' >&2; exit 2;; esac; \
 		$(PGRECALL) set restore --yes --target-dir "$$TARGET_DIR" -- "$$BACKUP_DIR"
 
 pg-pitr: ## Restore the moment TARGET_TIME (with its zone) in TARGET_DIR, and start it.

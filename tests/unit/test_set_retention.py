@@ -8,12 +8,14 @@ import pytest
 
 from pgrecall.errors import RetentionError
 from pgrecall.further_errors import SetNotFoundError
+from pgrecall.model.captures import CaptureFacts, CaptureRecord
 from pgrecall.model.ids import CAPTURE, SET, new_id
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.policies import Policy
 from pgrecall.model.sets import SetPoint, SetRecord
 from pgrecall.model.wal_files import segment_name
 from pgrecall.repository import name_layout
+from pgrecall.repository.capture_log import CaptureLog
 from pgrecall.repository.retention_log import read_state
 from pgrecall.repository.set_catalog import SetCatalog
 from tests.support.retention_scene import GRACE, SIZE, SYSTEM, RetentionScene
@@ -35,9 +37,16 @@ def make_set(scene: RetentionScene, backup_id: str) -> str:
         segment=segment_name(1, at, SIZE),
         start_lsn=backup.start_lsn,
     )
+    capture = CaptureRecord(
+        capture_id=new_id(CAPTURE, scene.now),
+        server="main",
+        captured_at=scene.now,
+        facts=CaptureFacts(version_num=180006, version="18.6", data_checksums=True),
+    )
+    CaptureLog(scene.store, "main").add(capture)
     record = SetRecord(
         set_id=set_id, repository_id=scene.identity.repository_id, server="main", generation=1,
-        system_identifier=str(SYSTEM), version_num=180006, capture_id=new_id(CAPTURE, scene.now),
+        system_identifier=str(SYSTEM), version_num=180006, capture_id=capture.capture_id,
         backup_id=backup_id, point=point, made_at=scene.now, started_at=scene.now,
         completed_at=scene.now, duration_seconds=1.0,
     )  # fmt: skip
@@ -103,6 +112,18 @@ def test_it_comes_back_with_its_parts_and_goes_for_good() -> None:
     assert sets[0] in read_state(scene.store, "main").purging
     with pytest.raises(RetentionError, match="was purged"):
         scene.undo(sets[0])
+
+
+def test_its_capture_stays_and_comes_back_with_it() -> None:
+    scene = RetentionScene()
+    _, sets = two_sets(scene)
+    first = SetCatalog(scene.store, "main").get(sets[0]).capture_id
+    assert not scene.expire(ONE, first).going  # the set needs it
+    scene.expire(ONE)
+    scene.expire(ONE, first)
+    assert first in read_state(scene.store, "main").expired
+    scene.undo(sets[0])
+    assert first not in read_state(scene.store, "main").expired
 
 
 def test_a_set_that_cannot_be_read_lets_no_wal_go() -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from pgrecall.app.context import RunContext
+from pgrecall.app.journalling import main_settings
 from pgrecall.app.opened import main_repository, newest_archive
 from pgrecall.app.plain_verifying import SUM_ENDING, file_digest, verify_directory
 from pgrecall.errors import BackupNotFoundError, DestinationError, UsageError
@@ -27,12 +28,17 @@ from pgrecall.model.findings import Finding
 from pgrecall.model.lsn import Lsn
 from pgrecall.model.wal_files import WalFile, history_name
 from pgrecall.repository.wal_archive import WalArchive
+from pgrecall.settings import RepositorySettings
 from pgrecall.store.base import SUITE_NONE
+from pgrecall.store.opening import open_store
 from pgrecall.system.clock import SystemClock
 from pgrecall.system.durable import fsync_directory
 
 _FORMATS = {"custom": ".dump", "plain": ".sql", "tar": ".tar", "directory": "-dir"}
 _CLUSTER = "cluster.sql"
+# The guide's keys in a bucket.
+_S3_FULL = "postgresql/full"
+_PIECE_BYTES = 4 << 20
 
 #: Runs a command of pgrecall's with --json; its document. Raises what it ended with.
 Run = Callable[[Sequence[str]], dict[str, Any]]
@@ -41,12 +47,13 @@ Run = Callable[[Sequence[str]], dict[str, Any]]
 class GuideResult(msgspec.Struct, frozen=True, kw_only=True):
     """What a target has made: ``item_id`` in the catalog, and ``path``, a plain file or directory.
 
-    ``findings``: of a verification.
+    ``uploaded``: where it is in a bucket, too. ``findings``: of a verification.
     """
 
     target: str
     item_id: str = ""
     path: str = ""
+    uploaded: str = ""
     findings: tuple[Finding, ...] = ()
 
 
@@ -126,26 +133,21 @@ class _Target:
                 newest.backup_id, publish(made, f"wal-archive-{self._stamp}.tar.gz")
             )
 
-    def base_backup(self) -> GuideResult:
-        """pg-basebackup: a backup, and the data directory as pg_basebackup writes it, packed."""
+    def basebackup(self) -> GuideResult:
+        """pg-basebackup: the data directory and its WAL."""
         backup_id = str(self._run(("backup", "--yes"))["backup"]["backup_id"])
-        with self._aside("basebackup") as (aside, publish):
-            made = aside / "basebackup.tar.gz"
-            self._run(("export", backup_id, "--yes", "--format", "tar", "--to", str(made)))
-            return self._result(backup_id, publish(made, f"basebackup-{self._stamp}.tar.gz"))
+        name = f"basebackup-{self._stamp}.tar.gz"
+        return self._result(backup_id, self._archived(backup_id, "basebackup", name))
 
-    def full(self) -> GuideResult:
-        """pg-backup-full: a recovery set, and its plain files in the guide's layout."""
-        if self._value("S3_BUCKET", ""):
-            raise UsageError(
-                "S3_BUCKET: this version of pgrecall sends no plain files to S3",
-                hint="leave it out: a repository in S3 keeps the set itself (docs/stores.md)",
-            )
+    def backup_full(self) -> GuideResult:
+        """pg-backup-full: everything of one moment, and in S3_BUCKET as well."""
         set_id = str(self._run(("set", "create", "--yes"))["recovery_set"]["set_id"])
-        with self._aside("full") as (aside, publish):
-            made = aside / "set"
-            self._run(("export", set_id, "--yes", *self._secrets, "--to", str(made)))
-            return self._result(set_id, publish(made, self._stamp))
+        made = self._archived(set_id, "full", f"postgresql-backup-{self._stamp}.tar.gz")
+        bucket = self._value("S3_BUCKET", "")
+        if not bucket:
+            return self._result(set_id, made)
+        key = self._uploaded(made, bucket)
+        return msgspec.structs.replace(self._result(set_id, made), uploaded=f"s3://{bucket}/{key}")
 
     def verify(self) -> GuideResult:
         """pg-backup-verify: a directory in the guide's layout."""
@@ -163,13 +165,6 @@ class _Target:
     def _is_plain(self) -> bool:
         return self._value("PLAIN_SECRETS", "") == "yes"
 
-    @property
-    def _secrets(self) -> list[str]:
-        """How an export treats the hashes of passwords."""
-        passphrase = self._value("PASSPHRASE", "")
-        words = ["--passphrase", passphrase] if passphrase else []
-        return words + (["--plain-passwords"] if self._is_plain else [])
-
     def _value(self, name: str, default: str) -> str:
         return self._variables.get(name, "") or default
 
@@ -184,7 +179,7 @@ class _Target:
 
     def _exported(self, dump_id: str, directory: str, name: str) -> Path:
         """The one file of a dump, out of its export."""
-        words = ("export", dump_id, "--yes", *self._secrets)
+        words = ["export", dump_id, "--yes", *self._secrecy()]
         with self._aside(directory) as (aside, publish):
             self._run((*words, "--to", str(aside / "export")))
             (made,) = (aside / "export" / "dumps").iterdir()
@@ -194,6 +189,48 @@ class _Target:
                 _write(aside / "sum", line.encode("utf-8", "surrogateescape"))
                 publish(aside / "sum", name + SUM_ENDING)
             return publish(made, name)
+
+    def _archived(self, item_id: str, directory: str, name: str) -> Path:
+        """The export of an item as one archive, and its sum."""
+        words = ["export", item_id, "--format", "tar", "--yes", *self._secrecy()]
+        with self._aside(directory) as (aside, publish):
+            made = aside / name
+            self._run((*words, "--to", str(made)))
+            _write(aside / "sum", f"{file_digest(made)}  {name}\n".encode())
+            publish(aside / "sum", name + SUM_ENDING)
+            return publish(made, name)
+
+    def _secrecy(self) -> list[str]:
+        passphrase = self._value("PASSPHRASE", "")
+        words = ["--passphrase", passphrase] if passphrase else []
+        return words + (["--plain-passwords"] if self._is_plain else [])
+
+    def _uploaded(self, made: Path, bucket: str) -> str:
+        """Stream a file to the guide's key in a bucket; returns the key.
+
+        With endpoint and keys of the main repository, where that is in S3, else those of the
+        environment (AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID ...).
+        """
+        settings = main_settings(self._context)
+        if settings.store != "s3":
+            region = self._value("AWS_REGION", self._value("AWS_DEFAULT_REGION", ""))
+            endpoint = self._value("AWS_ENDPOINT_URL", "")
+            settings = RepositorySettings(
+                name="S3_BUCKET",
+                store="s3",
+                endpoint=endpoint,
+                path_style=bool(endpoint),
+                allow_http=endpoint.startswith("http://"),  # said so, for this one call
+                region=region,
+            )
+        settings = settings.replace(bucket=bucket, prefix=_S3_FULL)
+        store = open_store(settings, self._variables, is_anchored=False)
+        with made.open("rb") as source, store.writer(made.name) as writer:
+            while piece := source.read(_PIECE_BYTES):
+                writer.write(piece)
+            if not writer.commit():
+                raise DestinationError(f"s3://{bucket}/{_S3_FULL}/{made.name} is there already")
+        return f"{_S3_FULL}/{made.name}"
 
     def _aside(self, name: str) -> _Aside:
         return _Aside(Path(self._value("BACKUP_ROOT", "./backups/postgresql")) / name)
@@ -263,7 +300,7 @@ TARGETS: dict[str, Callable[[_Target], GuideResult]] = {
     "pg-backup": _Target.backup,
     "pg-backup-all": _Target.backup_all,
     "pg-backup-wal": _Target.backup_wal,
-    "pg-backup-full": _Target.full,
-    "pg-basebackup": _Target.base_backup,
+    "pg-backup-full": _Target.backup_full,
+    "pg-basebackup": _Target.basebackup,
     "pg-backup-verify": _Target.verify,
 }

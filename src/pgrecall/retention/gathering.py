@@ -200,6 +200,7 @@ def item_of_set(record: SetRecord, *, is_good: bool) -> CatalogItem:
         made_at=record.made_at,
         stored_bytes=0,
         parts=record.parts,
+        capture_id=record.capture_id,
         leads_to=None
         if point is None
         else WalNeed(

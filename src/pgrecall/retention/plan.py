@@ -327,7 +327,9 @@ class _Planning:
             made = [
                 item.made_at
                 for item in kept
-                if item.state != "damaged" and item.kind != "set" and self._leads_on(item, None)
+                if item.state != "damaged"
+                and item.kind not in ("set", "capture")
+                and self._leads_on(item, None)
             ]
             window_from = min(made, default=None)
         return window_from.timestamp() if window_from is not None else 0.0

@@ -145,7 +145,7 @@ def _expired_parts(gathered: Gathered, items: list[ExpiredItem]) -> list[Expired
     more = []
     for one in items:
         record = gathered.sets.get(one.item_id)
-        for part in record.parts if record is not None else ():
+        for part in (*record.parts, record.capture_id) if record is not None else ():
             if part in state.purging:
                 raise RetentionError(
                     f"{part}, a part of the set {one.item_id}, was purged: it is lost",
