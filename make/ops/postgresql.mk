@@ -82,11 +82,12 @@ pg-restore-full: ## Bring the set BACKUP_DIR (its id, see pgrecall sets list) ba
 		$(PGRECALL) set restore --yes --target-dir "$$TARGET_DIR" -- "$$BACKUP_DIR"
 
 pg-pitr: ## Restore the moment TARGET_TIME (with its zone) in TARGET_DIR, and start it.
-	@[ -z "$$BASE_BACKUP$$WAL_ARCHIVE" ] || \
-		{ echo 'BASE_BACKUP and WAL_ARCHIVE: this version of pgrecall cannot import them;' \
-			'without them the backups of the catalog are used.' >&2; exit 1; }; \
+	@[ -z "$$BASE_BACKUP" ] || \
+		{ echo 'BASE_BACKUP: this version of pgrecall imports WAL only; without it a backup of' \
+			'the catalog is used.' >&2; exit 1; }; \
 		[ -n "$$TARGET_TIME" ] && [ -n "$$TARGET_DIR" ] || \
 		{ echo 'say when and where to: TARGET_TIME="2026-11-22 20:16:37+00" TARGET_DIR=/data' >&2; exit 2; }; \
+		[ -z "$$WAL_ARCHIVE" ] || $(PGRECALL) import --yes -- "$$WAL_ARCHIVE" || exit; \
 		$(PGRECALL) restore --to-time "$$TARGET_TIME" --target-dir "$$TARGET_DIR" --start
 
 # --- standbys --------------------------------------------------------------------

@@ -133,6 +133,8 @@ def test_an_export_is_held_to_its_sums(make: Makes) -> None:
     dump_id = json.loads(made.stdout)["dump"]["backup_id"]
     target = make.directory / "exported here"
     assert make.clinic.product.cli("export", dump_id, "--to", str(target)).returncode == 0
+    (target / "slots").mkdir()  # scripts there are not pg_dump's
+    (target / "slots" / "replication-slots.sql").write_text("SELECT 1;\n")
     make.works("pg-backup-verify", BACKUP_DIR=str(target))
     dump = next(target.glob("dumps/*.dump"))
     content = dump.read_bytes()
@@ -164,7 +166,9 @@ def test_configuration_backup_wal_and_a_moment(make: Makes) -> None:
     product.copies.append(target)
     assert "TARGET_TIME" in make("pg-pitr").stderr
     assert make("pg-pitr", BASE_BACKUP="/x", TARGET_TIME=moment).returncode != 0
-    make.works("pg-pitr", f"TARGET_TIME={moment}", TARGET_DIR=str(target))
+    assert make("pg-pitr", WAL_ARCHIVE="/nowhere", TARGET_TIME=moment, TARGET_DIR="x").returncode
+    wal = str(make.made("wal/wal-archive-*.tar.gz"))
+    make.works("pg-pitr", f"TARGET_TIME={moment}", TARGET_DIR=str(target), WAL_ARCHIVE=wal)
     copy = product.connected(target)
     assert copy.value("SELECT count(*) FROM done") == 1
 
