@@ -96,7 +96,7 @@ class AuditReport(msgspec.Struct, frozen=True, kw_only=True):
     findings: tuple[Finding, ...] = ()
 
 
-_MAKING = frozenset({"backup", "capture", "dump", "set create"})
+_MAKING = frozenset({"backup", "capture", "dump", "import", "set create"})
 
 
 def make_report(context: RunContext, since: datetime, until: datetime | None) -> AuditReport:
