@@ -36,7 +36,7 @@ COMPLETION: dict[str, type] = {
     "stopped_at": str, "completed_at": str, "duration_seconds": float, "label": str,
     "compression": str, "has_wal": bool, "totals": dict, "manifest_bytes": int,
     "manifest_digest": str, "worst": str, "finding_count": int, "suite": str,
-    "tool_version": str, "restore_id": str, "annotations": dict, "base_id": str,
+    "tool_version": str, "restore_id": str, "capture_id": str, "annotations": dict, "base_id": str,
     "references": list, "change_source": str, "run_heads": list,
 }  # fmt: skip
 PLAN: dict[str, type] = {
