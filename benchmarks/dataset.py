@@ -154,10 +154,13 @@ class Cluster:
             time.sleep(0.05)
 
     def await_archiver(self) -> None:
-        """Wait until no segment waits to be archived."""
+        """Wait until no segment waits to be archived; raises DatasetError when that takes long."""
         status = self.data_directory / "pg_wal" / "archive_status"
+        deadline = time.monotonic() + _DEADLINE_SECONDS
         while any(name.endswith(".ready") for name in os.listdir(status)):
-            time.sleep(0.05)
+            if time.monotonic() > deadline:
+                raise DatasetError("WAL waits to be archived for too long")
+            time.sleep(0.05)  # nothing tells when the archiver has renamed the last one
 
     def archive_as_before(self) -> None:
         """Give archive_command back to postgresql.conf."""

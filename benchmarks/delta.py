@@ -17,8 +17,7 @@ from pathlib import Path
 from benchmarks.dataset import Cluster, DatasetError, warm
 from benchmarks.entry import free_port, parser, programs_of, run_in, versions
 from benchmarks.measure import Measurement, measure
-from benchmarks.peers import Commands, PgBackRest, Pgrecall, Tool
-from pgrecall.app.invocation_path import pgrecall_command
+from benchmarks.peers import Commands, Tool, file_and_block_tools
 
 _NOTHING = "nothing changed"
 _ONE_PAGE = "one page of a 1 GB file changed"
@@ -51,12 +50,7 @@ def main(argv: list[str]) -> int:
     def work(place: Path) -> None:
         programs = programs_of(options.pg_bin, options.pg_share)
         print("\n".join(versions(programs, options.pgbackrest)))
-        tools: list[Tool] = [Pgrecall("", place / "pgrecall", Path(pgrecall_command()[0]))]
-        if options.pgbackrest:
-            chosen = {"compress-type": "zst", "compress-level": "3"}
-            block = chosen | {"repo1-bundle": "y", "repo1-block": "y"}
-            tools.append(PgBackRest("zst:3", place / "file", options.pgbackrest, chosen))
-            tools.append(PgBackRest("zst:3 block", place / "block", options.pgbackrest, block))
+        tools = file_and_block_tools(place, options.pgbackrest)
         cluster = Cluster(programs, place / "main", place, free_port())
         cluster.create()
         cluster.start()

@@ -18,9 +18,8 @@ from pathlib import Path
 
 from benchmarks.dataset import Cluster, directory_facts, warm
 from benchmarks.entry import free_port, parser, programs_of, run_in, versions
-from benchmarks.incremental import IncrementalPgBackRest
 from benchmarks.measure import Measurement, measure
-from benchmarks.peers import Pgrecall, Tool
+from benchmarks.peers import BLOCKS, IncrementalPgBackRest, Pgrecall, Tool
 from benchmarks.places import RepositoryPlace, S3Places, s3_places
 from pgrecall.app.invocation_path import pgrecall_command
 
@@ -64,10 +63,8 @@ def _tools(options: argparse.Namespace, place: Path) -> Iterator[list[Tool]]:
         program = Path(pgrecall_command()[0])
         tools: list[Tool] = [Pgrecall("", place / "pgrecall", program, repository=ours)]
         if options.pgbackrest:
-            chosen = {"compress-type": "zst", "compress-level": "3"}
-            chosen |= {"repo1-bundle": "y", "repo1-block": "y"}
             made = IncrementalPgBackRest(
-                "zst:3 block", place / "pgbackrest", options.pgbackrest, chosen, theirs
+                "zst:3 block", place / "pgbackrest", options.pgbackrest, BLOCKS, theirs
             )
             tools.append(made)
         yield tools

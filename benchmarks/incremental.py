@@ -26,21 +26,11 @@ from benchmarks.dataset import (
 )
 from benchmarks.entry import free_port, parser, programs_of, run_in, versions
 from benchmarks.measure import Measurement, measure
-from benchmarks.peers import BaseBackup, Commands, PgBackRest, Pgrecall, Tool
+from benchmarks.peers import BaseBackup, Commands, Tool, file_and_block_tools
 from benchmarks.places import bytes_below
-from pgrecall.app.invocation_path import pgrecall_command
 
 _ROWS = 2_000
 _JOBS = (f"incremental, {_ROWS} rows", "incremental, 1 % of the rows", "restore of it")
-
-
-class IncrementalPgBackRest(PgBackRest):
-    """The same command takes what has changed, once there is a full backup."""
-
-    def backup(self, cluster: Cluster) -> Commands:
-        """An incremental backup; a full one where there is none."""
-        del cluster
-        return [[*self._start(), "--type=incr", "backup"]]
 
 
 class _Plain(BaseBackup):
@@ -103,14 +93,7 @@ def main(argv: list[str]) -> int:
     def work(place: Path) -> None:
         programs = programs_of(options.pg_bin, options.pg_share)
         print("\n".join(versions(programs, options.pgbackrest)))
-        tools: list[Tool] = [Pgrecall("", place / "pgrecall", Path(pgrecall_command()[0]))]
-        if options.pgbackrest:
-            chosen = {"compress-type": "zst", "compress-level": "3"}
-            block = chosen | {"repo1-bundle": "y", "repo1-block": "y"}
-            tools.append(IncrementalPgBackRest("zst:3", place / "file", options.pgbackrest, chosen))
-            tools.append(
-                IncrementalPgBackRest("zst:3 block", place / "block", options.pgbackrest, block)
-            )
+        tools = file_and_block_tools(place, options.pgbackrest)
         tools.append(_Plain(place / "plain", programs))
         touch_memory(free_memory_bytes() * 8 // 10)
         cluster = _loaded(programs, place, options.scale)

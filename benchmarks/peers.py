@@ -13,6 +13,7 @@ from pathlib import Path
 from benchmarks.dataset import Cluster, DatasetError, Programs
 from benchmarks.measure import Service
 from benchmarks.places import LocalPlace, RepositoryPlace, bytes_below
+from pgrecall.app.invocation_path import pgrecall_command
 from pgrecall.postgres.control import read_control
 from pgrecall.repository.identity import System, add_generation, create_repository
 from pgrecall.repository.key_changes import create_encrypted_repository
@@ -225,6 +226,28 @@ class PgBackRest(Tool):
 
     def _start(self) -> list[str]:
         return [self._program, f"--config={self._config}", "--stanza=main"]
+
+
+class IncrementalPgBackRest(PgBackRest):
+    """The same command takes what has changed, once there is a full backup."""
+
+    def backup(self, cluster: Cluster) -> Commands:
+        """An incremental backup; a full one where there is none."""
+        del cluster
+        return [[*self._start(), "--type=incr", "backup"]]
+
+
+_ZST3 = {"compress-type": "zst", "compress-level": "3"}
+BLOCKS = _ZST3 | {"repo1-bundle": "y", "repo1-block": "y"}
+
+
+def file_and_block_tools(place: Path, pgbackrest: Path | None) -> list[Tool]:
+    """pgrecall; and pgBackRest, where there is one, incremental by files and by blocks."""
+    tools: list[Tool] = [Pgrecall("", place / "pgrecall", Path(pgrecall_command()[0]))]
+    if pgbackrest:
+        tools.append(IncrementalPgBackRest("zst:3", place / "file", pgbackrest, _ZST3))
+        tools.append(IncrementalPgBackRest("zst:3 block", place / "block", pgbackrest, BLOCKS))
+    return tools
 
 
 class BaseBackup(Tool):

@@ -90,12 +90,12 @@ def opened_clinic(
     templates: Templates,
     installation: Installation,
     directories: pytest.TempPathFactory,
-    **settings: object,
+    **settings: Any,
 ) -> Iterator[Clinic]:
     """A server for all tests of a module that archives; pg_ctl can start it by itself."""
     factory = ServerFactory(templates, installation, directories.mktemp("server"))
     directory: Path = directories.mktemp("product")
-    product = Product.start(factory, directory, **settings)  # type: ignore[arg-type]
+    product = Product.start(factory, directory, **settings)
     server = product.server
     server.configure(port=server.port, unix_socket_directories=server.host)
     try:

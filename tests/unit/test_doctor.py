@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,8 +24,8 @@ def words(**changes: str) -> Words:
     return Words(pgrecall=("pgrecall", "--server", ODD), psql=("psql", "-d", ODD), **known)
 
 
-def facts(**given: object) -> DoctorFacts:
-    return DoctorFacts(words=words(), **given)  # type: ignore[arg-type]
+def facts(**given: Any) -> DoctorFacts:
+    return DoctorFacts(words=words(), **given)
 
 
 def test_every_trouble_is_provoked_by_a_test_on_a_real_server() -> None:

@@ -28,7 +28,7 @@ _USES = frozenset(
     {
         "captures restore", "export", "key export", "key rewrap", "key rotate", "load",
         "recovery promote", "rescue", "restore", "set restore", "standby build",
-        "standby promote", "undo",
+        "undo",
     }
 )  # fmt: skip
 

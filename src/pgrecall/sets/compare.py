@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
 
 import msgspec
 
@@ -156,8 +157,13 @@ def _told(then: object, now: object) -> str:
     return " has another value"
 
 
-def _by_name(things: Iterable[msgspec.Struct]) -> dict[str, object]:
-    return {str(one.name): one for one in things}  # type: ignore[attr-defined]
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+def _by_name(things: Iterable[_Named]) -> dict[str, object]:
+    return {one.name: one for one in things}
 
 
 def _databases(
